@@ -1,0 +1,1 @@
+"""Measures annotations against truth."""

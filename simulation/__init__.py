@@ -1,0 +1,1 @@
+"""LIBERO with ground truth: scripted demonstrations, recorded as RLDS."""
