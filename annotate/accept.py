@@ -1,0 +1,45 @@
+"""The last step: accept a row or reject it with one reason. Pure, over stored columns, so it can be repeated at will."""
+
+import dataclasses
+
+from annotate.settings import FilterSettings
+from pixel160k import masks, table
+from pixel160k.table import EpisodeAnnotation
+
+
+def accept(row: EpisodeAnnotation, settings: FilterSettings) -> EpisodeAnnotation:
+    """Return the row with its status and reason set; the first reason that holds, in the order of the stages, wins.
+
+    A failed row (its data could not be read) stays as it is.
+    """
+    if row.status == table.FAILED and row.reason:
+        return row
+    reason = _reason(row, settings)
+    return dataclasses.replace(row, status=table.REJECTED if reason else table.ACCEPTED, reason=reason)
+
+
+def _reason(row: EpisodeAnnotation, settings: FilterSettings) -> str:
+    if row.last_step <= row.first_step:
+        return "too_short"
+    if row.close_step < 0:
+        return "no_gripper_close"
+    if not row.instruction:
+        return "no_instruction"
+    if not row.target_object:
+        return "no_target_object"
+    if row.gripper_mask is None or row.region_box is None:
+        return "gripper_not_found"
+    if row.object_mask is None:
+        return "not_detected"
+    if row.detection_score < settings.min_detection_score or row.mask_score < settings.min_mask_score:
+        return "low_confidence"
+    mask = masks.decode(row.object_mask)
+    if mask.mean() < settings.min_mask_area:
+        return "mask_too_small"
+    if mask.mean() > settings.max_mask_area:
+        return "mask_too_large"
+    if mask[masks.inside_box(row.region_box, *mask.shape)].sum() < settings.min_inside_region * mask.sum():
+        return "outside_region"
+    if row.evidence.status != table.NOT_APPLICABLE and row.evidence.score < settings.min_evidence:
+        return "contradicted_by_motion"
+    return ""

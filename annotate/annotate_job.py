@@ -1,0 +1,112 @@
+"""The job of `pixelcli annotate`: source file k -> annotation part k."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from annotate import jobs
+from annotate.annotator import annotate_episode
+from annotate.episode import Episode
+from annotate.jobs import Execution
+from annotate.rlds import SourceFile, list_files, read_episodes
+from annotate.settings import AnnotateSettings
+from annotate.sources import SOURCES, sample
+from pixel160k.table import write_part
+
+
+@dataclass(frozen=True)
+class _AnnotateFile:
+    """Annotates one file into `part-{split}-{shard}.parquet`."""
+
+    source: str
+    settings: AnnotateSettings
+    description: dict[str, Any]
+
+    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+        rows = [
+            annotate_episode(item, self.settings) if isinstance(item, Episode) else item
+            for item in read_episodes(SOURCES[self.source], file, self.settings.camera)
+        ]
+        write_part(folder / f"part-{file.name}.parquet", rows, self.description)
+        return {
+            "episodes": len(rows),
+            "status": Counter(row.status for row in rows),
+            "reasons": Counter(row.reason for row in rows if row.reason),
+        }
+
+
+def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
+    """The data directory to read: the one given, or the shipped sample's.
+
+    Raises:
+        ValueError: a real source without a directory.
+    """
+    if data_dir is not None:
+        return Path(data_dir)
+    if source != "sample":
+        raise ValueError(f"--src {source} needs --data-dir, the folder that holds its TFRecord files")
+    return sample.default_directory()
+
+
+def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
+    """The settings of a run; the sample's annotators default to `motion`, real sources must name theirs.
+
+    Raises:
+        ValueError: a setting is unknown or wrong, or the annotators are not named.
+    """
+    named = any(override.partition("=")[0].strip() == "annotators" for override in overrides)
+    if source == "sample" and config is None and not named:
+        overrides = ("annotators=motion", *overrides)
+    try:
+        return AnnotateSettings.load(config, overrides)
+    except ValueError as error:
+        if "'annotators': field required" in str(error):
+            raise ValueError(f"--src {source} must name its annotators: add --set annotators=motion") from None
+        raise
+
+
+def annotate(
+    source: str, data_dir: Path, out: Path, settings: AnnotateSettings, execution: Execution, split: str = ""
+) -> dict[str, Any]:
+    """Annotate every file of a data set into `out` and return the totals, which stats.json keeps too.
+
+    Raises:
+        ValueError: the data directory, the output directory or a file is unusable; one line that says what to do.
+    """
+    files = list_files(SOURCES[source], data_dir, split)
+    cameras = SOURCES[source].CAMERAS
+    if settings.camera and settings.camera not in cameras:
+        raise ValueError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
+    identity = {
+        "job": "annotate",
+        "software": version("pixelvla"),
+        "source": source,
+        "dataset": files[0].dataset,
+        "settings": settings.model_dump(mode="json"),
+        "models": {"gripper": settings.annotators, "target": "verb-pattern grammar", "object": settings.annotators},
+    }
+    # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
+    inputs = [[file.path.name, file.path.stat().st_size] for file in files]
+    started = time.monotonic()
+    work = _AnnotateFile(source, settings, identity)
+    markers = jobs.run(f"annotate {files[0].dataset}", work, files, out, identity | {"files": inputs}, execution)
+    totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter()}
+    for marker in markers:
+        totals["episodes"] += marker["summary"]["episodes"]
+        totals["status"].update(marker["summary"]["status"])
+        totals["reasons"].update(marker["summary"]["reasons"])
+    totals |= {
+        "files": len(files),
+        "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),
+        "seconds": round(time.monotonic() - started, 3),
+        "work_seconds": round(sum(marker["seconds"] for marker in markers), 3),
+        "workers": execution.workers,
+        "runner": execution.runner,
+        "data_dir": str(data_dir.resolve()),
+    }
+    jobs.write_atomically(out / "stats.json", json.dumps(totals, indent=1))
+    return totals

@@ -1,0 +1,198 @@
+"""The job of `pixelcli build-shards`: source file k + annotation part k -> shard k, then what stands beside the shards."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotate import jobs
+from annotate.episode import BadImage, Episode, check_jpeg
+from annotate.jobs import Execution
+from annotate.rlds import SourceFile, list_files, read_episodes
+from annotate.sources import SOURCES
+from pixel160k import masks, shards, table
+from pixel160k.actions import action_chunk, dataset_statistics
+from pixel160k.card import data_card
+from pixel160k.table import EpisodeAnnotation
+
+HORIZON = 50  # actions a sample carries; loaders slice the first N_c
+
+
+@dataclass(frozen=True)
+class _BuildShard:
+    """Builds one shard and, in `.work/`, its index rows and the transitions for the statistics."""
+
+    source: str
+    camera: str
+    annotations: str
+    include: str
+    horizon: int
+
+    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+        rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
+        episodes = read_episodes(SOURCES[self.source], file, self.camera)
+        tar = folder / f"{file.dataset}-{file.name}.tar"
+        (folder / ".work").mkdir()
+        left_out: dict[str, str] = {}
+        actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
+        with shards.ShardWriter(tar) as writer:
+            for row, episode in _join(rows, episodes):
+                if isinstance(episode, EpisodeAnnotation):
+                    left_out[row.episode_id] = row.reason
+                    continue
+                valid = slice(episode.first_step, episode.last_step + 1)
+                if episode.first_step <= episode.last_step:
+                    actions.append(episode.actions[valid])
+                    states.append(episode.state[valid])
+                    trajectories += 1
+                wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
+                reason = row.reason if row.status == table.FAILED else ""
+                if wanted and not reason:
+                    reason = _write_episode(writer, row, episode, self.horizon)
+                if reason:
+                    left_out[row.episode_id] = reason
+        if not writer.index:
+            tar.unlink()  # readers stumble over a tar without samples
+        shards.write_index(folder / ".work" / f"{file.name}.parquet", writer.index)
+        state = np.concatenate(states) if states else np.zeros((0, 0), np.float32)
+        np.savez(folder / ".work" / f"{file.name}.npz", action=np.concatenate(actions), state=state)
+        return {
+            "samples": len(writer.index),
+            "trajectories": trajectories,
+            "left_out": left_out,
+            "status": Counter(row.status for row in rows),
+            "reasons": Counter(row.reason for row in rows if row.reason),
+        }
+
+
+def _join(
+    rows: list[EpisodeAnnotation], episodes: Iterator[Episode | EpisodeAnnotation]
+) -> Iterator[tuple[EpisodeAnnotation, Episode | EpisodeAnnotation]]:
+    """Pair rows and records one by one, checking that they belong together."""
+    by_id = {row.episode_id: row for row in rows}
+    for episode in episodes:
+        row = by_id.pop(episode.episode_id, None)
+        if row is None or row.record_crc32c != episode.record_crc32c:
+            raise ValueError(
+                f"the annotations do not belong to this data: record {episode.record} "
+                + ("has no row" if row is None else "has another checksum than when it was annotated")
+                + "; annotate this copy of the data, or give the --data-dir that was annotated"
+            )
+        yield row, episode
+    if by_id:
+        raise ValueError(f"the annotations do not belong to this data: it has no record {min(by_id)}")
+
+
+def _write_episode(writer: shards.ShardWriter, row: EpisodeAnnotation, episode: Episode, horizon: int) -> str:
+    """Write an episode's samples, or return the reason why none of them can be used."""
+    steps = range(episode.first_step, episode.last_step + 1)
+    if not steps:
+        return "too_short"
+    try:
+        for step in steps:
+            check_jpeg(episode.images[step], step)
+    except BadImage:
+        return "bad_image"
+    blank = masks.encode_indexed_png(np.full((row.image_height, row.image_width), masks.NOT_ANNOTATED, np.uint8))
+    for step in steps:
+        marked = shards.object_mask_valid(row, step) or shards.gripper_mask_valid(row, step)
+        labels = masks.encode_indexed_png(shards.label_image(row, step)) if marked else blank
+        chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
+        writer.write(row, step, episode.images[step], labels, chunk, episode.state[step])
+    return ""
+
+
+def build_shards(
+    annotations: Path, out: Path, execution: Execution, data_dir: Path | None = None, include: str = "accepted"
+) -> dict[str, Any]:
+    """Build the shards of an annotation directory and everything beside them; returns the totals.
+
+    Args:
+        annotations: output of `annotate`, complete.
+        out: new, empty, or holding the same run, which is then resumed.
+        execution: runner and workers.
+        data_dir: the RLDS data that was annotated; by default where it was then.
+        include: "accepted" episodes only, or "all" that can be read.
+
+    Raises:
+        ValueError: the annotations are incomplete or of other data, or a directory is unusable.
+    """
+    try:
+        run = json.loads((annotations / "run.json").read_text(encoding="utf-8"))
+        stats = json.loads((annotations / "stats.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{annotations} holds no finished annotations (no {Path(error.filename).name}); "
+            "run `pixelcli annotate` to its end first"
+        ) from None
+    source = SOURCES[run["source"]]
+    annotated = {name for name, _ in run["files"]}
+    files = [file for file in list_files(source, data_dir or Path(stats["data_dir"])) if file.path.name in annotated]
+    if missing := sorted(annotated - {file.path.name for file in files}):
+        raise ValueError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
+    description = {
+        "job": "build-shards",
+        "software": version("pixelvla"),
+        "annotations": {key: run[key] for key in ("software", "source", "dataset", "settings", "models")},
+        "parts": {
+            f"part-{file.name}.parquet": jobs.sha256_of(annotations / f"part-{file.name}.parquet") for file in files
+        },
+        "include": include,
+        "horizon": HORIZON,
+    }
+    started = time.monotonic()
+    work = _BuildShard(run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON)
+    markers = jobs.run(f"build-shards {files[0].dataset}", work, files, out, description, execution)
+    return _finish(out, files, markers, description) | {"seconds": round(time.monotonic() - started, 3)}
+
+
+def _finish(
+    out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
+) -> dict[str, Any]:
+    """Write index, statistics, manifest and data card from the finished units."""
+    dataset = files[0].dataset
+    index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
+    transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
+    actions = np.concatenate([part["action"] for part in transitions])
+    states = [part["state"] for part in transitions if len(part["state"])]
+    if not states:
+        raise ValueError(
+            f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
+        )
+    summaries = [marker["summary"] for marker in markers]
+    statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
+    status, reasons = Counter(), Counter()
+    for summary in summaries:
+        status.update(summary["status"])
+        reasons.update(summary["reasons"])
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "dataset": dataset,
+        "include": description["include"],
+        "horizon": HORIZON,
+        "samples": len(index),
+        "episodes": len({row.episode_id for row in index}),
+        "shards": [
+            {"name": name, **output, "samples": marker["summary"]["samples"]}
+            for marker in markers
+            for name, output in marker["outputs"].items()
+            if name.endswith(".tar")
+        ],
+        "left_out": {key: reason for summary in summaries for key, reason in summary["left_out"].items()},
+        "annotated": {"status": dict(sorted(status.items())), "reasons": dict(sorted(reasons.items()))},
+        "annotations": description["annotations"],
+        "software": description["software"],
+    }
+    shards.write_index(out / ".tmp-index", index)
+    (out / ".tmp-index").replace(out / "index.parquet")
+    jobs.write_atomically(out / "dataset_statistics.json", json.dumps({dataset: statistics}, indent=1))
+    manifest["files"] = {name: jobs.sha256_of(out / name) for name in ("index.parquet", "dataset_statistics.json")}
+    jobs.write_atomically(out / "README.md", data_card(manifest, statistics))
+    jobs.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
+    return manifest

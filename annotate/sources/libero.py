@@ -1,0 +1,45 @@
+"""The LIBERO suites as RLDS, in OpenVLA's `modified_libero_rlds` schema (such as `libero_object_no_noops`), Panda.
+
+The gripper action is −1 = open, +1 = close; clipped to [0, 1] and inverted it is 1 = open. Images are the simulator's
+turned by 180°. The data set's name is that of its directory, since each suite is one.
+"""
+
+import numpy as np
+
+from annotate.episode import Episode
+from annotate.rlds import Columns, SourceFile
+from pixel160k.tfrecord import Record
+
+DATASET = ""
+CAMERAS = ("image", "wrist_image")
+FEATURES = (
+    "steps/observation/image",
+    "steps/observation/wrist_image",
+    "steps/observation/state",
+    "steps/action",
+    "steps/language_instruction",
+)
+
+
+def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) -> Episode:
+    """Turn a record into an Episode; state is the end effector's position and axis-angle, and two finger positions."""
+    actions = columns.floats("steps/action", 7)
+    actions[:, 6] = 1 - np.clip(actions[:, 6], 0, 1)
+    return Episode(
+        episode_id=file.episode_id(record.number),
+        dataset=file.dataset,
+        split=file.split,
+        shard=file.shard,
+        record=record.number,
+        record_crc32c=record.masked_crc32c,
+        native_id=columns.episode_text("episode_metadata/file_path"),
+        camera=camera,
+        viewpoint=f"{columns.text('steps/language_instruction')}#{camera}",  # a suite has one scene a task
+        instruction=columns.text("steps/language_instruction"),
+        images=columns.strings(f"steps/observation/{camera}"),
+        actions=actions,
+        gripper_open=actions[:, 6] > 0.5,
+        state=columns.floats("steps/observation/state", 8),
+        first_step=0,
+        last_step=columns.num_steps - 1,
+    )

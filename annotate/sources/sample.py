@@ -1,0 +1,13 @@
+"""The simulated sample that ships with the package: LIBERO's schema, needs no data directory, has truth beside it."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from annotate.sources.libero import CAMERAS, DATASET, FEATURES, to_episode
+
+__all__ = ["CAMERAS", "DATASET", "FEATURES", "default_directory", "to_episode"]
+
+
+def default_directory() -> Path:
+    """The installed sample's directory; its truth.parquet lies in it, and the annotation path never opens that."""
+    return Path(str(files("simulation"))) / "sample"

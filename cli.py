@@ -1,0 +1,144 @@
+"""`pixelcli`: the commands, each a few lines that call one function.
+
+Exit codes: 0 done, 1 the data or the machine is not as it should be (one line says what and how to mend it), 2 wrong usage.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class _Commands(click.Group):
+    """Turns the errors that name their own way out into one line and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (ValueError, OSError) as error:
+            if context.params.get("debug"):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of one-line errors.")
+@click.version_option(package_name="pixelvla", prog_name="pixelcli")
+def main(debug: bool) -> None:
+    """PixelVLA: pixel annotations for robot episodes, and policies that use them."""
+    logging.getLogger().setLevel(logging.ERROR)  # Beam warns of Google libraries that nothing here needs
+
+
+def _execution_options(command: Any) -> Any:
+    """The options that say where a job runs, shared by the Beam jobs."""
+    options = [
+        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Local worker processes."),
+        click.option("--runner", default="", help="Another Beam runner by its full name [default: the local one]."),
+        click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_SOURCE_NAMES = ("sample", "bridge_orig", "fractal", "libero")
+_directory = click.Path(path_type=Path, file_okay=False)
+
+
+@main.command()
+@click.option("--src", "source", type=click.Choice(_SOURCE_NAMES), required=True, help="The data set.")
+@click.option("--data-dir", type=_directory, help="Folder with the RLDS files [default for sample: the shipped one].")
+@click.option("--split", default="", help="Only this split [default: all].")
+@click.option(
+    "--out", type=_directory, required=True, help="Where the annotation parts go; the same run resumes there."
+)
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of settings.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@_execution_options
+def annotate(
+    source: str,
+    data_dir: Path | None,
+    split: str,
+    out: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    runner: str,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Find and cut out the target object and the gripper in every episode.
+
+    \b
+    pixelcli annotate --src sample --out annotations
+    pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out annotations --set annotators=motion --workers 8
+    pixelcli annotate --src libero --data-dir DIR --out annotations --set annotators=motion \\
+        --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
+    """
+    from rich.console import Console
+
+    from annotate import annotate_job
+    from annotate.jobs import Execution
+    from annotate.summary import summary_table
+
+    settings = annotate_job.load_settings(source, config, overrides)
+    data_dir = annotate_job.default_data_dir(source, data_dir)
+    totals = annotate_job.annotate(source, data_dir, out, settings, Execution(workers, runner, beam_options), split)
+    Console().print(summary_table(totals))
+
+
+@main.command()
+@click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
+@click.option("--data-dir", type=_directory, help="The annotated RLDS files [default: where they were then].")
+@click.option("--out", type=_directory, required=True, help="Where the shards go; the same run resumes there.")
+@click.option("--include", type=click.Choice(["accepted", "all"]), default="accepted", show_default=True)
+@_execution_options
+def build_shards(
+    annotations: Path,
+    data_dir: Path | None,
+    out: Path,
+    include: str,
+    workers: int,
+    runner: str,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Write WebDataset shards of annotated episodes, with index, statistics, manifest and data card.
+
+    \b
+    pixelcli build-shards --annotations annotations --out shards
+    """
+    from annotate import shards_job
+    from annotate.jobs import Execution
+
+    manifest = shards_job.build_shards(annotations, out, Execution(workers, runner, beam_options), data_dir, include)
+    click.echo(
+        f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
+        + (
+            f"; {len(manifest['left_out'])} unusable episodes left out (see manifest.json)"
+            if manifest["left_out"]
+            else ""
+        )
+    )
+
+
+@main.command()
+@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+def verify(shards: Path) -> None:
+    """Check shards against their manifest, and every sample in them; exit code 1 and one line a fault.
+
+    \b
+    pixelcli verify --shards shards
+    """
+    from pixel160k.shards import read_manifest
+    from pixel160k.verify import verify as find_faults
+
+    faults = find_faults(shards)
+    for fault in faults:
+        click.echo(fault)
+    if faults:
+        raise click.ClickException(f"{len(faults)} faults in {shards}; build these shards again")
+    click.echo(f"{read_manifest(shards)['samples']} samples, no fault")
+
+
+if __name__ == "__main__":
+    main()

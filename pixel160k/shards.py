@@ -1,0 +1,198 @@
+"""Shards: WebDataset tars of samples, one a valid step, with an index, a manifest and the statistics beside them.
+
+docs/format.md is the format in full. A sample always has all its members; JSON keys are fixed and hold sentinels instead
+of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
+"""
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pixel160k import masks
+from pixel160k.table import EpisodeAnnotation
+
+FORMAT_VERSION = 1
+MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
+NO_POINTS = [[-1.0, -1.0]]
+NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
+
+INDEX_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "episode_id": pa.string(),
+        "step": pa.int32(),
+        "status": pa.string(),
+        "shard": pa.string(),
+        "offset": pa.int64(),
+        "bytes": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """Where a sample lies: its shard's file name, and offset and length in bytes of its members in that tar."""
+
+    key: str
+    episode_id: str
+    step: int
+    status: str
+    shard: str
+    offset: int
+    bytes: int
+
+
+def sample_key(episode_id: str, step: int) -> str:
+    """`{episode_id}-{step:04d}`, the raw step index; ASCII and without dots, which WebDataset would cut at."""
+    return f"{episode_id}-{step:04d}"
+
+
+class ShardWriter:
+    """Writes one shard. Bytes depend on the samples alone: fixed times, owners and JSON layout."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the tar for writing at `path`, whose file name is the shard's name."""
+        import webdataset
+
+        self._name = path.name
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="pixelvla", group="pixelvla")
+        self.index: list[IndexRow] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+        self._file.close()
+
+    def write(
+        self, row: EpisodeAnnotation, step: int, jpeg: bytes, labels: bytes, action: np.ndarray, state: np.ndarray
+    ) -> None:
+        """Append one sample.
+
+        Args:
+            row: the annotation of the sample's episode.
+            step: raw step index.
+            jpeg: the source's own bytes, passed through.
+            labels: the indexed mask PNG.
+            action: float32 (horizon, 7).
+            state: float32 (S,).
+        """
+        key = sample_key(row.episode_id, step)
+        offset = self._tar.tarstream.offset
+        self._tar.write(
+            {
+                "__key__": key,
+                "jpg": jpeg,
+                "mask.png": labels,
+                "json": json.dumps(sample_metadata(row, step), sort_keys=True).encode(),
+                "action.npy": _npy(action),
+                "state.npy": _npy(state),
+            }
+        )
+        size = self._tar.tarstream.offset - offset
+        self.index.append(IndexRow(key, row.episode_id, step, row.status, self._name, offset, size))
+
+
+def sample_metadata(row: EpisodeAnnotation, step: int) -> dict[str, Any]:
+    """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
+    prompts = row.prompts
+    return {
+        "dataset": row.dataset,
+        "episode_id": row.episode_id,
+        "step": step,
+        "num_steps": row.num_steps,
+        "first_step": row.first_step,
+        "last_step": row.last_step,
+        "close_step": row.close_step,
+        "camera": row.camera,
+        "instruction": row.instruction,
+        "target_object": row.target_object,
+        "status": row.status,
+        "reason": row.reason,
+        "score": float(row.detection_score),
+        "mask_score": float(row.mask_score),
+        "object_box": list(row.object_box or masks.NO_BOX),
+        "region_box": list(row.region_box or masks.NO_BOX),
+        "gripper_box": list(row.gripper_box or masks.NO_BOX),
+        "points": [list(point) for point in prompts.points] if prompts else NO_POINTS,
+        "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
+        "object_mask": row.object_mask or NO_RLE,
+        "prompt_step": row.first_step if prompts else -1,
+        "object_mask_valid": object_mask_valid(row, step),
+        "gripper_mask_valid": gripper_mask_valid(row, step),
+    }
+
+
+def object_mask_valid(row: EpisodeAnnotation, step: int) -> bool:
+    """Whether the label image of this step marks the target object: without tracks, only on the first valid step."""
+    return row.object_mask is not None and step == row.first_step
+
+
+def gripper_mask_valid(row: EpisodeAnnotation, step: int) -> bool:
+    """Whether the label image of this step marks the gripper: without tracks, only on the close step."""
+    return row.gripper_mask is not None and step == row.close_step
+
+
+def label_image(row: EpisodeAnnotation, step: int) -> np.ndarray:
+    """The label image of a step, uint8 (height, width): 0 background, 1 gripper, 2 target, 255 not annotated.
+
+    The gripper lies over the target. Where only one of the two is valid, 0 says only that this one is not there.
+    """
+    has_object, has_gripper = object_mask_valid(row, step), gripper_mask_valid(row, step)
+    label = masks.BACKGROUND if has_object or has_gripper else masks.NOT_ANNOTATED
+    labels = np.full((row.image_height, row.image_width), label, np.uint8)
+    if has_object and row.object_mask is not None:
+        labels[masks.decode(row.object_mask)] = masks.TARGET
+    if has_gripper and row.gripper_mask is not None:
+        labels[masks.decode(row.gripper_mask)] = masks.GRIPPER
+    return labels
+
+
+def write_index(path: Path, rows: list[IndexRow]) -> None:
+    """Write index rows as Parquet."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=INDEX_SCHEMA)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_index(path: Path) -> list[IndexRow]:
+    """Read index rows back."""
+    return [IndexRow(**row) for row in pq.read_table(path, schema=INDEX_SCHEMA).to_pylist()]
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a shard directory.
+
+    Raises:
+        ValueError: there is none, or its format version is not this one's.
+    """
+    path = Path(directory) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(
+            f"{directory} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
+        ) from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {manifest.get('format_version')!r}; this software reads {FORMAT_VERSION}: "
+            "rebuild the shards, or install the version that wrote them"
+        )
+    return manifest
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    return buffer.getvalue()
