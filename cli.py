@@ -140,5 +140,32 @@ def verify(shards: Path) -> None:
     click.echo(f"{read_manifest(shards)['samples']} samples, no fault")
 
 
+@main.command()
+def doctor() -> None:
+    """Say what is installed, which extras work, which devices there are, and how to get what is missing.
+
+    \b
+    pixelcli doctor
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pixel160k.doctor import examine
+
+    findings = examine()
+    report = Table("", "", "found", "to get it", show_lines=True)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.well else "[red]no[/]"
+        report.add_row(
+            finding.subject.replace("[", r"\["),
+            mark,
+            finding.found.replace("[", r"\["),
+            "" if finding.well else finding.remedy.replace("[", r"\["),
+        )
+    Console().print(report)
+    if not all(finding.well for finding in findings if finding.subject in ("Python", "core", "libGL", "libglib-2.0")):
+        raise click.ClickException("the core does not work on this machine; the table says what to install")
+
+
 if __name__ == "__main__":
     main()

@@ -78,7 +78,7 @@ def annotate(
         ValueError: the data directory, the output directory or a file is unusable; one line that says what to do.
     """
     files = list_files(SOURCES[source], data_dir, split)
-    cameras = SOURCES[source].CAMERAS
+    cameras = SOURCES[source].cameras
     if settings.camera and settings.camera not in cameras:
         raise ValueError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     identity = {

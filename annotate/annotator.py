@@ -22,12 +22,7 @@ from pixel160k.table import Detection, EpisodeAnnotation, Evidence
 def annotate_episode(episode: Episode, settings: AnnotateSettings) -> EpisodeAnnotation:
     """Annotate one episode; never raises for bad data, which gives a failed row with its reason."""
     row = EpisodeAnnotation(
-        episode_id=episode.episode_id,
-        dataset=episode.dataset,
-        split=episode.split,
-        shard=episode.shard,
-        record=episode.record,
-        record_crc32c=episode.record_crc32c,
+        **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
         camera=episode.camera,
         instruction=episode.instruction,
@@ -66,8 +61,8 @@ def _annotate_motion(
     region = expand_box(box, settings.region_expansion, motion.height, motion.width)
     row = dataclasses.replace(row, gripper_box=box, gripper_mask=masks.encode(mask), region_box=region)
     # A driving base moves the camera, and what is opened, turned, pushed or wiped need not leave its place.
-    if episode.base_moves or not motion.usable:
-        return row
+    if unusable := "the robot's base drives" if episode.base_moves else motion.unusable:
+        return dataclasses.replace(row, detail=unusable)
     centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     candidates = motion.moved_objects(near=centre)[: settings.detections]
     if not candidates:

@@ -13,6 +13,18 @@ class BadImage(ValueError):
 
 
 @dataclass(frozen=True)
+class RecordId:
+    """Which record an episode is: where it lies, and the checksum by which a re-sharded copy is noticed."""
+
+    episode_id: str  # {dataset}-{split}-{shard:05d}-{record:05d}
+    dataset: str
+    split: str
+    shard: int
+    record: int
+    record_crc32c: int  # masked CRC32C from the TFRecord frame
+
+
+@dataclass(frozen=True)
 class Episode:
     """An episode of T raw steps; everything is indexed by the raw step, whether that step is valid or not.
 
@@ -26,12 +38,7 @@ class Episode:
         base_moves: the robot's base drives during the episode, so the camera does too.
     """
 
-    episode_id: str
-    dataset: str
-    split: str
-    shard: int
-    record: int
-    record_crc32c: int
+    identity: RecordId
     native_id: str
     camera: str
     viewpoint: str

@@ -85,12 +85,14 @@ class Motion:
         self._evidence = [self._register(frame) for frame in keyframes.evidence]
 
     @cached_property
-    def usable(self) -> bool:
-        """False where nothing was lifted, no frame follows the close, or the camera moved beyond registration."""
-        if not self._evidence or not self.keyframes.lifted:
-            return False
+    def unusable(self) -> str:
+        """Why motion says nothing about this episode; "" where it does."""
+        if not self.keyframes.evidence:
+            return "no frame follows the gripper's close"
+        if not self.keyframes.lifted:
+            return "nothing was carried away: the gripper stayed where it closed"
         changed = np.mean([self._difference(frame) > self.settings.change_threshold for frame in self._evidence])
-        return bool(changed <= self.settings.moved_camera_share)
+        return "the camera moved" if changed > self.settings.moved_camera_share else ""
 
     @cached_property
     def change_after(self) -> np.ndarray:
@@ -120,9 +122,7 @@ class Motion:
         difference = self._difference(self._close)
         if later:
             difference = np.minimum(difference, np.percentile(later, 70, axis=0))
-        arm = (difference > self.settings.change_threshold).astype(np.uint8)
-        arm = cv2.morphologyEx(arm, cv2.MORPH_OPEN, _kernel(3 * self.pixel))
-        return cv2.morphologyEx(arm, cv2.MORPH_CLOSE, _kernel(9 * self.pixel)).astype(bool)
+        return self._closed(self._opened(difference > self.settings.change_threshold, 3), 9)
 
     def gripper(self) -> tuple[Box, np.ndarray] | None:
         """The gripper on the close frame: its box and its mask, or None where no arm was seen.
@@ -133,7 +133,7 @@ class Motion:
         if not self.arm_at_close.any():
             return None
         tip = self._arm_tip()
-        if self.usable and (objects := self.moved_objects(tip)):
+        if not self.unusable and (objects := self.moved_objects(tip)):
             ys, xs = np.nonzero(self.arm_at_close)
             target = _centre(objects[0][1])
             distance = np.hypot(xs - target[0], ys - target[1])
@@ -149,10 +149,8 @@ class Motion:
 
         The weight is the region's summed change times its nearness to the point `near` (x, y): the gripper.
         """
-        found = self.left_its_place.astype(np.uint8)
-        found = cv2.morphologyEx(found, cv2.MORPH_CLOSE, _kernel(5 * self.pixel))
-        found = cv2.morphologyEx(found, cv2.MORPH_OPEN, _kernel(3 * self.pixel))
-        count, labels, statistics, centres = cv2.connectedComponentsWithStats(found, connectivity=8)
+        found = self._opened(self._closed(self.left_its_place, 5), 3)
+        count, labels, statistics, centres = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=8)
         strength = np.clip((self.change_after - self.change_before) / self.settings.change_threshold, 0, 1.5)
         regions = []
         for label in range(1, count):
@@ -165,12 +163,11 @@ class Motion:
 
     def outline(self, region: np.ndarray) -> np.ndarray:
         """Make a moved region exact with GrabCut on the first frame; the region itself where GrabCut loses it."""
-        size = region.astype(np.uint8)
-        around = cv2.dilate(size, _kernel(11 * self.pixel)).astype(bool)
+        around = cv2.dilate(region.astype(np.uint8), _kernel(11 * self.pixel)).astype(bool)
         labels = np.full(region.shape, cv2.GC_BGD, np.uint8)
         labels[around & (self.change_after >= 0.35 * self.settings.change_threshold)] = cv2.GC_PR_BGD
         labels[region] = cv2.GC_PR_FGD
-        labels[cv2.erode(size, _kernel(3 * self.pixel)).astype(bool)] = cv2.GC_FGD
+        labels[self._eroded(region)] = cv2.GC_FGD
         if not (labels == cv2.GC_FGD).any():
             return region
         x0, y0, x1, y1 = (int(side) for side in box_of(around))
@@ -179,21 +176,21 @@ class Motion:
         cut = np.ascontiguousarray(labels[window])
         cv2.setRNGSeed(0)  # GrabCut seeds its colour models by k-means with OpenCV's own generator
         cv2.grabCut(
-            np.ascontiguousarray(self.keyframes.initial[window]), cut, None,
+            np.ascontiguousarray(self.keyframes.initial[window]), cut, (0, 0, 0, 0),
             np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK,
         )  # fmt: skip
-        mask = np.zeros(region.shape, np.uint8)
+        mask = np.zeros(region.shape, bool)
         mask[window] = (cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)
-        mask = _largest(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _kernel(3 * self.pixel)))
-        if not 0.5 < mask.sum() / size.sum() < 1.7:
-            mask = size
-        return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _kernel(3 * self.pixel)).astype(bool)
+        mask = _largest(self._opened(mask, 3))
+        if not 0.5 < np.count_nonzero(mask) / np.count_nonzero(region) < 1.7:
+            mask = region
+        return self._closed(mask, 3)
 
     def evidence(self, mask: np.ndarray, min_score: float) -> Evidence:
         """Compare a mask, bool (height, width), with what left its place; its rim, where blur mixes, is left out."""
-        if not self.usable:
+        if self.unusable:
             return Evidence()
-        inner = cv2.erode(mask.astype(np.uint8), _kernel(3 * self.pixel)).astype(bool)
+        inner = self._eroded(mask)
         inner = inner if np.count_nonzero(inner) >= 10 else mask
         score = float(self.left_its_place[inner].mean())
         status = "supported" if score >= min_score else "contradicted"
@@ -232,6 +229,18 @@ class Motion:
         distance = np.hypot(xs - entry[0], ys - entry[1])
         far = distance >= np.percentile(distance, 97)
         return np.array([xs[far].mean(), ys[far].mean()])
+
+    def _opened(self, mask: np.ndarray, size: int) -> np.ndarray:
+        """Morphological opening of a mask: specks below `size` pixels (at 256) go."""
+        return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _kernel(size * self.pixel)).astype(bool)
+
+    def _closed(self, mask: np.ndarray, size: int) -> np.ndarray:
+        """Morphological closing of a mask: gaps below `size` pixels (at 256) are filled."""
+        return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _kernel(size * self.pixel)).astype(bool)
+
+    def _eroded(self, mask: np.ndarray) -> np.ndarray:
+        """A mask without its outermost pixels, where blur mixes object and background."""
+        return cv2.erode(mask.astype(np.uint8), _kernel(3 * self.pixel)).astype(bool)
 
     def _difference(self, frame: np.ndarray) -> np.ndarray:
         return np.abs(frame - self._initial).max(-1)
@@ -281,5 +290,6 @@ def _kernel(size: float) -> np.ndarray:
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask)
-    return (labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8) if count > 1 else mask
+    """The largest connected part of a mask."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    return labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax() if count > 1 else mask

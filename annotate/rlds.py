@@ -7,17 +7,17 @@ columns: `steps/observation/image` holds one value a step.
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from annotate.episode import Episode
+from annotate.episode import Episode, RecordId
 from pixel160k import table
 from pixel160k.table import EpisodeAnnotation
-from pixel160k.tfrecord import Record, read_records
+from pixel160k.tfrecord import read_records
 
 _FILE_NAME = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<shards>\d{5})$")
 
@@ -38,21 +38,29 @@ class SourceFile:
         """`{split}-{shard}`: names everything made from this file."""
         return f"{self.split}-{self.shard:05d}"
 
-    def episode_id(self, record: int) -> str:
-        """The project-wide id of a record: `{dataset}-{split}-{shard:05d}-{record:05d}`."""
-        return f"{self.dataset}-{self.name}-{record:05d}"
+    def identify(self, number: int, masked_crc32c: int) -> RecordId:
+        """The project-wide identity of one of the file's records."""
+        episode_id = f"{self.dataset}-{self.name}-{number:05d}"
+        return RecordId(episode_id, self.dataset, self.split, self.shard, number, masked_crc32c)
 
 
-class Source(Protocol):
-    """What a module of `annotate.sources` offers."""
+@dataclass(frozen=True)
+class Source:
+    """What a module of `annotate.sources` offers.
 
-    DATASET: str  # OpenVLA's key; "" where the directory's own name is used
-    CAMERAS: tuple[str, ...]  # the main camera first
-    FEATURES: tuple[str, ...]  # the columns without which a data set is not of this source
+    Attributes:
+        name: as `--src` takes it.
+        dataset: OpenVLA's key; "" where the directory's own name is used.
+        cameras: the main camera first.
+        features: the columns without which a data set is not of this source.
+        to_episode: turns one record into an Episode of the given camera; ValueError where it breaks the schema.
+    """
 
-    def to_episode(self, columns: "Columns", file: SourceFile, record: Record, camera: str) -> Episode:
-        """Turn one record into an Episode. Raises ValueError where the record breaks the source's schema."""
-        ...
+    name: str
+    dataset: str
+    cameras: tuple[str, ...]
+    features: tuple[str, ...]
+    to_episode: "Callable[[Columns, RecordId, str], Episode]"
 
 
 class Columns:
@@ -122,12 +130,11 @@ def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[So
     """
     directory = _find_dataset(Path(data_dir))
     columns = set(_column_names(_read_json(directory / "features.json")))
-    if missing := [feature for feature in source.FEATURES if feature not in columns]:
-        name = source.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
-        raise ValueError(f"{directory} is not a {name} data set: its features.json lacks {', '.join(missing)}")
+    if missing := [feature for feature in source.features if feature not in columns]:
+        raise ValueError(f"{directory} is not a {source.name} data set: its features.json lacks {', '.join(missing)}")
     info = _read_json(directory / "dataset_info.json")
     lengths = {part["name"]: [int(length) for length in part.get("shardLengths", [])] for part in info["splits"]}
-    dataset = source.DATASET or directory.resolve().parent.name
+    dataset = source.dataset or directory.resolve().parent.name
     if not re.fullmatch(r"[A-Za-z0-9_]+", dataset):
         raise ValueError(f"the data set's name {dataset!r} may hold only letters, digits and _; rename its folder")
     files = []
@@ -151,29 +158,29 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
     Raises:
         ValueError: the source has no such camera.
     """
-    camera = camera or source.CAMERAS[0]
-    if camera not in source.CAMERAS:
-        raise ValueError(f"no camera {camera!r}; this source has {', '.join(source.CAMERAS)}")
+    camera = camera or source.cameras[0]
+    if camera not in source.cameras:
+        raise ValueError(f"no camera {camera!r}; this source has {', '.join(source.cameras)}")
     seen = 0
     for record in read_records(file.path):
         seen = record.number + 1
+        identity = file.identify(record.number, record.masked_crc32c)
         if record.fault:
-            reason = "truncated_file" if record.fault.startswith("the file ends") else "malformed_record"
-            yield _failed(file, record.number, record.masked_crc32c, reason, record.fault)
+            cut = record.fault.startswith("the file ends")
+            yield _failed(identity, "truncated_file" if cut else "malformed_record", record.fault)
             continue
         try:
-            yield source.to_episode(Columns(record.payload), file, record, camera)
+            yield source.to_episode(Columns(record.payload), identity, camera)
         except ValueError as error:
-            yield _failed(file, record.number, record.masked_crc32c, "malformed_record", str(error))
+            yield _failed(identity, "malformed_record", str(error))
     for number in range(seen, file.records):
-        yield _failed(file, number, 0, "truncated_file", f"the file ends before record {number} of {file.records}")
+        yield _failed(
+            file.identify(number, 0), "truncated_file", f"the file ends before record {number} of {file.records}"
+        )
 
 
-def _failed(file: SourceFile, number: int, crc: int, reason: str, detail: str) -> EpisodeAnnotation:
-    return EpisodeAnnotation(
-        file.episode_id(number), file.dataset, file.split, file.shard, number, crc,
-        status=table.FAILED, reason=reason, detail=detail,
-    )  # fmt: skip
+def _failed(identity: RecordId, reason: str, detail: str) -> EpisodeAnnotation:
+    return EpisodeAnnotation(**asdict(identity), status=table.FAILED, reason=reason, detail=detail)
 
 
 def _find_dataset(data_dir: Path) -> Path:

@@ -77,10 +77,11 @@ def _join(
     """Pair rows and records one by one, checking that they belong together."""
     by_id = {row.episode_id: row for row in rows}
     for episode in episodes:
-        row = by_id.pop(episode.episode_id, None)
-        if row is None or row.record_crc32c != episode.record_crc32c:
+        found = episode.identity if isinstance(episode, Episode) else episode
+        row = by_id.pop(found.episode_id, None)
+        if row is None or row.record_crc32c != found.record_crc32c:
             raise ValueError(
-                f"the annotations do not belong to this data: record {episode.record} "
+                f"the annotations do not belong to this data: record {found.record} "
                 + ("has no row" if row is None else "has another checksum than when it was annotated")
                 + "; annotate this copy of the data, or give the --data-dir that was annotated"
             )
@@ -167,7 +168,8 @@ def _finish(
         )
     summaries = [marker["summary"] for marker in markers]
     statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
-    status, reasons = Counter(), Counter()
+    status: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for summary in summaries:
         status.update(summary["status"])
         reasons.update(summary["reasons"])

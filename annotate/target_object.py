@@ -24,7 +24,7 @@ VERB_CLASS: dict[str, str] = {verb: name for name, verbs in _VERBS.items() for v
 
 _PARTICLES = set("up out off over down on away back and".split())
 _DETERMINERS = set(
-    "a an the this that these those his her its your my one some any another both all each every".split()
+    "a an the this that these those his her its your my one some any another both all each every of".split()
 )
 _BOUNDARIES = set(
     "from to on onto in into inside near next beside besides between behind at and then with over under underneath up "
@@ -64,7 +64,7 @@ def target_object(instruction: str) -> str:
     rest = words[start + 1 :]
     if rest and rest[0] in _PARTICLES:
         rest = rest[1:]
-    while rest and rest[0] in _DETERMINERS and not (rest[0] in _NO_OBJECT and rest[1:2] in ([], [","], ["."])):
+    while rest and rest[0] in _DETERMINERS:
         rest = rest[1:]
     phrase: list[str] = []
     for word in rest:

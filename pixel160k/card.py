@@ -26,9 +26,11 @@ def features() -> list[dict[str, Any]]:
         return [{"name": name, "dtype": "string"} for name in names]
 
     metadata = [
-        *strings("dataset", "episode_id", "camera", "instruction", "target_object", "status", "reason"),
+        *strings(
+            "dataset", "episode_id", "camera", "instruction", "target_object", "status", "reason", "evidence_status"
+        ),
         *integers("step", "num_steps", "first_step", "last_step", "close_step", "prompt_step"),
-        *({"name": name, "dtype": "float32"} for name in ("score", "mask_score")),
+        *({"name": name, "dtype": "float32"} for name in ("score", "mask_score", "evidence_score")),
         *({"name": name, "dtype": "bool"} for name in ("object_mask_valid", "gripper_mask_valid")),
         *(floats(name) for name in ("object_box", "region_box", "gripper_box")),
         *({"name": name, "list": {"list": "float32"}} for name in ("points", "line")),

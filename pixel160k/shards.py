@@ -123,6 +123,8 @@ def sample_metadata(row: EpisodeAnnotation, step: int) -> dict[str, Any]:
         "reason": row.reason,
         "score": float(row.detection_score),
         "mask_score": float(row.mask_score),
+        "evidence_status": row.evidence.status,
+        "evidence_score": float(row.evidence.score),
         "object_box": list(row.object_box or masks.NO_BOX),
         "region_box": list(row.region_box or masks.NO_BOX),
         "gripper_box": list(row.gripper_box or masks.NO_BOX),

@@ -73,7 +73,7 @@ class EpisodeAnnotation:
     """One row. `close_step` is −1 where there is none; None stands where a stage found nothing or did not run.
 
     `first_step`..`last_step` are the valid raw steps: the first is x_0, the frame that object mask and prompts belong to.
-    `detail` is a sentence for people on a failed row; `verb` is the instruction's verb class.
+    `detail` says more of the reason, for people; `verb` is the instruction's verb class.
     """
 
     episode_id: str

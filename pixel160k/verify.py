@@ -75,7 +75,8 @@ def _faults(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 def _shard_faults(path: Path, manifest: dict[str, Any], found: list[str]) -> Iterator[str]:
     """Faults of one tar; appends the keys of its samples to `found`."""
-    key, members = "", {}
+    key = ""
+    members: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:

@@ -7,22 +7,11 @@ are relabelled as differences of the state. `has_image_k` is unreliable, so blan
 
 import numpy as np
 
-from annotate.episode import Episode
-from annotate.rlds import Columns, SourceFile
-from pixel160k.tfrecord import Record
-
-DATASET = "bridge_orig"
-CAMERAS = ("image_0", "image_1", "image_2", "image_3")
-FEATURES = (
-    "steps/observation/image_0",
-    "steps/observation/state",
-    "steps/action",
-    "steps/language_instruction",
-    "episode_metadata/file_path",
-)
+from annotate.episode import Episode, RecordId
+from annotate.rlds import Columns, Source
 
 
-def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) -> Episode:
+def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
     """Turn a record into an Episode (see the module's docstring for the rules)."""
     action = columns.floats("steps/action", 7)
     state = columns.floats("steps/observation/state", 7)
@@ -32,12 +21,7 @@ def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) 
     actions[:, 6] = gripper_open
     file_path = columns.episode_text("episode_metadata/file_path")
     return Episode(
-        episode_id=file.episode_id(record.number),
-        dataset=file.dataset,
-        split=file.split,
-        shard=file.shard,
-        record=record.number,
-        record_crc32c=record.masked_crc32c,
+        identity=identity,
         native_id=f"{file_path}#{columns.episode_integer('episode_metadata/episode_id')}",
         camera=camera,
         viewpoint=f"{file_path.rsplit('/', 3)[0]}#{camera}",  # .../<scene>/<task>/<split>/out.npy
@@ -69,3 +53,18 @@ def is_open(gripper: np.ndarray) -> np.ndarray:
     places = np.flatnonzero(decided)
     following = np.searchsorted(places, np.arange(len(gripper)))
     return gripper[places[np.minimum(following, len(places) - 1)]] > 0.5
+
+
+SOURCE = Source(
+    name="bridge_orig",
+    dataset="bridge_orig",
+    cameras=("image_0", "image_1", "image_2", "image_3"),
+    features=(
+        "steps/observation/image_0",
+        "steps/observation/state",
+        "steps/action",
+        "steps/language_instruction",
+        "episode_metadata/file_path",
+    ),
+    to_episode=to_episode,
+)

@@ -6,38 +6,18 @@ drive (`base_displacement_*`), and the camera then moves with it.
 
 import numpy as np
 
-from annotate.episode import Episode
-from annotate.rlds import Columns, SourceFile
-from pixel160k.tfrecord import Record
-
-DATASET = "fractal20220817_data"
-CAMERAS = ("image",)
-FEATURES = (
-    "steps/observation/image",
-    "steps/observation/natural_language_instruction",
-    "steps/observation/base_pose_tool_reached",
-    "steps/observation/gripper_closed",
-    "steps/action/world_vector",
-    "steps/action/rotation_delta",
-    "steps/action/gripper_closedness_action",
-    "steps/action/base_displacement_vector",
-    "steps/action/base_displacement_vertical_rotation",
-)
+from annotate.episode import Episode, RecordId
+from annotate.rlds import Columns, Source
 
 
-def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) -> Episode:
+def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
     """Turn a record into an Episode; state is the tool's pose (xyz, quaternion) and `gripper_closed`."""
     gripper_open = is_open(columns.floats("steps/action/gripper_closedness_action", 1)[:, 0])
     pose = columns.floats("steps/observation/base_pose_tool_reached", 7)
     base_shift = columns.floats("steps/action/base_displacement_vector", 2)
     base_turn = columns.floats("steps/action/base_displacement_vertical_rotation", 1)
     return Episode(
-        episode_id=file.episode_id(record.number),
-        dataset=file.dataset,
-        split=file.split,
-        shard=file.shard,
-        record=record.number,
-        record_crc32c=record.masked_crc32c,
+        identity=identity,
         native_id="",  # the data set has none
         camera=camera,
         viewpoint=camera,
@@ -77,3 +57,22 @@ def is_open(closedness: np.ndarray) -> np.ndarray:
     last = np.searchsorted(commands, np.arange(len(closedness)), side="right") - 1
     opens = closedness[commands] < 0
     return np.where(last < 0, ~opens[0], opens[last])
+
+
+SOURCE = Source(
+    name="fractal",
+    dataset="fractal20220817_data",
+    cameras=("image",),
+    features=(
+        "steps/observation/image",
+        "steps/observation/natural_language_instruction",
+        "steps/observation/base_pose_tool_reached",
+        "steps/observation/gripper_closed",
+        "steps/action/world_vector",
+        "steps/action/rotation_delta",
+        "steps/action/gripper_closedness_action",
+        "steps/action/base_displacement_vector",
+        "steps/action/base_displacement_vertical_rotation",
+    ),
+    to_episode=to_episode,
+)

@@ -6,32 +6,16 @@ turned by 180°. The data set's name is that of its directory, since each suite 
 
 import numpy as np
 
-from annotate.episode import Episode
-from annotate.rlds import Columns, SourceFile
-from pixel160k.tfrecord import Record
-
-DATASET = ""
-CAMERAS = ("image", "wrist_image")
-FEATURES = (
-    "steps/observation/image",
-    "steps/observation/wrist_image",
-    "steps/observation/state",
-    "steps/action",
-    "steps/language_instruction",
-)
+from annotate.episode import Episode, RecordId
+from annotate.rlds import Columns, Source
 
 
-def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) -> Episode:
+def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
     """Turn a record into an Episode; state is the end effector's position and axis-angle, and two finger positions."""
     actions = columns.floats("steps/action", 7)
     actions[:, 6] = 1 - np.clip(actions[:, 6], 0, 1)
     return Episode(
-        episode_id=file.episode_id(record.number),
-        dataset=file.dataset,
-        split=file.split,
-        shard=file.shard,
-        record=record.number,
-        record_crc32c=record.masked_crc32c,
+        identity=identity,
         native_id=columns.episode_text("episode_metadata/file_path"),
         camera=camera,
         viewpoint=f"{columns.text('steps/language_instruction')}#{camera}",  # a suite has one scene a task
@@ -43,3 +27,18 @@ def to_episode(columns: Columns, file: SourceFile, record: Record, camera: str) 
         first_step=0,
         last_step=columns.num_steps - 1,
     )
+
+
+SOURCE = Source(
+    name="libero",
+    dataset="",
+    cameras=("image", "wrist_image"),
+    features=(
+        "steps/observation/image",
+        "steps/observation/wrist_image",
+        "steps/observation/state",
+        "steps/action",
+        "steps/language_instruction",
+    ),
+    to_episode=to_episode,
+)

@@ -1,11 +1,12 @@
 """The simulated sample that ships with the package: LIBERO's schema, needs no data directory, has truth beside it."""
 
+import dataclasses
 from importlib.resources import files
 from pathlib import Path
 
-from annotate.sources.libero import CAMERAS, DATASET, FEATURES, to_episode
+from annotate.sources import libero
 
-__all__ = ["CAMERAS", "DATASET", "FEATURES", "default_directory", "to_episode"]
+SOURCE = dataclasses.replace(libero.SOURCE, name="sample")
 
 
 def default_directory() -> Path:

@@ -1,0 +1,18 @@
+# A Beam worker image: the package, its system libraries and Beam's entry point, for runners that start containers
+# (--environment_type=DOCKER --environment_config=IMAGE). Also runs the commands: docker run IMAGE pixelcli --help
+FROM apache/beam_python3.11_sdk:2.77.0 AS beam
+
+FROM python:3.11-slim
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE cli.py ./
+COPY annotate annotate
+COPY pixel160k pixel160k
+COPY simulation simulation
+COPY evaluation evaluation
+RUN pip install --no-cache-dir --constraint constraints.txt .
+COPY --from=beam /opt/apache/beam /opt/apache/beam
+# Beam's boot program starts a worker when a runner passes it worker options.
+ENTRYPOINT ["/opt/apache/beam/boot"]

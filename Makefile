@@ -1,0 +1,48 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their own virtual environment, .venv.
+PYTHON ?= python3.11
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+PIXELCLI := $(VENV)/bin/pixelcli
+PACKAGE := setup.cfg pyproject.toml constraints.txt
+
+# Debian packages: installed when we may, else named in one line.
+define need
+	@missing=""; for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+	else echo "missing Debian packages; run: sudo apt-get install$$missing"; exit 1; fi; \
+	echo "installing$$missing"; $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null
+endef
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, make the page
+	rm -rf demo
+	$(PIXELCLI) annotate --src sample --out demo/annotations
+	$(PIXELCLI) build-shards --annotations demo/annotations --out demo/shards --include all
+	$(PIXELCLI) verify --shards demo/shards
+	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation
+	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
+
+test: $(VENV)/.all lint  ## run every test, the slow ones too
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.all
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+$(VENV)/bin/python:
+	$(call need,libgl1 libglib2.0-0)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
+	$(call need,libosmesa6)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,dev]'
+	touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,228 @@
+"""The sources: every trap of the data sets, on real Bridge records and on records written in the other schemas."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import fractal_episode, jpeg, read_all, tfrecord_files
+from hypothesis import given
+from hypothesis import strategies as st
+
+from annotate.episode import BadImage, Episode
+from annotate.sources import bridge_orig, fractal, sample
+from simulation.rlds import libero_features, write_rlds
+
+
+def first_close(gripper):
+    """The rule of the data sets' page, written out the slow way."""
+    state, states = None, []
+    for value in reversed(gripper):
+        state = True if value > 0.95 else False if value < 0.05 else state
+        states.append(state)
+    states.reverse()
+    for place, state in enumerate(states):
+        if state is None:
+            states[place] = states[place - 1] if place else True
+    return next((t for t in range(1, len(states)) if states[t - 1] and not states[t]), -1)
+
+
+# bridge_orig, on the real records
+
+
+def raw_bridge(bridge_dir):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    from pixel160k.tfrecord import read_records
+
+    for path in tfrecord_files(bridge_dir):
+        for record in read_records(path):
+            yield record, tf_example_pb2.Example.FromString(record.payload).features.feature
+
+
+def test_bridge_episodes_are_the_records(bridge_dir):
+    episodes = read_all("bridge_orig", bridge_dir)
+    assert [episode.identity.episode_id for episode in episodes] == [
+        f"bridge_orig-train-{shard:05d}-{record:05d}" for shard in range(2) for record in range(6)
+    ]
+    assert len({episode.native_id for episode in episodes}) == 12
+    for episode, (record, raw) in zip(episodes, raw_bridge(bridge_dir), strict=True):
+        action = np.array(raw["steps/action"].float_list.value, np.float32).reshape(-1, 7)
+        state = np.array(raw["steps/observation/state"].float_list.value, np.float32).reshape(-1, 7)
+        assert list(episode.images) == list(raw["steps/observation/image_0"].bytes_list.value)
+        assert episode.identity.record_crc32c == record.masked_crc32c
+        assert episode.close_step == first_close(action[:, 6])
+        assert (episode.first_step, episode.last_step) == (1, len(action) - 2)
+        valid = slice(1, len(action) - 1)
+        np.testing.assert_array_equal(episode.actions[valid, :6], state[2:, :6] - state[1:-1, :6])
+        assert set(np.unique(episode.actions[:, 6])) <= {0.0, 1.0}
+        assert episode.frame(1).shape == (64, 64, 3)
+
+
+def test_bridge_scene_is_the_viewpoint(bridge_dir):
+    viewpoints = {episode.viewpoint for episode in read_all("bridge_orig", bridge_dir)}
+    assert all(viewpoint.endswith("#image_0") and "out.npy" not in viewpoint for viewpoint in viewpoints)
+    assert len(viewpoints) == 1  # all twelve are of toysink2_bww
+
+
+def test_bridge_blank_camera_is_detected_whatever_has_image_says(bridge_dir):
+    episode = read_all("bridge_orig", bridge_dir, camera="image_3")[0]  # its has_image_0 is 0 as well, and untrue
+    with pytest.raises(BadImage, match="step 1: the frame is blank"):
+        episode.frame(1)
+
+
+@pytest.mark.parametrize(
+    ("gripper", "states"),
+    [
+        ([1, 1, 0.5, 0, 0], [1, 1, 0, 0, 0]),  # undecided: the next decided value
+        ([0, 0.5, 1, 0.5, 0.5, 0], [0, 1, 1, 0, 0, 0]),
+        ([1, 0, 0.5, 0.5], [1, 0, 0, 0]),  # a trailing undecided run holds the last decided value
+        ([0.5, 0.5], [1, 1]),  # nothing decided: open
+        ([0.95, 0.05, 1], [1, 1, 1]),  # the bounds themselves are undecided
+    ],
+)
+def test_bridge_gripper_rule(gripper, states):
+    assert bridge_orig.is_open(np.array(gripper, np.float32)).tolist() == [bool(state) for state in states]
+
+
+# fractal, on records written in its schema
+
+
+def test_fractal_schema_and_conventions(write_fractal):
+    (episode,) = read_all("fractal", write_fractal([fractal_episode([0, 0, 1, 0, 0, -1])]))
+    assert isinstance(episode, Episode)
+    assert episode.identity.episode_id == "fractal20220817_data-train-00000-00000"
+    np.testing.assert_array_equal(episode.actions[2], [2, 2, 3, 4, 5, 6, 0])
+    assert episode.gripper_open.tolist() == [True, True, False, False, False, True]
+    assert episode.close_step == 2
+    assert (episode.first_step, episode.last_step, episode.num_steps) == (0, 5, 6)
+    assert episode.state.shape == (6, 8) and episode.state[0, 7] == 0.25
+    assert episode.images[3] == jpeg(3)  # the very bytes
+    assert not episode.base_moves
+
+
+@pytest.mark.parametrize(
+    ("commands", "states"),
+    [
+        ([0, 0, 0], [1, 1, 1]),  # no command at all: open
+        ([0, -1, 0], [0, 1, 1]),  # before the first command: its opposite
+        ([0.1, 0.11, -0.1, -0.2], [1, 0, 0, 1]),  # only beyond ±0.1
+        ([1, 0, -1, 0, 1], [0, 0, 1, 1, 0]),
+    ],
+)
+def test_fractal_gripper_is_relative(commands, states):
+    assert fractal.is_open(np.array(commands, np.float32)).tolist() == [bool(state) for state in states]
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.05, 0.0, 0.05, 1.0]), min_size=1, max_size=30))
+def test_fractal_gripper_against_the_scan_it_stands_for(commands):
+    state = next((command > 0.1 for command in commands if abs(command) > 0.1), True)
+    expected = []
+    for command in commands:
+        state = command < 0 if abs(command) > 0.1 else state
+        expected.append(state)
+    assert fractal.is_open(np.array(commands, np.float32)).tolist() == expected
+
+
+def test_fractal_very_short_episode_and_moving_base(write_fractal):
+    short, driving = read_all("fractal", write_fractal([fractal_episode([0, 0]), fractal_episode([0, 1], base=0.1)]))
+    assert (short.num_steps, short.close_step) == (2, -1)
+    assert driving.base_moves
+
+
+# libero, on records written in its schema
+
+
+def libero_episode(gripper, instruction="pick up the milk and place it in the basket"):
+    images = [jpeg(place, 256, 256) for place in range(len(gripper))]
+    return {
+        "steps": [
+            {
+                "observation": {
+                    "image": image,
+                    "wrist_image": image,
+                    "state": np.arange(8, dtype=np.float32),
+                    "joint_state": np.zeros(7, np.float32),
+                },
+                "action": np.array([1, 2, 3, 4, 5, 6, command], np.float32),
+                "discount": 1.0,
+                "reward": 0.0,
+                "is_first": place == 0,
+                "is_last": place == len(gripper) - 1,
+                "is_terminal": False,
+                "language_instruction": instruction,
+            }
+            for place, (command, image) in enumerate(zip(gripper, images, strict=True))
+        ],
+        "episode_metadata": {"file_path": "demo_0"},
+    }
+
+
+def test_libero_gripper_and_name(tmp_path):
+    episodes = [libero_episode([-1, -1, 1, 1, -1])]
+    write_rlds(tmp_path, "libero_object_no_noops", "1.0.0", libero_features(), {"train": [episodes]})
+    (episode,) = read_all("libero", tmp_path)
+    assert episode.identity.episode_id == "libero_object_no_noops-train-00000-00000"  # the directory's own name
+    assert episode.actions[:, 6].tolist() == [1, 1, 0, 0, 1]
+    assert episode.close_step == 2
+    assert episode.instruction == "pick up the milk and place it in the basket"
+
+
+# what holds for all
+
+
+def test_nothing_is_decoded_that_is_not_asked_for(write_fractal, monkeypatch):
+    import cv2
+
+    decoded = []
+    real = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: decoded.append(1) or real(*args))
+    (episode,) = read_all("fractal", write_fractal([fractal_episode([0, 1, 0])]))
+    assert not decoded
+    episode.frame(0)
+    assert len(decoded) == 1
+
+
+def test_a_value_that_is_not_finite_is_a_malformed_record(write_fractal):
+    broken = fractal_episode([0, 1])
+    broken["steps"][1]["action"]["world_vector"] = np.array([np.nan, 0, 0], np.float32)
+    good, bad = read_all("fractal", write_fractal([fractal_episode([0, 1]), broken]))
+    assert isinstance(good, Episode)
+    assert (bad.status, bad.reason) == ("failed", "malformed_record")
+    assert "steps/action/world_vector" in bad.detail
+
+
+def test_a_file_cut_between_records_is_noticed(write_fractal):
+    data_dir = write_fractal([fractal_episode([0, 1]), fractal_episode([1, 0]), fractal_episode([0, 1])])
+    (path,) = tfrecord_files(data_dir)
+    whole = path.read_bytes()
+    first = 16 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(whole[:first])
+    good, *lost = read_all("fractal", data_dir)
+    assert isinstance(good, Episode)
+    assert [(row.record, row.status, row.reason) for row in lost] == [
+        (1, "failed", "truncated_file"),
+        (2, "failed", "truncated_file"),
+    ]
+
+
+def test_partial_download_keeps_its_file_numbers(write_fractal):
+    data_dir = write_fractal(*([fractal_episode([0, 1])] for _ in range(3)))
+    tfrecord_files(data_dir)[0].unlink()
+    assert [episode.identity.shard for episode in read_all("fractal", data_dir)] == [1, 2]
+
+
+def test_the_sample_is_found_without_a_directory():
+    episodes = read_all("sample", sample.default_directory())
+    assert 12 <= len(episodes) <= 16
+    assert len({episode.identity.shard for episode in episodes}) >= 4
+    assert all(isinstance(episode, Episode) and episode.close_step > 0 for episode in episodes)
+
+
+def test_features_json_is_the_schema_that_tfds_reads(write_fractal):
+    import tensorflow_datasets as tfds
+
+    data_dir = write_fractal([fractal_episode([0, 1])])
+    builder = tfds.builder_from_directory(data_dir / "fractal20220817_data" / "0.1.0")
+    assert builder.info.splits["train"].num_examples == 1
+    saved = json.loads((data_dir / "fractal20220817_data" / "0.1.0" / "features.json").read_text())
+    assert "featuresDict" in saved
