@@ -1,0 +1,222 @@
+"""The page: one file, the shards' own JPEG bytes, a card an episode, nothing unescaped, nothing silently left out."""
+
+import base64
+import html
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixel160k import browse, drawing, masks, shards
+from pixel160k.prompts import sample_prompts
+from pixel160k.table import EpisodeAnnotation, Evidence
+
+SIZE = 32
+
+
+def disc(x, y, radius):
+    ys, xs = np.mgrid[:SIZE, :SIZE]
+    return (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+
+
+def jpeg(seed):
+    image = np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def annotation(record, **changed):
+    row = {
+        "episode_id": f"drawn-train-00000-{record:05d}",
+        "dataset": "drawn",
+        "split": "train",
+        "shard": 0,
+        "record": record,
+        "record_crc32c": 0,
+        "instruction": "pick up the red cup",
+        "num_steps": 4,
+        "first_step": 0,
+        "last_step": 3,
+        "image_height": SIZE,
+        "image_width": SIZE,
+    }
+    return EpisodeAnnotation(**row | changed)
+
+
+TARGET, GRIPPER = disc(12, 20, 5), disc(20, 8, 4)
+ACCEPTED = annotation(
+    0,
+    instruction="pick up the  Red_Cup <script>alert('x')</script> & go",
+    target_object="red cup",
+    status="accepted",
+    close_step=2,
+    gripper_box=masks.box_of(GRIPPER),
+    gripper_mask=masks.encode(GRIPPER),
+    region_box=(2.0, 3.0, 28.0, 30.0),
+    object_mask=masks.encode(TARGET),
+    detection_score=0.5,
+    mask_score=0.25,
+    evidence=Evidence("supported", 0.75, 3),
+    prompts=sample_prompts(TARGET, 3, np.random.default_rng(0)),
+)
+NEVER_CLOSES = annotation(1, status="rejected", reason="no_gripper_close")
+CLOSES_TOO_LATE = annotation(2, status="rejected", reason="gripper_not_found", close_step=3, last_step=2)
+NEVER_CLOSES_EITHER = annotation(3, status="rejected", reason="no_gripper_close", instruction="")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A shard directory of the four episodes above; the JPEG of a step is `jpeg(10 * record + step)`."""
+    rows = [ACCEPTED, NEVER_CLOSES, CLOSES_TOO_LATE, NEVER_CLOSES_EITHER]
+    out = tmp_path / "shards"
+    out.mkdir()
+    with shards.ShardWriter(out / "drawn-train-00000.tar") as writer:
+        for row in rows:
+            for step in range(row.first_step, row.last_step + 1):
+                labels = masks.encode_indexed_png(shards.label_image(row, step))
+                writer.write(row, step, jpeg(10 * row.record + step), labels, np.zeros((50, 7)), np.zeros(8))
+    shards.write_index(out / "index.parquet", writer.index)
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "dataset": "drawn",
+        "include": "all",
+        "samples": len(writer.index),
+        "episodes": len(rows),
+        "left_out": {"drawn-train-00000-00004": "bad_image"},
+        "annotated": {"status": {"accepted": 1, "failed": 1, "rejected": 3}, "reasons": {}},
+        "annotations": {"models": {"object": "drawn by hand"}, "settings": {"annotators": "<none>"}},
+        "software": "0",
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.fixture
+def page(directory, tmp_path):
+    assert browse.write_page(directory, tmp_path / "new" / "page.html") == 4
+    return (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+
+
+def cards(page):
+    return re.findall(r'<article class="card".*?</article>', page, re.DOTALL)
+
+
+def test_is_one_file(page):
+    assert not re.search(r"https?:|//[a-z]+\.", page)
+    sources = re.findall(r"""(?:src|href|url|srcset|data)\s*[=(]\s*["']?([^"'\s>)]+)""", page)
+    assert sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert "@import" not in page and "<link" not in page
+
+
+def test_embeds_the_first_and_the_close_frame_as_they_are(page):
+    embedded = [[base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", card)] for card in cards(page)]
+    assert embedded == [[jpeg(0), jpeg(2)], [jpeg(10)], [jpeg(20)], [jpeg(30)]]
+
+
+def test_escapes_what_the_data_says(page):
+    assert page.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; go" in page
+    assert "&lt;none&gt;" in page  # a setting
+
+
+def test_marks_the_target_in_the_instruction(page):
+    assert "pick up the  <mark>Red_Cup</mark> " in cards(page)[0]
+    assert "<mark>" not in cards(page)[1]
+    assert "(no instruction)" in cards(page)[3]
+
+
+def test_draws_masks_prompts_and_region(page):
+    first, second = re.findall(r"<figure>.*?</figure>", cards(page)[0])
+    assert f'class="mask target" fill-rule="evenodd" d="{drawing.outline(TARGET)}"' in first
+    assert f'class="mask gripper" fill-rule="evenodd" d="{drawing.outline(GRIPPER)}"' in second
+    assert first.count('class="region" d="M2 3H28V30H2Z"') == second.count('class="region"') == 1
+    assert 'class="prompt" d="M7 15H18V26H7Z"' in first  # the target's half-open box
+    x, y = ACCEPTED.prompts.points[0]
+    assert f'class="prompt point" d="M{x} {y}h0' in first
+    assert "prompt" not in second
+    assert not re.search(r'class="(mask|prompt|region)', cards(page)[1])
+
+
+def test_says_why_there_is_no_close_frame(page):
+    assert "The gripper never closes." in cards(page)[1]
+    assert "The close step 3 is not in the shard, which holds the valid steps 0–2." in cards(page)[2]
+
+
+def test_says_scores_and_reasons(page):
+    accepted, never_closes, *_ = cards(page)
+    for text in ("0.50", "0.25", "supported, 0.75"):
+        assert text in accepted
+    assert "no_gripper_close" in never_closes and "the gripper never goes from open to closed" in never_closes
+
+
+def test_buttons_count_the_cards_they_filter(page):
+    buttons = re.findall(r'data-kind="(\w*)" data-value="(\w*)".*?<span class="faint">(\d+)</span>', page)
+    assert ("", "", "4") in buttons
+    for kind, value, count in buttons:
+        assert int(count) == sum(not kind or f'data-{kind}="{value}"' in card for card in cards(page))
+    assert {value for _, value, _ in buttons} == {"", "accepted", "rejected", "no_gripper_close", "gripper_not_found"}
+
+
+def test_a_limit_is_said(directory, tmp_path):
+    assert browse.write_page(directory, tmp_path / "page.html", title="A <title>", limit=3) == 3
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "This page shows the first 3 of 4 episodes." in page
+    assert len(cards(page)) == 3
+    assert f"<h1>{html.escape('A <title>')}</h1>" in page
+
+
+def test_no_limit_is_said_where_all_are_shown(page):
+    assert "This page shows" not in page
+
+
+def test_damaged_shards_say_what_to_do(directory, tmp_path):
+    tar = directory / "drawn-train-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="pixelcli verify"):
+        browse.write_page(directory, tmp_path / "page.html")
+    (directory / "index.parquet").unlink()
+    with pytest.raises(ValueError, match="build these shards again"):
+        browse.write_page(directory, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="pixelcli build-shards"):
+        browse.write_page(tmp_path / "nowhere", tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "target", "parts"),
+    [
+        ("put the Black  bowl down", "black bowl", ("put the ", "Black  bowl", " down")),
+        ("pick_up_the_mug_now", "mug", ("pick_up_the_", "mug", "_now")),
+        ("the cupboard and the cup", "cup", ("the cupboard and the ", "cup", "")),
+        ("lift c++ (book)", "c++ (book)", ("lift ", "c++ (book)", "")),
+        ("lift the pan", "pot", ("lift the pan", "", "")),
+        ("lift the pan", "", ("lift the pan", "", "")),
+    ],
+)
+def test_finds_the_target_whatever_case_and_spaces(instruction, target, parts):
+    assert browse.split_at_target(instruction, target) == parts
+
+
+def test_an_outline_runs_along_pixel_edges():
+    box = np.zeros((6, 8), bool)
+    box[1:4, 2:5] = True
+    assert drawing.outline(box) == "M2 1L5 1L5 4L2 4Z"
+    box[2, 3] = False
+    assert drawing.outline(box) == "M2 1L5 1L5 4L2 4ZM3 3L4 3L4 2L3 2Z"
+    assert drawing.outline(np.zeros((3, 3), bool)) == ""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_outline_encloses_the_mask_and_nothing_else(seed):
+    """Outer loops run clockwise and holes the other way, so their areas add up to the number of pixels."""
+    mask = np.random.default_rng(seed).random((9, 13)) < 0.6  # touches the image's rim, has holes and corners
+    area = 0
+    for loop in drawing.outline(mask).removesuffix("Z").split("Z"):
+        corners = np.array([[int(value) for value in corner.split()] for corner in loop[1:].split("L")])
+        x, y = corners.T
+        area += (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+    assert area == mask.sum()
