@@ -1,0 +1,232 @@
+"""The two jobs: the same bytes whatever the workers, exact restart after a kill, nothing lost, nothing twice."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from scene import episode, write_scenes
+
+from annotate.annotate_job import annotate
+from annotate.jobs import Execution
+from annotate.settings import AnnotateSettings
+from annotate.shards_job import build_shards
+from pixel160k import masks, shards
+from pixel160k.actions import chunk_mask
+from pixel160k.table import read_annotations, read_metadata
+
+SETTINGS = AnnotateSettings(annotators="motion")
+
+
+def run_both(data_dir, out, workers=1, source="libero", include="all"):
+    execution = Execution(workers=workers)
+    annotate(source, data_dir, out / "annotations", SETTINGS, execution)
+    build_shards(out / "annotations", out / "shards", execution, include=include)
+    return out
+
+
+def digests(out):
+    """What must not differ between runs: every Parquet file, tar and description of the data."""
+    wanted = [
+        *out.rglob("*.parquet"),
+        *out.rglob("*.tar"),
+        *out.rglob("manifest.json"),
+        *out.rglob("dataset_statistics.json"),
+    ]
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in wanted
+        if not any(part.startswith(".") for part in path.relative_to(out).parts)
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Four files of drawn scenes."""
+    files = [
+        [episode(place=(70 + 20 * shard + 9 * place, 150), seed=shard) for place in range(2)] for shard in range(4)
+    ]
+    return write_scenes(tmp_path_factory.mktemp("drawn"), *files)
+
+
+@pytest.fixture(scope="module")
+def finished(drawn, tmp_path_factory):
+    """An undisturbed run over them."""
+    return run_both(drawn, tmp_path_factory.mktemp("finished"))
+
+
+def members(tar_path):
+    """key -> suffix -> bytes of a shard."""
+    samples = {}
+    with tarfile.open(tar_path) as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            samples.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+    return samples
+
+
+def test_two_workers_write_the_same_bytes(drawn, finished, tmp_path):
+    assert digests(run_both(drawn, tmp_path, workers=2)) == digests(finished)
+
+
+def test_a_repeated_run_does_nothing(drawn, finished):
+    before = {path: path.stat().st_mtime_ns for path in [*finished.rglob("part-*"), *finished.rglob("*.tar")]}
+    run_both(drawn, finished)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_lost_part_is_made_again(drawn, finished, tmp_path):
+    out = run_both(drawn, tmp_path)
+    next(out.rglob("part-train-00002.parquet")).unlink()
+    next(out.rglob("*-00001.tar")).write_bytes(b"cut")
+    assert digests(run_both(drawn, tmp_path)) == digests(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["annotate", "build-shards"])
+def test_killed_and_run_again(tmp_path, command):
+    """SIGKILL to the whole process group once some but not all files are done."""
+    files = [[episode(place=(60 + place * 12, 150), seed=shard) for place in range(6)] for shard in range(6)]
+    data_dir = write_scenes(tmp_path / "data", *files)
+    undisturbed = run_both(data_dir, tmp_path / "undisturbed")
+    disturbed = tmp_path / "disturbed"
+    if command == "build-shards":
+        annotate("libero", data_dir, disturbed / "annotations", SETTINGS, Execution())
+        arguments = [
+            "--annotations",
+            str(disturbed / "annotations"),
+            "--out",
+            str(disturbed / "shards"),
+            "--include",
+            "all",
+        ]
+        done = disturbed / "shards" / ".done"
+    else:
+        arguments = ["--src", "libero", "--data-dir", str(data_dir), "--set", "annotators=motion"]
+        arguments += ["--out", str(disturbed / "annotations")]
+        done = disturbed / "annotations" / ".done"
+    process = subprocess.Popen([sys.executable, "-m", "cli", command, *arguments], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(done.glob("*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(list(done.glob("train-*.json"))) < 6, "the kill came too late or too early to show anything"
+    run_both(data_dir, disturbed)
+    assert digests(disturbed) == digests(undisturbed)
+    assert not list(disturbed.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_dask_cluster_writes_the_same_bytes(drawn, finished, tmp_path):
+    """A scheduler and two worker processes over TCP, through Beam's DaskRunner."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+    runner = ("--runner", "apache_beam.runners.dask.dask_runner.DaskRunner", "--")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        assert cluster.scheduler_address.startswith("tcp://")
+        options = [f"--dask_client_address={cluster.scheduler_address}", "--dask_npartitions=4"]
+        out = str(tmp_path / "annotations")
+        first = ["annotate", "--src", "libero", "--data-dir", str(drawn), "--out", out, "--set", "annotators=motion"]
+        second = ["build-shards", "--annotations", out, "--out", str(tmp_path / "shards"), "--include", "all"]
+        for arguments in (first, second):
+            subprocess.run([sys.executable, "-m", "cli", *arguments, *runner, *options], check=True)
+    assert digests(tmp_path) == digests(finished)
+
+
+def test_parts_say_how_they_were_made(finished):
+    metadata = read_metadata(finished / "annotations" / "part-train-00000.parquet")
+    assert metadata["settings"] == SETTINGS.model_dump(mode="json")
+    assert metadata["dataset"] == "drawn"
+    assert metadata["models"]["object"] == "motion"
+    assert not {"workers", "runner", "data_dir", "seconds"} & set(json.dumps(metadata).replace('"', " ").split())
+
+
+def test_real_bridge_records_pass_through(bridge_dir, tmp_path):
+    """One row an episode; with --include all every JPEG is the record's own; keys carry the raw step."""
+    from test_sources import first_close, raw_bridge
+
+    out = run_both(bridge_dir, tmp_path, source="bridge_orig")
+    rows = list(read_annotations(out / "annotations"))
+    assert len({row.episode_id for row in rows}) == len(rows) == 12
+    samples = {key: sample for tar in sorted(out.rglob("*.tar")) for key, sample in members(tar).items()}
+    expected = set()
+    for row, (record, raw) in zip(rows, raw_bridge(bridge_dir), strict=True):
+        gripper = np.array(raw["steps/action"].float_list.value, np.float32).reshape(-1, 7)[:, 6]
+        assert row.close_step == first_close(gripper)
+        assert (row.reason == "no_gripper_close") == (row.close_step == -1)
+        assert row.record_crc32c == record.masked_crc32c
+        images = raw["steps/observation/image_0"].bytes_list.value
+        for step in range(1, len(images) - 1):
+            expected.add(f"{row.episode_id}-{step:04d}")
+            assert samples[f"{row.episode_id}-{step:04d}"]["jpg"] == images[step]
+    assert set(samples) == expected
+
+
+def test_samples_follow_the_format(finished):
+    manifest = shards.read_manifest(finished / "shards")
+    rows = {row.episode_id: row for row in read_annotations(finished / "annotations")}
+    for entry in manifest["shards"]:
+        for key, sample in members(finished / "shards" / entry["name"]).items():
+            assert set(sample) == set(shards.MEMBERS)
+            about = json.loads(sample["json"])
+            row, step = rows[about["episode_id"]], about["step"]
+            assert key == f"{row.episode_id}-{step:04d}"
+            assert all(value not in (None, [], "nan") for value in about.values())
+            chunk = np.load(io.BytesIO(sample["action.npy"]))
+            assert chunk.shape == (manifest["horizon"], 7) and chunk.dtype == np.float32
+            real = chunk_mask(step, about["last_step"], manifest["horizon"])
+            np.testing.assert_allclose(
+                chunk[real, 0], np.arange(step, about["last_step"] + 1)[: len(chunk)] / 100, rtol=1e-6
+            )
+            labels = masks.decode_indexed_png(sample["mask.png"])
+            assert labels.shape == (256, 256)
+            if step == row.first_step and row.object_mask:
+                np.testing.assert_array_equal(labels == masks.TARGET, masks.decode(row.object_mask))
+                assert about["object_mask_valid"] and not about["gripper_mask_valid"]
+            elif step == row.close_step:
+                np.testing.assert_array_equal(labels == masks.GRIPPER, masks.decode(row.gripper_mask))
+                assert about["gripper_mask_valid"] and not about["object_mask_valid"]
+            else:
+                assert (labels == masks.NOT_ANNOTATED).all()
+
+
+def test_index_finds_each_sample_in_its_tar(finished):
+    index = shards.read_index(finished / "shards" / "index.parquet")
+    assert len(index) == shards.read_manifest(finished / "shards")["samples"]
+    for row in index[:: len(index) // 7]:
+        content = (finished / "shards" / row.shard).read_bytes()[row.offset : row.offset + row.bytes]
+        with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
+            assert sorted(tar.getnames()) == sorted(f"{row.key}.{suffix}" for suffix in shards.MEMBERS)
+
+
+def test_statistics_are_over_all_episodes_accepted_or_not(drawn, finished, tmp_path):
+    build_shards(finished / "annotations", tmp_path / "accepted", Execution())
+    accepted, everything = (
+        json.loads((path / "dataset_statistics.json").read_text())["drawn"]
+        for path in (tmp_path / "accepted", finished / "shards")
+    )
+    assert accepted == everything
+    assert everything["num_trajectories"] == 8
+    assert everything["num_transitions"] == 8 * 24
+    assert everything["action"]["max"][0] == pytest.approx(0.23)
+
+
+def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
+    other = write_scenes(tmp_path / "other", *[[episode(seed=9), episode(seed=8)] for _ in range(4)])
+    with pytest.raises(ValueError, match="the annotations do not belong to this data: record 0 has another checksum"):
+        build_shards(finished / "annotations", tmp_path / "shards", Execution(), data_dir=other)
+
+
+def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_counted(tmp_path):
+    data_dir = write_scenes(tmp_path / "data", [episode(broken=[6]), episode(seed=3)])
+    annotate("libero", data_dir, tmp_path / "annotations", SETTINGS, Execution())
+    manifest = build_shards(tmp_path / "annotations", tmp_path / "shards", Execution(), include="all")
+    assert manifest["left_out"] == {"drawn-train-00000-00000": "bad_image"}
+    assert manifest["episodes"] == 1

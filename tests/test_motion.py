@@ -1,0 +1,91 @@
+"""The weightless annotators, on drawn scenes whose masks are known exactly, and on the shipped sample."""
+
+import numpy as np
+import pytest
+from conftest import read_all
+from scene import CLOSE, episode, object_mask, write_scenes
+
+from annotate.annotator import annotate_episode
+from annotate.motion import Motion, decode_keyframes, expand_box
+from annotate.settings import AnnotateSettings
+from annotate.sources import sample
+from pixel160k import masks
+from simulation import truth
+
+SETTINGS = AnnotateSettings(annotators="motion")
+
+
+def annotate_drawn(tmp_path, **scene):
+    (read,) = read_all("libero", write_scenes(tmp_path, [episode(**scene)]))
+    return read, annotate_episode(read, SETTINGS)
+
+
+@pytest.mark.parametrize("place", [(90, 150), (150, 200), (60, 120)])
+def test_the_object_is_cut_out(tmp_path, place):
+    _, row = annotate_drawn(tmp_path, place=place)
+    assert (row.status, row.close_step, row.target_object) == ("accepted", CLOSE, "red disc")
+    assert masks.iou(masks.decode(row.object_mask), object_mask(place)) > 0.9
+    region = masks.inside_box(row.region_box, 256, 256)
+    assert (region & object_mask(place)).sum() == object_mask(place).sum()
+    assert region.mean() < 0.15
+    assert (row.evidence.status, row.evidence.step) == ("supported", 23)
+    x0, y0, x1, y1 = row.gripper_box
+    assert x0 < place[0] < x1 and y0 < place[1] - 10 < y1
+
+
+def test_a_mask_of_something_else_is_contradicted(tmp_path):
+    read, _ = annotate_drawn(tmp_path)
+    motion = Motion(decode_keyframes(read, SETTINGS), SETTINGS.motion)
+    right, wrong = motion.evidence(object_mask((90, 150)), 0.3), motion.evidence(object_mask((60, 220)), 0.3)
+    assert (right.status, wrong.status) == ("supported", "contradicted")
+    assert right.score > 0.9 > 0.1 > wrong.score
+
+
+def test_an_object_left_standing_gives_no_mask(tmp_path):
+    _, row = annotate_drawn(tmp_path, carry=False)
+    assert row.status == "rejected"
+    assert row.object_mask is None or row.reason != ""
+
+
+def test_a_shaken_camera_is_registered(tmp_path):
+    _, row = annotate_drawn(tmp_path, shake=3)
+    assert masks.iou(masks.decode(row.object_mask), object_mask((90, 150))) > 0.85
+
+
+def test_where_nothing_is_carried_away_evidence_does_not_apply(tmp_path):
+    _, row = annotate_drawn(tmp_path, instruction="push the red disc to the plate")
+    assert row.evidence.status == "not_applicable"
+
+
+def test_a_driving_base_moves_the_camera(write_fractal):
+    from conftest import fractal_episode
+
+    (read,) = read_all("fractal", write_fractal([fractal_episode([0, 0, 1, 0, 0, 0], base=0.2)]))
+    row = annotate_episode(read, SETTINGS)
+    assert (row.object_mask, row.evidence.status, row.detail) == (None, "not_applicable", "the robot's base drives")
+
+
+def test_a_camera_that_moves_away_is_noticed(write_fractal):
+    from conftest import fractal_episode  # every frame of it is another picture
+
+    (read,) = read_all("fractal", write_fractal([fractal_episode([0, 0, 1, 0, 0, 0])]))
+    row = annotate_episode(read, SETTINGS)
+    assert (row.reason, row.detail) == ("not_detected", "the camera moved")
+
+
+def test_expanded_boxes_are_clipped():
+    assert expand_box((10, 10, 20, 30), 2, 100, 100) == (5, 0, 25, 40)
+    assert expand_box((90, 90, 100, 100), 3, 100, 100) == (80, 80, 100, 100)
+
+
+def test_sample_against_its_truth():
+    """The floor on the shipped sample; docs/results.md has the held-out figures."""
+    known = truth.read(sample.default_directory() / truth.FILE_NAME)
+    rows = [annotate_episode(read, SETTINGS) for read in read_all("sample", sample.default_directory())]
+    assert {row.episode_id for row in rows} == set(known)
+    ious = [
+        masks.iou(masks.decode(row.object_mask), known[row.episode_id].mask(row.first_step)) if row.object_mask else 0.0
+        for row in rows
+    ]
+    assert np.mean(ious) > 0.85
+    assert [row.close_step for row in rows] == [known[row.episode_id].grasp_step for row in rows]
