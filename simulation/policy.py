@@ -1,0 +1,228 @@
+"""A scripted pick-and-place demonstrator that knows the truth poses: the only source of demonstrations offline.
+
+One attempt runs through fixed phases: above the object, down, close, lift, carry, lower, open, retreat, home, rest. It
+stores the simulator's state before every action and which object the fingers touched first; nothing is rendered here.
+The tail home belongs to the demonstration: without it the arm hides the place where the object came from.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulation.environment import CLOSE, OPEN, TaskEnvironment
+from simulation.grasping import (
+    ATTEMPTS,
+    COMFORTABLE_STRETCH,
+    MAX_STRETCH,
+    Grasp,
+    Variation,
+    collision_points,
+    hand_down,
+    plan_grasp,
+    stretch,
+)
+from simulation.rotations import vector_from_matrix
+from simulation.thinning import ROTATION_UNIT, TRANSLATION_UNIT
+
+CLOSING_STEPS, OPENING_STEPS, RESTING_STEPS = 14, 10, 8
+HOME_TOLERANCE = 0.03  # m
+HOVER, LIFT = 0.10, 0.12  # m above the grasp before the way down, and up after closing or opening the fingers
+LEAST_RISE = 0.05  # m, where the arm's reach allows no more
+
+Target = np.ndarray | Callable[[], np.ndarray]
+
+
+@dataclass
+class Attempt:
+    """What one attempt left behind, one entry a control step (20 Hz) in `actions` and `states`."""
+
+    solved: bool = False
+    failure: str = ""  # why not, "" when solved
+    actions: list[np.ndarray] = field(default_factory=list)  # float32 (7,) each, as executed
+    states: list[np.ndarray] = field(default_factory=list)  # the simulator's state before the action
+    touched: str = ""  # the first movable instance the fingers touched
+    touch_step: int = -1  # the step whose action made them touch
+    home_step: int = -1  # the first step of the way home
+
+
+class AttemptFailed(Exception):
+    """Raised inside an attempt as soon as it cannot succeed any more."""
+
+
+def attempt(environment: TaskEnvironment, initial_state: int, variation: Variation = ATTEMPTS[0]) -> Attempt:
+    """Run one attempt from an initial state. Solved is what the environment reports at its end, the arm back home.
+
+    An attempt that touches another movable object before its target also counts as failed: it would demonstrate
+    something else than its instruction says.
+    """
+    environment.reset(initial_state)
+    arm = _Arm(environment)
+    try:
+        _pick_and_place(arm, variation)
+    except AttemptFailed as failure:
+        arm.record.failure = str(failure)
+    arm.record.solved = not arm.record.failure
+    return arm.record
+
+
+class _Arm:
+    """Moves the tool by proportional control on its position and the hand's rotation, and records every step."""
+
+    def __init__(self, environment: TaskEnvironment) -> None:
+        self.environment = environment
+        self.record = Attempt()
+
+    def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
+        """One control step towards `translation` (m) and `rotation` (axis-angle, rad), both (3,)."""
+        action = np.array(
+            [
+                *np.clip(translation / TRANSLATION_UNIT, -1, 1),
+                *np.clip(rotation / ROTATION_UNIT, -1, 1),
+                gripper,
+            ],
+            dtype=np.float32,
+        )
+        record = self.record
+        record.actions.append(action)
+        record.states.append(self.environment.state())
+        self.environment.step(action)
+        if not record.touched and (touched := self.environment.touched_object()):
+            record.touched, record.touch_step = touched, len(record.actions) - 1
+
+    def hold(self, steps: int, gripper: float) -> None:
+        """Stand still for some steps, the fingers closing or opening."""
+        for _ in range(steps):
+            self.step(np.zeros(3), np.zeros(3), gripper)
+
+    def move(
+        self,
+        target: Target,
+        rotation: np.ndarray,
+        gripper: float,
+        max_steps: int,
+        tolerance: float = 0.01,
+        max_translation: float = 0.05,
+    ) -> bool:
+        """Move the tool to a position (or to what a function returns at each step); False if it did not get there."""
+        for _ in range(max_steps):
+            position = target() if callable(target) else target
+            error = position - self.environment.tool_position()
+            turn = vector_from_matrix(rotation @ self.environment.hand_rotation().T)
+            distance = np.linalg.norm(error)
+            if distance < tolerance and np.linalg.norm(turn) < 0.06:
+                return True
+            self.step(error * min(1.0, max_translation / distance), turn, gripper)
+        return False
+
+
+def _up(height: float) -> np.ndarray:
+    return np.array([0, 0, height])
+
+
+def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
+    """The point `rise` m above a position, or less (down to LEAST_RISE) where the arm would be stretched too far."""
+    for height in np.arange(rise, LEAST_RISE, -0.01):
+        if stretch(environment.shoulder_position(), position + _up(height)) < MAX_STRETCH:
+            return position + _up(height)
+    return position + _up(min(rise, LEAST_RISE))
+
+
+def _pick_and_place(arm: _Arm, variation: Variation) -> None:
+    environment = arm.environment
+    home = environment.tool_position()
+    height_before = environment.body_position(environment.target)[2]
+    grasp = _pick_up(arm, variation)
+    if environment.body_position(environment.target)[2] - height_before < 0.03:
+        raise AttemptFailed("the object was not lifted")
+    if arm.record.touched != environment.target:
+        raise AttemptFailed(f"the fingers touched {arm.record.touched} first")
+    _place(arm, grasp)
+    _return_home(arm, home)
+    if not environment.succeeded():
+        raise AttemptFailed("the environment reports no success at the end")
+    if np.linalg.norm(environment.tool_position() - home) > HOME_TOLERANCE:
+        raise AttemptFailed("the arm did not come home")
+
+
+def _pick_up(arm: _Arm, variation: Variation) -> Grasp:
+    """Grasp the target and lift it clear of its surroundings."""
+    environment = arm.environment
+    body = environment.root_body(environment.target)
+    clouds = [collision_points(environment, other) for other in environment.object_bodies() if other != body]
+    points = collision_points(environment, body)
+    carry = _destination(environment) - (points.min(0) + points.max(0)) / 2
+    grasp = plan_grasp(points, np.concatenate(clouds), carry, environment.shoulder_position(), variation)
+    offset = grasp.tool - environment.body_position(environment.target)
+    down = hand_down(grasp.yaw)
+
+    def tool_at_grasp() -> np.ndarray:  # follows an object that still slides
+        return environment.body_position(environment.target) + offset
+
+    arm.move(lambda: _above(environment, tool_at_grasp(), HOVER), down, OPEN, 60, tolerance=0.012)
+    arm.move(tool_at_grasp, down, OPEN, 50, tolerance=0.006, max_translation=0.03)
+    arm.hold(CLOSING_STEPS, CLOSE)
+    arm.move(
+        _above(environment, environment.tool_position(), LIFT), down, CLOSE, 50, tolerance=0.02, max_translation=0.04
+    )
+    return grasp
+
+
+def _place(arm: _Arm, grasp: Grasp) -> None:
+    """Carry the held object over its destination, set it down and let go."""
+    environment = arm.environment
+    body = environment.root_body(environment.target)
+    hanging = environment.tool_position()[2] - collision_points(environment, body)[:, 2].min()
+    destination = _destination_in_reach(environment, hanging)
+    down = hand_down(0.0 if grasp.kind == "across" else grasp.yaw)
+
+    def object_over_destination(height: float) -> Callable[[], np.ndarray]:
+        def tool() -> np.ndarray:
+            held = environment.tool_position() - environment.body_position(environment.target)
+            return np.array([*(destination[:2] + held[:2]), height])
+
+        return tool
+
+    carrying_height = max(destination[2] + hanging + 0.05, environment.tool_position()[2])
+    straight_up = np.array([*environment.tool_position()[:2], carrying_height])
+    arm.move(straight_up, hand_down(grasp.yaw), CLOSE, 50, tolerance=0.02, max_translation=0.04)
+    arm.move(object_over_destination(carrying_height), down, CLOSE, 70, tolerance=0.012)
+    if "basket" in environment.destination:  # let go inside it, the palm above its edge
+        release_height = max(destination[2] - 0.03 + hanging, destination[2] + 0.01)
+    else:
+        release_height = destination[2] + hanging + 0.008
+    arm.move(object_over_destination(release_height), down, CLOSE, 40, tolerance=0.008, max_translation=0.03)
+    arm.hold(OPENING_STEPS, OPEN)
+    arm.move(_above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
+
+
+def _destination(environment: TaskEnvironment) -> np.ndarray:
+    """The middle of the destination and the height of its top, (3,) m."""
+    site = environment.site_position(environment.destination)
+    if site is not None:
+        return site
+    points = collision_points(environment, environment.root_body(environment.destination))
+    low, high = points.min(0), points.max(0)
+    return np.array([*((low + high)[:2] / 2), high[2]])
+
+
+def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.ndarray:
+    """The destination; in a region, moved towards the robot as far as the stretched arm needs and the region allows."""
+    destination, size = _destination(environment), environment.site_size(environment.destination)
+    if size is None:
+        return destination
+    shoulder = environment.shoulder_position()
+    towards_robot = shoulder[:2] - destination[:2]
+    towards_robot /= np.linalg.norm(towards_robot)
+    for shift in np.arange(0, size[:2].min() / 2, 0.005):
+        moved = np.array([*(destination[:2] + shift * towards_robot), destination[2]])
+        if stretch(shoulder, moved + _up(hanging + LEAST_RISE)) < COMFORTABLE_STRETCH:
+            break
+    return moved
+
+
+def _return_home(arm: _Arm, home: np.ndarray) -> None:
+    """Move the arm out of the picture's middle, back to where it started, and rest there."""
+    arm.record.home_step = len(arm.record.actions)
+    arm.move(home, hand_down(0.0), OPEN, 50, tolerance=0.01)
+    arm.hold(RESTING_STEPS, OPEN)

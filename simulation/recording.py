@@ -1,0 +1,175 @@
+"""Record a simulated data set with truth: draw scenes, demonstrate, keep the successes, write RLDS and truth table.
+
+A data set depends on its arguments alone: the same command twice writes the same bytes.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from simulation import truth
+from simulation.demonstration import record, solve
+from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnvironment, check_suite, import_libero
+from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
+
+VERSION = "1.0.0"
+INITIAL_STATES = 50  # a task of LIBERO has so many
+
+Progress = Callable[[int, int], None]
+"""Called with (episodes recorded so far, episodes asked for)."""
+
+
+@dataclass
+class Counts:
+    """What happened on one task: an episode is a drawn initial state, with one attempt or more."""
+
+    attempts: int = 0
+    failed_attempts: int = 0
+    recorded: int = 0
+    failed_episodes: int = 0  # all attempts failed; not recorded, another scene was drawn instead
+
+
+@dataclass
+class RecordingSummary:
+    """What a recording did, by task: (suite, task id) -> counts."""
+
+    tasks: dict[tuple[str, int], Counts] = field(default_factory=dict)
+
+    def total(self, suite: str | None = None) -> Counts:
+        """The counts over all tasks, or over those of one suite."""
+        chosen = [counts for (task_suite, _), counts in self.tasks.items() if suite in (None, task_suite)]
+        return Counts(**{name: sum(getattr(counts, name) for counts in chosen) for name in vars(Counts())})
+
+
+@dataclass(frozen=True, order=True)
+class Scene:
+    """A task in one of its initial states."""
+
+    suite: str
+    task_id: int
+    initial_state: int
+
+
+def record_sample(
+    suites: list[str] | str,
+    episodes: int,
+    seed: int,
+    out: Path,
+    name: str = "",
+    files: int = 1,
+    hz: int = 5,
+    progress: Progress | None = None,
+) -> RecordingSummary:
+    """Record `episodes` successful demonstrations into `<out>/<name>/1.0.0/` and `<out>/truth.parquet`.
+
+    Several suites alternate, episode by episode. `name` defaults to `<suite>_simulated` (several suites:
+    `libero_simulated`), `files` is the number of TFRecord files. `hz` is 20, the control rate, or a divisor of it.
+    """
+    suites = [suites] if isinstance(suites, str) else list(suites)
+    _check_request(suites, episodes, out, files, hz)
+    import_libero()
+    name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
+    out.mkdir(parents=True, exist_ok=True)
+    identifiers = _episode_ids(name, episodes, files)
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
+        spool = Path(folder)
+        summary = _record_into(spool, suites, identifiers, seed, hz, progress)
+        truth.write((_spooled_truth(spool, identifier) for identifier in identifiers), out / truth.FILE_NAME)
+        payloads = [
+            (_spooled_record(spool, identifier).read_bytes() for identifier in part)
+            for part in np.array_split(identifiers, files)
+        ]
+        write_encoded_rlds(out, name, VERSION, libero_features(), {"train": payloads})
+    return summary
+
+
+def _check_request(suites: list[str], episodes: int, out: Path, files: int, hz: int) -> None:
+    if not suites:
+        raise ValueError(f"no suite given: choose from {', '.join(PICK_AND_PLACE_TASKS)}")
+    for suite in suites:
+        check_suite(suite)
+    if episodes < 1:
+        raise ValueError(f"cannot record {episodes} episodes: ask for at least 1")
+    if not 1 <= files <= episodes:
+        raise ValueError(f"cannot spread {episodes} episodes over {files} files: ask for 1 to {episodes} files")
+    if hz < 1 or CONTROL_HZ % hz:
+        raise ValueError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: is not an empty directory; name a new one or empty it first")
+
+
+def draw_scenes(suite: str, seed: int) -> Iterator[Scene]:
+    """All scenes of a suite in the random order of a seed: every task once before any comes again."""
+    random = np.random.default_rng([seed, sorted(PICK_AND_PLACE_TASKS).index(suite)])
+    tasks = PICK_AND_PLACE_TASKS[suite]
+    order_of_states = {task: random.permutation(INITIAL_STATES) for task in tasks}
+    for turn in range(INITIAL_STATES):
+        for task in random.permutation(tasks):
+            yield Scene(suite, int(task), int(order_of_states[int(task)][turn]))
+
+
+def _episode_ids(name: str, episodes: int, files: int) -> list[str]:
+    """`{name}-train-{file}-{record}` of every episode, consecutive ones in one file."""
+    lengths = [len(part) for part in np.array_split(np.arange(episodes), files)]
+    return [f"{name}-train-{file:05d}-{number:05d}" for file, length in enumerate(lengths) for number in range(length)]
+
+
+def _record_into(
+    spool: Path, suites: list[str], identifiers: list[str], seed: int, hz: int, progress: Progress | None
+) -> RecordingSummary:
+    """Record every episode into the spool folder, so that memory does not grow with their number.
+
+    Scenes are worked off by task, since making an environment is what takes long. The place of an episode whose
+    attempts all failed is filled by its suite's next drawn scene, until every place is filled.
+    """
+    summary = RecordingSummary()
+    draws = {suite: draw_scenes(suite, seed) for suite in suites}
+    open_places = {identifier: suites[number % len(suites)] for number, identifier in enumerate(identifiers)}
+    while open_places:
+        work = sorted((_next_scene(draws[suite]), identifier) for identifier, suite in open_places.items())
+        for (suite, task_id), scenes in groupby(work, key=lambda item: (item[0].suite, item[0].task_id)):
+            counts = summary.tasks.setdefault((suite, task_id), Counts())
+            with TaskEnvironment(suite, task_id) as environment:
+                for scene, identifier in scenes:
+                    if _record_scene(environment, scene, identifier, hz, spool, counts):
+                        del open_places[identifier]
+                        if progress:
+                            progress(len(identifiers) - len(open_places), len(identifiers))
+    return summary
+
+
+def _next_scene(draws: Iterator[Scene]) -> Scene:
+    scene = next(draws, None)
+    if scene is None:
+        raise ValueError("no initial state is left to draw: ask for fewer episodes or more suites")
+    return scene
+
+
+def _record_scene(
+    environment: TaskEnvironment, scene: Scene, identifier: str, hz: int, spool: Path, counts: Counts
+) -> bool:
+    """Demonstrate one scene and spool its record and truth; False if all attempts failed."""
+    attempts = solve(environment, scene.initial_state)
+    solved = attempts[-1].solved
+    counts.attempts += len(attempts)
+    counts.failed_attempts += len(attempts) - solved
+    counts.recorded += solved
+    counts.failed_episodes += not solved
+    if not solved:
+        return False
+    demonstration = record(environment, scene.initial_state, attempts, identifier, hz)
+    _spooled_record(spool, identifier).write_bytes(encode_episode(demonstration.episode, libero_features()))
+    truth.write([demonstration.truth], spool / f"{identifier}.parquet")
+    return True
+
+
+def _spooled_record(spool: Path, identifier: str) -> Path:
+    return spool / f"{identifier}.record"
+
+
+def _spooled_truth(spool: Path, identifier: str) -> truth.EpisodeTruth:
+    return next(truth.iterate(spool / f"{identifier}.parquet"))

@@ -1,0 +1,166 @@
+"""Write and read RLDS data sets (TFDS on disk) without TensorFlow: records, features.json, dataset_info.json.
+
+What is written loads with `tfds.builder_from_directory`, and its records with `features.deserialize_example_np`. JPEG
+bytes given as `io.BytesIO` pass into the records as they are, never decoded and encoded again.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixel160k.tfrecord import read_records, write_records
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+DATASET_INFO = "dataset_info.json"
+
+
+def libero_features() -> "tfds.features.FeaturesDict":
+    """The schema of OpenVLA's `modified_libero_rlds` (data sets such as `libero_object_no_noops`).
+
+    state: tool position (m), axis-angle (rad), two finger positions (m). action: LIBERO's controller input, gripper
+    -1 = open, +1 = close. Both images are the simulator's, turned by 180 degrees.
+    """
+    import tensorflow_datasets as tfds
+
+    def image() -> tfds.features.Image:
+        return tfds.features.Image(shape=(256, 256, 3), dtype=np.uint8, encoding_format="jpeg")
+
+    def vector(length: int) -> tfds.features.Tensor:
+        return tfds.features.Tensor(shape=(length,), dtype=np.float32)
+
+    observation = {"image": image(), "wrist_image": image(), "state": vector(8), "joint_state": vector(7)}
+    step = {
+        "observation": tfds.features.FeaturesDict(observation),
+        "action": vector(7),
+        "discount": tfds.features.Scalar(dtype=np.float32),
+        "reward": tfds.features.Scalar(dtype=np.float32),
+        "is_first": tfds.features.Scalar(dtype=np.bool_),
+        "is_last": tfds.features.Scalar(dtype=np.bool_),
+        "is_terminal": tfds.features.Scalar(dtype=np.bool_),
+        "language_instruction": tfds.features.Text(),
+    }
+    metadata = {"file_path": tfds.features.Text()}
+    return tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset(step), "episode_metadata": tfds.features.FeaturesDict(metadata)}
+    )
+
+
+def encode_episode(episode: dict[str, Any], features: "tfds.features.FeaturesDict") -> bytes:
+    """Encode an episode as one record; images as arrays, or as `io.BytesIO` of bytes to be kept.
+
+    Equal episodes give equal bytes, which TFDS's own serializer does not promise: a protobuf map has no order.
+    """
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    serializer = ExampleSerializer(features.get_serialized_info())
+    return serializer.get_tf_example(features.encode_example(episode)).SerializeToString(deterministic=True)
+
+
+def write_rlds(
+    directory: Path,
+    name: str,
+    version: str,
+    features: "tfds.features.FeaturesDict",
+    splits: dict[str, list[list[dict[str, Any]]]],
+) -> None:
+    """Write the data set `<directory>/<name>/<version>/` from `splits`: split -> files -> episodes."""
+    encoded = {
+        split: [(encode_episode(episode, features) for episode in episodes) for episodes in files]
+        for split, files in splits.items()
+    }
+    write_encoded_rlds(directory, name, version, features, encoded)
+
+
+def write_encoded_rlds(
+    directory: Path,
+    name: str,
+    version: str,
+    features: "tfds.features.FeaturesDict",
+    splits: dict[str, list[Iterable[bytes]]],
+) -> None:
+    """`write_rlds` for episodes that are records already, such as lazily read ones.
+
+    dataset_info.json comes last: without it no reader takes the directory for a data set, so that an interrupted run
+    does not look finished.
+    """
+    folder = directory / name / version
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DATASET_INFO).unlink(missing_ok=True)
+    split_infos = [_write_split(folder, name, split, files) for split, files in splits.items()]
+    features.save_config(str(folder))
+    info = {
+        "description": "",
+        "fileFormat": "tfrecord",
+        "name": name,
+        "splits": split_infos,
+        "version": version,
+    }
+    unfinished = folder / f"{DATASET_INFO}.tmp"
+    unfinished.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / DATASET_INFO)
+
+
+def _write_split(folder: Path, name: str, split: str, files: list[Iterable[bytes]]) -> dict[str, Any]:
+    """Write a split's files and return its entry in dataset_info.json."""
+    lengths, total_bytes = [], 0
+
+    def measured(payloads: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal total_bytes
+        for payload in payloads:
+            total_bytes += len(payload)
+            yield payload
+
+    for number, payloads in enumerate(files):
+        path = folder / f"{name}-{split}.tfrecord-{number:05d}-of-{len(files):05d}"
+        lengths.append(write_records(path, measured(payloads)))
+    return {
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "name": split,
+        "numBytes": str(total_bytes),
+        "shardLengths": [str(length) for length in lengths],
+    }
+
+
+def find_dataset(directory: Path) -> Path:
+    """The one version directory below `directory` (`<name>/<version>/` with a dataset_info.json)."""
+    found = sorted(path.parent for path in directory.glob(f"*/*/{DATASET_INFO}"))
+    if len(found) != 1:
+        raise ValueError(f"{directory}: holds {len(found)} finished RLDS data sets, expected <name>/<version>/ once")
+    return found[0]
+
+
+def read_libero_files(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield the episodes of a `libero_features()` data set file by file, images as `io.BytesIO` of their JPEG bytes.
+
+    An episode is what `encode_episode` takes: {"steps": list of steps, "episode_metadata": {...}}.
+    """
+    import tensorflow_datasets as tfds
+
+    features = libero_features()
+    keep_bytes = {name: tfds.decode.SkipDecoding() for name in ("image", "wrist_image")}
+    for path in sorted(folder.glob("*.tfrecord-*")):
+        episodes = []
+        for record in read_records(path):
+            if record.fault:
+                raise ValueError(f"{path} record {record.number}: {record.fault}; record the set again")
+            episode = features.deserialize_example_np(record.payload, decoders={"steps": {"observation": keep_bytes}})
+            episodes.append({"steps": [_encodable(step) for step in episode["steps"]], **_metadata(episode)})
+        yield episodes
+
+
+def _encodable(step: dict[str, Any]) -> dict[str, Any]:
+    observation = dict(step["observation"])
+    for camera in ("image", "wrist_image"):
+        observation[camera] = io.BytesIO(observation[camera])
+    return {**step, "observation": observation}
+
+
+def _metadata(episode: dict[str, Any]) -> dict[str, Any]:
+    return {"episode_metadata": episode["episode_metadata"]}
