@@ -81,14 +81,14 @@ def score_episode(row: EpisodeAnnotation, truth: EpisodeTruth) -> EpisodeScore:
     if target is not None and row.image_height and target.shape != (row.image_height, row.image_width):
         raise ValueError(f"{row.episode_id}: the truth's masks are not of the annotated images' size")
     if row.object_mask is not None and target is not None:
-        measured["object_iou"] = masks.iou(masks.decode(row.object_mask), target)
+        measured["object_iou"] = float(masks.iou(masks.decode(row.object_mask), target))
     if row.region_box is not None and target is not None:
         region = masks.inside_box(row.region_box, *target.shape)
         measured["region_area"] = float(region.mean())
         measured["region_recall"] = _share(target & region, target)
     if row.gripper_mask is not None:
         found, gripper = masks.decode(row.gripper_mask), truth.mask(row.close_step, GRIPPER)
-        measured["gripper_iou"] = masks.iou(found, gripper)
+        measured["gripper_iou"] = float(masks.iou(found, gripper))
         measured["gripper_precision"] = _share(found & gripper, found)
         measured["gripper_recall"] = _share(found & gripper, gripper)
     if row.close_step >= 0 and truth.contact_step >= 0:
@@ -248,7 +248,7 @@ def _evidence_measures(scores: Sequence[EvidenceScore], min_evidence: float) -> 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
     """Pixels of one mask over those of another that contains it; None where that is empty."""
     total = np.count_nonzero(whole)
-    return np.count_nonzero(part) / total if total else None
+    return float(np.count_nonzero(part) / total) if total else None
 
 
 def _mean(values: Any) -> float | None:

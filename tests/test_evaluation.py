@@ -91,6 +91,7 @@ def test_a_shifted_row():
     assert (score.gripper_iou, score.gripper_precision, score.gripper_recall) == (0.25, 0.25, 1)
     assert score.region_recall == pytest.approx(0.3)
     assert not score.noun_right and not score.good and score.close_error == -2
+    json.dumps(measures.measure([score], [], 0.3))  # numpy's numbers would not go into JSON
 
 
 def test_what_is_missing_is_none():
