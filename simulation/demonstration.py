@@ -14,7 +14,7 @@ from simulation.policy import Attempt, attempt
 from simulation.thinning import thin_actions, window_starts
 from simulation.truth import EpisodeTruth, StepTruth, phrase_of
 
-IMAGE_QUALITY, WRIST_IMAGE_QUALITY = 88, 65  # JPEG
+IMAGE_QUALITY, WRIST_IMAGE_QUALITY = 90, 65  # JPEG
 
 
 @dataclass(frozen=True)
