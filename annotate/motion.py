@@ -80,9 +80,12 @@ class Motion:
         self.height, self.width = keyframes.initial.shape[:2]
         self.pixel = self.height / 256  # lengths below are in pixels at a height of 256
         self._initial = self._blur(keyframes.initial)
-        self._approach = [self._register(frame) for frame in keyframes.approach]
         self._close = self._register(keyframes.close)
         self._evidence = [self._register(frame) for frame in keyframes.evidence]
+        # Per frame, float32 (height, width): grey levels by which each pixel differs from the first frame.
+        self._approach_change = [_difference(self._register(frame), self._initial) for frame in keyframes.approach]
+        self._close_change = _difference(self._close, self._initial)
+        self._evidence_change = [_difference(frame, self._initial) for frame in self._evidence]
 
     @cached_property
     def unusable(self) -> str:
@@ -91,13 +94,13 @@ class Motion:
             return "no frame follows the gripper's close"
         if not self.keyframes.lifted:
             return "nothing was carried away: the gripper stayed where it closed"
-        changed = np.mean([self._difference(frame) > self.settings.change_threshold for frame in self._evidence])
+        changed = np.mean(np.stack(self._evidence_change) > self.settings.change_threshold)
         return "the camera moved" if changed > self.settings.moved_camera_share else ""
 
     @cached_property
     def change_after(self) -> np.ndarray:
         """Grey levels, float32 (height, width), by which a pixel differs both while carrying and at the end."""
-        differences = np.stack([self._difference(frame) for frame in self._evidence])
+        differences = np.stack(self._evidence_change)
         carrying = differences[np.array(self.keyframes.carried)]
         ending = np.median(differences[-3:], axis=0)
         return np.minimum(ending, np.median(carrying, axis=0)) if len(carrying) else ending
@@ -105,9 +108,9 @@ class Motion:
     @cached_property
     def change_before(self) -> np.ndarray:
         """Grey levels, float32 (height, width), by which a pixel differs while the gripper approaches."""
-        if not self._approach:
+        if not self._approach_change:
             return np.zeros((self.height, self.width), np.float32)
-        return np.median([self._difference(frame) for frame in self._approach], axis=0)
+        return np.median(self._approach_change, axis=0)
 
     @cached_property
     def left_its_place(self) -> np.ndarray:
@@ -118,8 +121,8 @@ class Motion:
     @cached_property
     def arm_at_close(self) -> np.ndarray:
         """bool (height, width): what differs at the close from the first frame and from the later ones."""
-        later = [np.abs(self._close - frame).max(-1) for frame in self._evidence]
-        difference = self._difference(self._close)
+        later = [_difference(self._close, frame) for frame in self._evidence]
+        difference = self._close_change
         if later:
             difference = np.minimum(difference, np.percentile(later, 70, axis=0))
         return self._closed(self._opened(difference > self.settings.change_threshold, 3), 9)
@@ -132,15 +135,20 @@ class Motion:
         """
         if not self.arm_at_close.any():
             return None
+        half_side = self.settings.gripper_half_size * self.height
         tip = self._arm_tip()
         if not self.unusable and (objects := self.moved_objects(tip)):
             ys, xs = np.nonzero(self.arm_at_close)
             target = _centre(objects[0][1])
             distance = np.hypot(xs - target[0], ys - target[1])
-            if distance.min() < 1.5 * self._gripper_half_side:
+            if distance.min() < 1.5 * half_side:
                 nearest = distance <= max(np.percentile(distance, 3), 8 * self.pixel)
                 tip = np.array([xs[nearest].mean(), ys[nearest].mean()])
-        box = self._gripper_box(tip)
+        x, y = float(tip[0]), float(tip[1])
+        box = (
+            max(0.0, x - half_side), max(0.0, y - half_side),
+            min(float(self.width), x + half_side), min(float(self.height), y + half_side),
+        )  # fmt: skip
         mask = self.arm_at_close & inside_box(box, self.height, self.width)
         return (box, mask) if mask.any() else None
 
@@ -196,25 +204,10 @@ class Motion:
         status = "supported" if score >= min_score else "contradicted"
         return Evidence(status, score, self.keyframes.evidence_steps[-1])
 
-    @property
-    def _gripper_half_side(self) -> float:
-        return self.settings.gripper_half_size * self.height
-
-    def _gripper_box(self, tip: np.ndarray) -> Box:
-        """A square around the arm's end, moved from the tip towards where the arm comes from, clipped to the image."""
-        half = self._gripper_half_side
-        backwards = self._arm_entry() - tip
-        centre = tip + backwards / max(1e-6, float(np.linalg.norm(backwards))) * half * 0.6
-        near = self.arm_at_close & inside_box(_square(centre, half), self.height, self.width)
-        if np.count_nonzero(near) > 30 * self.pixel**2:
-            centre = (centre + _centre(near)) / 2
-        x0, y0, x1, y1 = _square(centre, half)
-        return max(0.0, x0), max(0.0, y0), min(float(self.width), x1), min(float(self.height), y1)
-
     def _arm_entry(self) -> np.ndarray:
         """Where the arm enters the image (x, y): the border pixels that ever change, or else the middle of the top."""
-        frames = [*self._approach, self._close, *self._evidence]
-        changed = np.max([self._difference(frame) for frame in frames], axis=0) > self.settings.change_threshold
+        changes = [*self._approach_change, self._close_change, *self._evidence_change]
+        changed = np.max(changes, axis=0) > self.settings.change_threshold
         rim = max(1, round(3 * self.pixel))
         changed[rim:-rim, rim:-rim] = False
         return _centre(changed) if np.count_nonzero(changed) > 5 else np.array([self.width / 2, 0.0])
@@ -242,9 +235,6 @@ class Motion:
         """A mask without its outermost pixels, where blur mixes object and background."""
         return cv2.erode(mask.astype(np.uint8), _kernel(3 * self.pixel)).astype(bool)
 
-    def _difference(self, frame: np.ndarray) -> np.ndarray:
-        return np.abs(frame - self._initial).max(-1)
-
     def _blur(self, frame: np.ndarray) -> np.ndarray:
         sigma = self.settings.blur_sigma * self.pixel
         return (cv2.GaussianBlur(frame, (0, 0), sigma) if sigma > 0 else frame).astype(np.float32)
@@ -252,7 +242,7 @@ class Motion:
     def _register(self, frame: np.ndarray) -> np.ndarray:
         """Blur a frame and undo a shift of the camera, where undoing it makes the frame more like the first one."""
         blurred = self._blur(frame)
-        grey, reference = blurred.mean(-1), self._initial.mean(-1)
+        grey, reference = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (blurred, self._initial))
         (dx, dy), _ = cv2.phaseCorrelate(reference, grey, cv2.createHanningWindow(grey.shape[::-1], cv2.CV_32F))
         if np.hypot(dx, dy) < 0.3:
             return blurred
@@ -260,7 +250,8 @@ class Motion:
         moved = cv2.warpAffine(
             blurred, shift, grey.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        return moved if np.median(self._difference(moved)) < np.median(self._difference(blurred)) else blurred
+        better = np.median(_difference(moved, self._initial)) < np.median(_difference(blurred, self._initial))
+        return moved if better else blurred
 
 
 def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
@@ -274,8 +265,10 @@ def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
     )  # fmt: skip
 
 
-def _square(centre: np.ndarray, half: float) -> Box:
-    return float(centre[0] - half), float(centre[1] - half), float(centre[0] + half), float(centre[1] + half)
+def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Grey levels, float32 (height, width), of the channel that differs most."""
+    red, green, blue = cv2.split(cv2.absdiff(first, second))
+    return np.maximum(np.maximum(red, green), blue)
 
 
 def _centre(mask: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class AnnotateSettings(Settings):
     camera: str = ""  # "" is the source's main camera
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
-    region_expansion: Annotated[float, Field(ge=1)] = 1.5  # the gripper box is scaled by this to propose a region
+    region_expansion: Annotated[float, Field(ge=1)] = 1.7  # the gripper box is scaled by this to propose a region
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidates kept an episode
     motion: MotionSettings = MotionSettings()
     prompts: PromptSettings = PromptSettings()
