@@ -50,16 +50,14 @@ def write_page(shard_directory: Path, out: Path, title: str = "", limit: int = 2
     """
     manifest = shards.read_manifest(shard_directory)
     index = _read_index(shard_directory / "index.parquet")
-    episodes = index.group_by("episode_id", use_threads=False).aggregate([("step", "min"), ("status", "first")])
-    shown = episodes["episode_id"][:limit]
+    episodes = index.group_by("episode_id", use_threads=False).aggregate([("step", "min")])
+    shown = episodes[:limit].to_pylist()
+    wanted = pa.array([episode["episode_id"] for episode in shown], pa.string())
     places = {
         (row["episode_id"], row["step"]): row
-        for row in index.filter(pc.is_in(index["episode_id"], value_set=pa.array(shown))).to_pylist()
+        for row in index.filter(pc.is_in(index["episode_id"], value_set=wanted)).to_pylist()
     }
-    cards = [
-        _card(shard_directory, places, episode, step)
-        for episode, step in zip(shown.to_pylist(), episodes["step_min"][:limit].to_pylist(), strict=True)
-    ]
+    cards = [_card(shard_directory, places, episode["episode_id"], episode["step_min"]) for episode in shown]
     made = manifest["annotations"]
     page = drawing.render(
         _TEMPLATE,
@@ -95,8 +93,8 @@ def split_at_target(instruction: str, target: str) -> tuple[str, str, str]:
 
 
 def _read_index(path: Path) -> pa.Table:
-    """The index without its keys, as a table: at the size of the whole data set, rows as objects would not fit."""
-    columns = [name for name in shards.INDEX_SCHEMA.names if name != "key"]
+    """Of the index what is needed, as a table: rows as objects would not fit at the size of the whole data set."""
+    columns = ["episode_id", "step", "shard", "offset", "bytes"]
     try:
         return pq.read_table(path, columns=columns, read_dictionary=["shard"])
     except (OSError, pa.ArrowException) as error:

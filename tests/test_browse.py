@@ -174,6 +174,12 @@ def test_no_limit_is_said_where_all_are_shown(page):
     assert "This page shows" not in page
 
 
+def test_shards_without_an_episode_give_a_page_that_says_so(directory, tmp_path):
+    shards.write_index(directory / "index.parquet", [])
+    assert browse.write_page(directory, tmp_path / "page.html") == 0
+    assert "The shards hold no episode." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_damaged_shards_say_what_to_do(directory, tmp_path):
     tar = directory / "drawn-train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
