@@ -141,6 +141,86 @@ def verify(shards: Path) -> None:
 
 
 @main.command()
+@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write.")
+@click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="At most this many episodes.")
+def browse(shards: Path, out: Path, limit: int) -> None:
+    """Write one self-contained page that shows each episode with its masks, prompts, scores and reason.
+
+    \b
+    pixelcli browse --shards shards --out browse.html
+    """
+    from pixel160k.browse import write_page
+
+    episodes = write_page(shards, out, limit=limit)
+    click.echo(f"{episodes} episodes; open {out} in a browser")
+
+
+@main.group()
+def evaluate() -> None:
+    """Measure annotations and policies."""
+
+
+@evaluate.command("annotations")
+@click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
+@click.option(
+    "--truth", type=click.Path(path_type=Path, dir_okay=False), help="truth.parquet [default for sample: its own]."
+)
+@click.option("--data-dir", type=_directory, help="The annotated RLDS files [default: where they were then].")
+@click.option("--out", type=_directory, required=True, help="Where evaluation.json and worst.html go.")
+def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path | None, out: Path) -> None:
+    """Compare annotations with the truth of a simulated data set.
+
+    \b
+    pixelcli evaluate annotations --annotations annotations --out evaluation
+    """
+    from rich.console import Console
+
+    from annotate.sources.sample import default_directory
+    from evaluation.annotation_report import summary_tables
+    from evaluation.annotations import evaluate as compare
+
+    for table in summary_tables(compare(annotations, truth or default_directory() / "truth.parquet", out, data_dir)):
+        Console().print(table)
+    click.echo(f"the worst cases: {out / 'worst.html'}")
+
+
+@main.command()
+@click.option(
+    "--suite", "suites", multiple=True, required=True, help="libero_object, libero_spatial, libero_goal; repeatable."
+)
+@click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws tasks and initial states.")
+@click.option(
+    "--files", type=click.IntRange(1), default=1, show_default=True, help="TFRecord files to spread them over."
+)
+@click.option("--hz", type=int, default=5, show_default=True, help="5 thins the 20 Hz of the simulator; 20 keeps all.")
+@click.option("--name", default="", help="The data set's name [default: SUITE_simulated].")
+@click.option("--out", type=_directory, required=True, help="A new or empty directory.")
+def sample(suites: tuple[str, ...], episodes: int, seed: int, files: int, hz: int, name: str, out: Path) -> None:
+    """Record scripted demonstrations in LIBERO as RLDS, with truth beside them (needs the extra [sim]).
+
+    \b
+    pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from simulation.recording import record_sample
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("record", total=episodes)
+        summary = record_sample(
+            list(suites), episodes, seed, out, name, files, hz, lambda done, _: bar.update(task, completed=done)
+        )
+    counts = summary.total()
+    click.echo(
+        f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "
+        f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --data-dir {out}"
+    )
+
+
+@main.command()
 def doctor() -> None:
     """Say what is installed, which extras work, which devices there are, and how to get what is missing.
 
