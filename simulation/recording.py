@@ -14,7 +14,7 @@ import numpy as np
 from simulation import truth
 from simulation.demonstration import record, solve
 from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnvironment, check_suite, import_libero
-from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
+from simulation.rlds import check_empty, encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
 INITIAL_STATES = 50  # a task of LIBERO has so many
@@ -98,8 +98,7 @@ def _check_request(suites: list[str], episodes: int, out: Path, files: int, hz: 
         raise ValueError(f"cannot spread {episodes} episodes over {files} files: ask for 1 to {episodes} files")
     if hz < 1 or CONTROL_HZ % hz:
         raise ValueError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is not an empty directory; name a new one or empty it first")
+    check_empty(out)
 
 
 def draw_scenes(suite: str, seed: int) -> Iterator[Scene]:

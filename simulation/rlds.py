@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 DATASET_INFO = "dataset_info.json"
+LIBERO_CAMERAS = ("image", "wrist_image")
 
 
 def libero_features() -> "tfds.features.FeaturesDict":
@@ -136,31 +137,32 @@ def find_dataset(directory: Path) -> Path:
     return found[0]
 
 
-def read_libero_files(folder: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yield the episodes of a `libero_features()` data set file by file, images as `io.BytesIO` of their JPEG bytes.
+def check_empty(directory: Path) -> None:
+    """Raise a ValueError unless a data set may be written to `directory`: it is missing or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory}: is not an empty directory; name a new one or empty it first")
+
+
+def read_libero_episodes(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the episodes of one file of a `libero_features()` data set, images as `io.BytesIO` of their JPEG bytes.
 
     An episode is what `encode_episode` takes: {"steps": list of steps, "episode_metadata": {...}}.
     """
     import tensorflow_datasets as tfds
 
     features = libero_features()
-    keep_bytes = {name: tfds.decode.SkipDecoding() for name in ("image", "wrist_image")}
-    for path in sorted(folder.glob("*.tfrecord-*")):
-        episodes = []
-        for record in read_records(path):
-            if record.fault:
-                raise ValueError(f"{path} record {record.number}: {record.fault}; record the set again")
-            episode = features.deserialize_example_np(record.payload, decoders={"steps": {"observation": keep_bytes}})
-            episodes.append({"steps": [_encodable(step) for step in episode["steps"]], **_metadata(episode)})
-        yield episodes
+    keep_bytes = {camera: tfds.decode.SkipDecoding() for camera in LIBERO_CAMERAS}
+    for record in read_records(path):
+        if record.fault:
+            raise ValueError(f"{path} record {record.number}: {record.fault}; record the data set again")
+        episode = features.deserialize_example_np(record.payload, decoders={"steps": {"observation": keep_bytes}})
+        yield {
+            "steps": [_with_image_bytes(step) for step in episode["steps"]],
+            "episode_metadata": episode["episode_metadata"],
+        }
 
 
-def _encodable(step: dict[str, Any]) -> dict[str, Any]:
-    observation = dict(step["observation"])
-    for camera in ("image", "wrist_image"):
-        observation[camera] = io.BytesIO(observation[camera])
-    return {**step, "observation": observation}
-
-
-def _metadata(episode: dict[str, Any]) -> dict[str, Any]:
-    return {"episode_metadata": episode["episode_metadata"]}
+def _with_image_bytes(step: dict[str, Any]) -> dict[str, Any]:
+    observation = step["observation"]
+    images = {camera: io.BytesIO(observation[camera]) for camera in LIBERO_CAMERAS}
+    return {**step, "observation": {**observation, **images}}

@@ -1,0 +1,405 @@
+"""The simulator's room: thinning, RLDS and truth files, perturbed sets, the shipped sample; one slow recording."""
+
+import importlib.util
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from pixel160k.masks import area, encode
+from pixel160k.tfrecord import read_records
+from simulation import truth
+from simulation.environment import CLOSE, OPEN, PICK_AND_PLACE_TASKS, category_of
+from simulation.grasping import ATTEMPTS, WIDEST_GRASP, hand_down, plan_grasp
+from simulation.perturb import cut_before_home, shake_camera
+from simulation.recording import draw_scenes, record_sample
+from simulation.rlds import encode_episode, find_dataset, libero_features, read_libero_episodes, write_rlds
+from simulation.rotations import (
+    compose,
+    multiply,
+    quaternion_from_vector,
+    vector_from_matrix,
+    vector_from_quaternion,
+)
+from simulation.thinning import ROTATION_UNIT, thin_actions
+
+SAMPLE = Path(__file__).parents[1] / "simulation" / "sample"
+
+unit = st.floats(-1, 1, width=32)
+actions_strategy = hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(7)), elements=unit)
+
+
+def matrix_of(vector):
+    """Rodrigues' formula, as an independent check of the quaternions."""
+    angle = np.linalg.norm(vector)
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def fake_episode(steps, seed=0):
+    """An episode of `libero_features()` with random contents and real JPEG bytes."""
+    random = np.random.default_rng(seed)
+
+    def image():
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=30)
+        return io.BytesIO(buffer.getvalue())
+
+    return {
+        "steps": [
+            {
+                "observation": {
+                    "image": image(),
+                    "wrist_image": image(),
+                    "state": random.normal(size=8).astype(np.float32),
+                    "joint_state": random.normal(size=7).astype(np.float32),
+                },
+                "action": random.normal(size=7).astype(np.float32),
+                "discount": 1.0,
+                "reward": float(number == steps - 1),
+                "is_first": number == 0,
+                "is_last": number == steps - 1,
+                "is_terminal": number == steps - 1,
+                "language_instruction": "put the bowl on the plate",
+            }
+            for number in range(steps)
+        ],
+        "episode_metadata": {"file_path": f"fake/{seed}"},
+    }
+
+
+def sample_episodes(directory):
+    """The episodes of a recorded set by episode id."""
+    folder = find_dataset(directory)
+    return {
+        f"{folder.parent.name}-train-{file:05d}-{number:05d}": episode
+        for file, path in enumerate(sorted(folder.glob("*.tfrecord-*")))
+        for number, episode in enumerate(read_libero_episodes(path))
+    }
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped sample: (episodes, truths), both by episode id."""
+    return sample_episodes(SAMPLE), truth.read(SAMPLE / truth.FILE_NAME)
+
+
+# --- rotations and thinning
+
+
+@given(hnp.arrays(np.float64, 3, elements=st.floats(-1.7, 1.7)))
+def test_rotation_representations_agree(vector):
+    matrix = matrix_of(vector)
+    back = vector_from_quaternion(quaternion_from_vector(vector))
+    np.testing.assert_allclose(matrix_of(back), matrix, atol=1e-9)
+    np.testing.assert_allclose(matrix_of(vector_from_matrix(matrix)), matrix, atol=1e-6)
+
+
+def test_half_turns_survive_the_matrix():
+    for axis in np.eye(3):
+        matrix = matrix_of(np.pi * axis)
+        np.testing.assert_allclose(matrix_of(vector_from_matrix(matrix)), matrix, atol=1e-9)
+
+
+@given(hnp.arrays(np.float64, (5, 3), elements=st.floats(-1, 1)))
+def test_composition_applies_the_first_rotation_first(vectors):
+    expected = np.eye(3)
+    for vector in vectors:
+        expected = matrix_of(vector) @ expected
+    np.testing.assert_allclose(matrix_of(compose(vectors)), expected, atol=1e-9)
+
+
+@given(actions_strategy, st.sampled_from([1, 2, 4]))
+def test_thinned_actions_do_the_same_as_all(actions, window):
+    thinned = thin_actions(actions, window)
+    assert thinned.shape == (-(-len(actions) // window), 7) and thinned.dtype == np.float32
+    np.testing.assert_allclose(thinned[:, :3].sum(0), actions[:, :3].astype(np.float64).sum(0), atol=1e-4)
+
+    def whole_rotation(some):
+        total = np.array([1.0, 0, 0, 0])
+        for vector in some[:, 3:6].astype(np.float64):
+            total = multiply(quaternion_from_vector(vector * ROTATION_UNIT), total)
+        return matrix_of(vector_from_quaternion(total))
+
+    np.testing.assert_allclose(whole_rotation(thinned), whole_rotation(actions), atol=1e-5)
+
+
+@given(st.integers(0, 30), st.integers(14, 30))
+def test_thinning_keeps_the_grasp_in_its_window(opened, closed):
+    actions = np.zeros((opened + closed, 7), dtype=np.float32)
+    actions[:, 6] = [OPEN] * opened + [CLOSE] * closed
+    assert np.argmax(thin_actions(actions, 4)[:, 6] == CLOSE) == opened // 4
+
+
+def test_full_rate_changes_nothing():
+    actions = np.random.default_rng(0).uniform(-1, 1, (9, 7)).astype(np.float32)
+    np.testing.assert_array_equal(thin_actions(actions, 1), actions)
+
+
+# --- choosing scenes and grasps
+
+
+@pytest.mark.parametrize("suite", PICK_AND_PLACE_TASKS)
+def test_every_task_is_drawn_once_before_any_again(suite):
+    scenes = list(draw_scenes(suite, seed=3))
+    tasks = PICK_AND_PLACE_TASKS[suite]
+    assert scenes == list(draw_scenes(suite, seed=3)) != list(draw_scenes(suite, seed=4))
+    assert len(set(scenes)) == len(scenes) == 50 * len(tasks)
+    assert {scene.task_id for scene in scenes[: len(tasks)]} == set(tasks)
+
+
+def cylinder(radius, height):
+    angles = np.linspace(0, 2 * np.pi, 60)
+    ring = np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1)
+    return np.concatenate([np.column_stack([ring, np.full(60, z)]) for z in np.linspace(0, height, 12)])
+
+
+def test_narrow_objects_are_grasped_across_and_bowls_by_the_rim():
+    shoulder, nothing, carry = np.array([-0.6, 0, 0.3]), np.full((1, 3), 9.0), np.array([0, 0.2, 0])
+    can = plan_grasp(cylinder(0.03, 0.1), nothing, carry, shoulder, ATTEMPTS[0])
+    assert can.kind == "across" and np.linalg.norm(can.tool[:2]) < 1e-3
+    bowl = plan_grasp(cylinder(WIDEST_GRASP, 0.05), nothing, carry, shoulder, ATTEMPTS[0])
+    assert bowl.kind == "rim" and 0.06 < np.linalg.norm(bowl.tool[:2]) < WIDEST_GRASP
+
+
+def test_a_grasp_turns_away_from_a_neighbour():
+    shoulder, carry = np.array([-0.6, 0, 0.3]), np.array([0, 0.2, 0])
+    beside = cylinder(0.02, 0.1) + np.array([0, 0.055, 0])  # where the fingers of an unturned hand would go
+    grasp = plan_grasp(cylinder(0.02, 0.1), beside, carry, shoulder, ATTEMPTS[0])
+    in_hand = (beside - grasp.tool) @ hand_down(grasp.yaw)
+    assert np.abs(in_hand[:, 0]).min() > 0.02
+
+
+# --- files
+
+
+def test_written_rlds_loads_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    episodes = [fake_episode(3, seed) for seed in range(3)]
+    jpegs = [episode["steps"][1]["observation"]["image"].getvalue() for episode in episodes]
+    write_rlds(tmp_path, "fake_set", "0.1.0", libero_features(), {"train": [episodes[:2], episodes[2:]], "val": [[]]})
+
+    folder = tmp_path / "fake_set" / "0.1.0"
+    builder = tfds.builder_from_directory(str(folder))
+    assert builder.info.splits["train"].num_examples == 3
+    assert builder.info.splits["train"].shard_lengths == [2, 1]
+    records = [
+        record for path in sorted(folder.glob("fake_set-train.tfrecord-*-of-00002")) for record in read_records(path)
+    ]
+    assert [record.fault for record in records] == [""] * 3
+    skip = {"steps": {"observation": {"image": tfds.decode.SkipDecoding()}}}
+    for record, jpeg in zip(records, jpegs, strict=True):
+        steps = list(builder.info.features.deserialize_example_np(record.payload, decoders=skip)["steps"])
+        assert len(steps) == 3 and steps[1]["observation"]["image"] == jpeg
+        assert steps[0]["observation"]["wrist_image"].shape == (256, 256, 3)
+
+
+def test_episode_survives_reading_and_encoding_again(tmp_path):
+    features = libero_features()
+    write_rlds(tmp_path, "fake_set", "1.0.0", features, {"train": [[fake_episode(4)]]})
+    (path,) = find_dataset(tmp_path).glob("*.tfrecord-*")
+    (record,) = read_records(path)
+    (episode,) = read_libero_episodes(path)
+    assert encode_episode(episode, features) == record.payload
+
+
+def some_truth(episode_id="set-train-00000-00000"):
+    mask = np.zeros((256, 256), dtype=bool)
+    mask[10:20, 30:50] = True
+    step = truth.StepTruth(encode(~mask), encode(mask), {"plate_1": encode(mask.T), "robot_arm": encode(mask)})
+    return truth.EpisodeTruth(
+        episode_id,
+        "libero_goal",
+        8,
+        3,
+        "put the bowl on the plate",
+        "akita_black_bowl_1",
+        "bowl",
+        5,
+        4,
+        9,
+        1,
+        [step] * 2,
+    )
+
+
+def test_truth_round_trip(tmp_path):
+    rows = [some_truth(), some_truth("set-train-00000-00001")]
+    truth.write(rows, tmp_path / "a.parquet")
+    truth.write(rows, tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    back = truth.read(tmp_path / "a.parquet")
+    assert list(back.values()) == rows and list(back) == [row.episode_id for row in rows]
+    first = back["set-train-00000-00000"]
+    assert first.mask(0).sum() == 200 and first.mask(0, "akita_black_bowl_1").sum() == 200
+    assert first.mask(1, "gripper").sum() == 256 * 256 - 200 and first.mask(1, "plate_1")[30:50, 10:20].all()
+    assert not first.mask(0, "not_there").any()
+
+
+@pytest.mark.parametrize(
+    ("instance", "instruction", "phrase"),
+    [
+        ("akita_black_bowl_1", "pick up the black bowl between the plate and the ramekin", "black bowl"),
+        ("akita_black_bowl_1", "put the bowl on the plate", "bowl"),
+        ("wine_bottle_1", "Put the wine bottle on top of the cabinet", "wine bottle"),
+        ("porcelain_mug_1", "put the white cup down", ""),
+    ],
+)
+def test_target_phrase(instance, instruction, phrase):
+    assert truth.phrase_of(category_of(instance), instruction) == phrase
+
+
+# --- the shipped sample
+
+
+def test_shipped_sample_is_whole(shipped):
+    episodes, truths = shipped
+    folder = find_dataset(SAMPLE)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert 12 <= len(episodes) <= 16
+    assert list(episodes) == list(truths)
+    lengths = [int(length) for length in info["splits"][0]["shardLengths"]]
+    assert len(lengths) >= 4 and sum(lengths) == len(episodes)
+    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) <= 12e6
+    assert {row.suite for row in truths.values()} == set(PICK_AND_PLACE_TASKS)
+
+
+def test_shipped_sample_has_the_schema_of_libero(shipped):
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(str(find_dataset(SAMPLE))).info
+    assert info.features.to_json() == libero_features().to_json()
+    for episode in shipped[0].values():
+        steps = episode["steps"]
+        for step in (steps[0], steps[-1]):
+            for camera in ("image", "wrist_image"):
+                assert Image.open(step["observation"][camera]).size == (256, 256)
+        assert [bool(step["is_first"]) for step in steps] == [True] + [False] * (len(steps) - 1)
+        assert [bool(step["is_last"]) for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_shipped_truth_fits_its_episodes(shipped):
+    for identifier, episode in shipped[0].items():
+        row = shipped[1][identifier]
+        steps = episode["steps"]
+        grippers = [float(step["action"][6]) for step in steps]
+        assert len(row.steps) == len(steps)
+        assert row.instruction == steps[0]["language_instruction"].decode()
+        assert row.target_phrase and row.target_phrase in row.instruction
+        assert row.grasp_step == grippers.index(CLOSE) <= row.contact_step < row.home_step < len(steps)
+        assert all(area(step.gripper) > 0 for step in (row.steps[0], row.steps[-1]))
+        assert row.mask(0).sum() >= 40
+        assert not (row.mask(0) & row.mask(0, "gripper")).any() and row.mask(0, "robot_arm").any()
+
+
+def test_shipped_demonstrations_end_where_they_began(shipped):
+    for identifier, episode in shipped[0].items():
+        first, last = (episode["steps"][index]["observation"]["state"] for index in (0, -1))
+        assert np.linalg.norm(first[:3] - last[:3]) < 0.03
+        row = shipped[1][identifier]
+        assert (row.mask(0) & row.mask(len(row.steps) - 1)).sum() < 0.5 * row.mask(0).sum()  # the object has moved
+
+
+# --- perturbed sets
+
+
+def test_cut_ends_where_the_way_home_begins(tmp_path, shipped):
+    cut_before_home(SAMPLE, tmp_path / "cut")
+    episodes, truths = sample_episodes(tmp_path / "cut"), truth.read(tmp_path / "cut" / truth.FILE_NAME)
+    assert list(episodes) == list(truths) == list(shipped[0])
+    for identifier, episode in episodes.items():
+        row, before = truths[identifier], shipped[0][identifier]["steps"]
+        assert len(episode["steps"]) == len(row.steps) == row.home_step
+        assert bool(episode["steps"][-1]["is_last"]) and bool(episode["steps"][-1]["is_terminal"])
+        assert not any(bool(step["is_last"]) for step in episode["steps"][:-1])
+        for step, old in zip(episode["steps"], before, strict=False):
+            assert step["observation"]["image"].getvalue() == old["observation"]["image"].getvalue()
+        assert row == replace(shipped[1][identifier], steps=shipped[1][identifier].steps[: row.home_step])
+
+
+def test_shaken_images_and_masks_move_together(tmp_path, shipped):
+    shake_camera(SAMPLE, tmp_path / "shaken", pixels=3, seed=5)
+    episodes, truths = sample_episodes(tmp_path / "shaken"), truth.read(tmp_path / "shaken" / truth.FILE_NAME)
+    identifier = next(iter(shipped[0]))
+    before, after = shipped[0][identifier]["steps"], episodes[identifier]["steps"]
+    assert after[0]["observation"]["image"].getvalue() == before[0]["observation"]["image"].getvalue()
+    moves = set()
+    for step in range(1, 12):
+        old, new = (np.asarray(Image.open(s[step]["observation"]["image"]), dtype=int) for s in (before, after))
+        x, y = best_move(old, new)
+        moves.add((x, y))
+        old_mask, new_mask = shipped[1][identifier].mask(step), truths[identifier].mask(step)
+        np.testing.assert_array_equal(np.roll(old_mask, (y, x), (0, 1))[8:-8, 8:-8], new_mask[8:-8, 8:-8])
+    assert len(moves) > 5
+
+
+def best_move(old, new):
+    """The whole-pixel move that explains `new` best."""
+    moves = [(x, y) for x in range(-3, 4) for y in range(-3, 4)]
+    inner = (slice(8, -8), slice(8, -8))
+    return min(moves, key=lambda m: np.abs(np.roll(old, (m[1], m[0]), (0, 1))[inner] - new[inner]).mean())
+
+
+def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
+    (tmp_path / "something").touch()
+    with pytest.raises(ValueError, match="not an empty directory"):
+        cut_before_home(SAMPLE, tmp_path)
+    with pytest.raises(ValueError, match="holds 0 finished RLDS data sets"):
+        shake_camera(tmp_path / "nowhere", tmp_path / "new")
+
+
+# --- recording
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suites": "libero_kitchen"}, "unknown LIBERO suite 'libero_kitchen': choose one of libero_object"),
+        ({"suites": []}, "no suite given"),
+        ({"episodes": 0}, "ask for at least 1"),
+        ({"files": 3}, "ask for 1 to 2 files"),
+        ({"hz": 3}, "cannot record at 3 Hz"),
+        ({"out": SAMPLE}, "is not an empty directory"),
+    ],
+)
+def test_impossible_requests_are_named(tmp_path, change, message):
+    request = {"suites": "libero_object", "episodes": 2, "seed": 0, "out": tmp_path, "files": 1, "hz": 5} | change
+    with pytest.raises(ValueError, match=message) as error:
+        record_sample(**request)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libero") is None, reason="LIBERO is not installed: pip install 'pixelvla[sim]'"
+)
+def test_the_same_seed_records_the_same_bytes(tmp_path):
+    seen = []
+    for copy in ("first", "second"):
+        summary = record_sample(
+            "libero_object", 1, 11, tmp_path / copy, progress=lambda done, asked: seen.append((done, asked))
+        )
+        assert summary.total("libero_object").recorded == summary.total().recorded == 1
+    assert seen == [(1, 1), (1, 1)]
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert {path.name for path in files} == {
+        "truth.parquet",
+        "features.json",
+        "dataset_info.json",
+        "libero_object_simulated-train.tfrecord-00000-of-00001",
+    }
+    for path in files:
+        assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
+    (row,) = truth.read(tmp_path / "first" / "truth.parquet").values()
+    assert row.attempts == summary.total().attempts
