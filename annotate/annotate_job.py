@@ -58,15 +58,32 @@ def load_settings(source: str, config: str | Path | None, overrides: tuple[str, 
     Raises:
         ValueError: a setting is unknown or wrong, or the annotators are not named.
     """
-    named = any(override.partition("=")[0].strip() == "annotators" for override in overrides)
-    if source == "sample" and config is None and not named:
-        overrides = ("annotators=motion", *overrides)
     try:
         return AnnotateSettings.load(config, overrides)
     except ValueError as error:
-        if "'annotators': field required" in str(error):
-            raise ValueError(f"--src {source} must name its annotators: add --set annotators=motion") from None
-        raise
+        if "'annotators': field required" not in str(error):
+            raise
+    if source != "sample":
+        raise ValueError(f"--src {source} must name its annotators: add --set annotators=motion")
+    return AnnotateSettings.load(config, ("annotators=motion", *overrides))
+
+
+def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a finished run says of itself: run.json (source, settings, models, files) and stats.json (counts, paths).
+
+    Raises:
+        ValueError: the directory holds no annotations, or unfinished ones.
+    """
+    try:
+        run, stats = (
+            json.loads((annotations / name).read_text(encoding="utf-8")) for name in ("run.json", "stats.json")
+        )
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{annotations} holds no finished annotations (no {Path(error.filename).name}); "
+            "run `pixelcli annotate` to its end first"
+        ) from None
+    return run, stats
 
 
 def annotate(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from annotate import jobs
+from annotate.annotate_job import read_run
 from annotate.episode import BadImage, Episode, check_jpeg
 from annotate.jobs import Execution
 from annotate.rlds import SourceFile, list_files, read_episodes
@@ -124,14 +125,7 @@ def build_shards(
     Raises:
         ValueError: the annotations are incomplete or of other data, or a directory is unusable.
     """
-    try:
-        run = json.loads((annotations / "run.json").read_text(encoding="utf-8"))
-        stats = json.loads((annotations / "stats.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{annotations} holds no finished annotations (no {Path(error.filename).name}); "
-            "run `pixelcli annotate` to its end first"
-        ) from None
+    run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
     annotated = {name for name, _ in run["files"]}
     files = [file for file in list_files(source, data_dir or Path(stats["data_dir"])) if file.path.name in annotated]
