@@ -235,14 +235,14 @@ def test_groups_share_the_episodes_out():
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
-    """Three drawn scenes, annotated by motion; truth of two of them, and of one that is not there."""
+    """Four drawn scenes, annotated by motion, one with a broken frame; truth of three, and of one that is not there."""
     folder = tmp_path_factory.mktemp("annotated")
     places = [(80, 150), (100, 160), (70, 170)]
     scenes = [episode(place=place, seed=seed) for seed, place in enumerate(places)]
-    write_scenes(folder / "data", scenes[:2], scenes[2:])
+    write_scenes(folder / "data", scenes[:2], [scenes[2], episode(broken=[CLOSE])])
     settings = AnnotateSettings(annotators="motion")
     annotate("libero", folder / "data", folder / "annotations", settings, Execution())
-    identifiers = ["drawn-train-00000-00000", "drawn-train-00000-00001", "drawn-train-00007-00000"]
+    identifiers = [f"drawn-train-{place}" for place in ("00000-00000", "00000-00001", "00007-00000", "00001-00001")]
     known = [
         truth(
             identifier,
@@ -258,7 +258,7 @@ def annotated(tmp_path_factory):
             contact_step=CLOSE + 1,
             suite=f"suite_{place[0]}",
         )
-        for identifier, place in zip(identifiers, places, strict=True)
+        for identifier, place in zip(identifiers, [*places, places[0]], strict=True)
     ]
     truth_table.write(known, folder / "truth.parquet")
     return folder
@@ -267,12 +267,13 @@ def annotated(tmp_path_factory):
 def test_end_to_end(annotated, tmp_path):
     result = evaluate(annotated / "annotations", annotated / "truth.parquet", tmp_path)
     assert result["join"] == {
-        "rows": 3,
-        "matched": 2,
+        "rows": 4,
+        "matched": 3,
         "rows_without_truth": ["drawn-train-00001-00000"],
         "truth_without_row": ["drawn-train-00007-00000"],
     }
     overall = result["overall"]
+    assert overall["status"] == {"accepted": 2, "failed": 1} and list(result["by_verb"]) == ["pick_place", "unread"]
     assert overall["object_mask"]["n"] == 2 and overall["object_mask"]["iou"] > 0.8
     assert overall["filter"]["accepted_good"] == 2
     assert overall["close_step"]["mean_signed"] == -1
@@ -285,14 +286,14 @@ def test_end_to_end(annotated, tmp_path):
     page = (tmp_path / "worst.html").read_text()
     assert page.count('<article class="card">') == 2
     assert page.count("data:image/jpeg;base64,") == 4
-    lowest = min(score["object_iou"] for score in result["episodes"])
+    lowest = min(score["object_iou"] for score in result["episodes"] if score["object_iou"] is not None)
     assert page.index(f"IoU {lowest:.2f}") == page.index("<strong>IoU") + len("<strong>")
 
     console = Console(width=160, record=True, file=io.StringIO())
     for table in summary_tables(result):
         console.print(table)
     text = console.export_text()
-    assert "2 of 3 rows have truth; 1 episodes of the truth have no row" in text
+    assert "3 of 4 rows have truth; 1 episodes of the truth have no row" in text
     assert "suite_100" in text and "]" in text  # the interval's brackets are no markup
 
 
@@ -309,6 +310,6 @@ def test_what_does_not_belong_together_is_refused(annotated, tmp_path):
     truth_table.write([truth("another-train-00000-00000")], tmp_path / "truth.parquet")
     with pytest.raises(ValueError, match="no episode of these annotations"):
         evaluate(annotated / "annotations", tmp_path / "truth.parquet")
-    changed = write_scenes(tmp_path / "data", [episode(seed=7), episode(seed=8)], [episode(seed=9)])
+    changed = write_scenes(tmp_path / "data", [episode(seed=7), episode(seed=8)])
     with pytest.raises(ValueError, match="--data-dir"):
         evaluate(annotated / "annotations", annotated / "truth.parquet", data_dir=changed)
