@@ -211,6 +211,7 @@ def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.nd
     destination, size = _destination(environment), environment.site_size(environment.destination)
     if size is None:
         return destination
+    moved = destination
     shoulder = environment.shoulder_position()
     towards_robot = shoulder[:2] - destination[:2]
     towards_robot /= np.linalg.norm(towards_robot)
