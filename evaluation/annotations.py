@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from annotate.annotate_job import read_run
 from annotate.episode import BadImage, Episode
 from annotate.motion import Motion, decode_keyframes
 from annotate.rlds import list_files, read_episodes
@@ -43,11 +44,7 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
     Raises:
         ValueError: the annotations are unfinished, or truth, annotations and data do not belong together.
     """
-    try:
-        run = json.loads((annotations / "run.json").read_text(encoding="utf-8"))
-        stats = json.loads((annotations / "stats.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{annotations} holds no finished annotations; run `pixelcli annotate` to its end") from None
+    run, stats = read_run(annotations)
     settings = AnnotateSettings.model_validate(run["settings"])
     main_camera = SOURCES[run["source"]].cameras[0]
     if settings.camera not in ("", main_camera):

@@ -27,7 +27,15 @@ def features() -> list[dict[str, Any]]:
 
     metadata = [
         *strings(
-            "dataset", "episode_id", "camera", "instruction", "target_object", "status", "reason", "evidence_status"
+            "dataset",
+            "episode_id",
+            "camera",
+            "instruction",
+            "target_object",
+            "status",
+            "reason",
+            "detail",
+            "evidence_status",
         ),
         *integers("step", "num_steps", "first_step", "last_step", "close_step", "prompt_step"),
         *({"name": name, "dtype": "float32"} for name in ("score", "mask_score", "evidence_score")),

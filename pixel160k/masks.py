@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 BACKGROUND, GRIPPER, TARGET, NOT_ANNOTATED = 0, 1, 2, 255
 NO_BOX = (-1.0, -1.0, -1.0, -1.0)  # stands for "no box" in files that may hold no nulls
 
-_PALETTE = [0, 0, 0, 64, 156, 255, 255, 96, 64] + [0] * (3 * 252) + [128, 128, 128]
+_PALETTE = [0, 0, 0, 64, 156, 255, 224, 64, 208] + [0] * (3 * 252) + [128, 128, 128]
 
 
 class RLE(TypedDict):
@@ -57,7 +57,7 @@ def inside_box(box: tuple[float, float, float, float], height: int, width: int) 
 def iou(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two masks of one shape; 1.0 where both are empty."""
     union = np.count_nonzero(first | second)
-    return 1.0 if union == 0 else np.count_nonzero(first & second) / union
+    return float(np.count_nonzero(first & second) / union) if union else 1.0
 
 
 def encode_indexed_png(labels: np.ndarray) -> bytes:

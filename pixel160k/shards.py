@@ -121,6 +121,7 @@ def sample_metadata(row: EpisodeAnnotation, step: int) -> dict[str, Any]:
         "target_object": row.target_object,
         "status": row.status,
         "reason": row.reason,
+        "detail": row.detail,
         "score": float(row.detection_score),
         "mask_score": float(row.mask_score),
         "evidence_status": row.evidence.status,

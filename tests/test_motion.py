@@ -1,10 +1,13 @@
 """The weightless annotators, on drawn scenes whose masks are known exactly, and on the shipped sample."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import read_all
 from scene import CLOSE, episode, object_mask, write_scenes
 
+from annotate.accept import accept
 from annotate.annotator import annotate_episode
 from annotate.motion import Motion, decode_keyframes, expand_box
 from annotate.settings import AnnotateSettings
@@ -89,3 +92,23 @@ def test_sample_against_its_truth():
     ]
     assert np.mean(ious) > 0.85
     assert [row.close_step for row in rows] == [known[row.episode_id].grasp_step for row in rows]
+
+
+def test_other_objects_masks_are_rejected_on_the_sample():
+    """The filter against wrong masks: each other object's truth mask in the place of the one that was found."""
+    known = truth.read(sample.default_directory() / truth.FILE_NAME)
+    wrong = rejected = 0
+    for read in read_all("sample", sample.default_directory()):
+        row = annotate_episode(read, SETTINGS)
+        motion = Motion(decode_keyframes(read, SETTINGS), SETTINGS.motion)
+        others = known[row.episode_id].steps[row.first_step].others
+        for name, rle in others.items():
+            mask = masks.decode(rle)
+            if name == "robot_arm" or mask.mean() < SETTINGS.filter.min_mask_area:
+                continue
+            evidence = motion.evidence(mask, SETTINGS.filter.min_evidence)
+            swapped = dataclasses.replace(row, object_mask=rle, evidence=evidence, region_box=(0, 0, 256, 256))
+            wrong += 1
+            rejected += accept(swapped, SETTINGS.filter).reason == "contradicted_by_motion"
+    assert wrong > 50
+    assert rejected / wrong > 0.95
