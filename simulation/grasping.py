@@ -6,6 +6,7 @@ everything else in the scene.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,13 +75,13 @@ def collision_points(environment: TaskEnvironment, body: int) -> np.ndarray:
     return np.concatenate(clouds)
 
 
-def _hangs_on(model: object, body: int, ancestor: int) -> bool:
+def _hangs_on(model: Any, body: int, ancestor: int) -> bool:
     while body not in (ancestor, 0):
         body = model.body_parentid[body]
     return body == ancestor
 
 
-def _points_of_geom(model: object, geom: int) -> np.ndarray:
+def _points_of_geom(model: Any, geom: int) -> np.ndarray:
     """Points (n, 3) of a geom in its own frame: a mesh's vertices, else a grid over its volume or surface."""
     kind = model.geom_type[geom]
     if kind == _PLANE:

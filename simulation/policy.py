@@ -26,11 +26,12 @@ from simulation.rotations import vector_from_matrix
 from simulation.thinning import ROTATION_UNIT, TRANSLATION_UNIT
 
 CLOSING_STEPS, OPENING_STEPS, RESTING_STEPS = 14, 10, 8
-HOME_TOLERANCE = 0.03  # m
+HOME_TOLERANCE, LEAST_LIFT = 0.03, 0.03  # m
 HOVER, LIFT = 0.10, 0.12  # m above the grasp before the way down, and up after closing or opening the fingers
 LEAST_RISE = 0.05  # m, where the arm's reach allows no more
 
-Target = np.ndarray | Callable[[], np.ndarray]
+Goal = np.ndarray | Callable[[], np.ndarray]
+"""Where the tool is to go, (3,) m, or what a function returns at every step."""
 
 
 @dataclass
@@ -97,23 +98,22 @@ class _Arm:
 
     def move(
         self,
-        target: Target,
+        goal: Goal,
         rotation: np.ndarray,
         gripper: float,
         max_steps: int,
         tolerance: float = 0.01,
         max_translation: float = 0.05,
-    ) -> bool:
-        """Move the tool to a position (or to what a function returns at each step); False if it did not get there."""
+    ) -> None:
+        """Move the tool to its goal, at most `max_translation` m a step, until it is there or the steps are used up."""
         for _ in range(max_steps):
-            position = target() if callable(target) else target
+            position = goal() if callable(goal) else goal
             error = position - self.environment.tool_position()
             turn = vector_from_matrix(rotation @ self.environment.hand_rotation().T)
             distance = np.linalg.norm(error)
             if distance < tolerance and np.linalg.norm(turn) < 0.06:
-                return True
-            self.step(error * min(1.0, max_translation / distance), turn, gripper)
-        return False
+                return
+            self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper)
 
 
 def _up(height: float) -> np.ndarray:
@@ -133,7 +133,7 @@ def _pick_and_place(arm: _Arm, variation: Variation) -> None:
     home = environment.tool_position()
     height_before = environment.body_position(environment.target)[2]
     grasp = _pick_up(arm, variation)
-    if environment.body_position(environment.target)[2] - height_before < 0.03:
+    if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
         raise AttemptFailed("the object was not lifted")
     if arm.record.touched != environment.target:
         raise AttemptFailed(f"the fingers touched {arm.record.touched} first")

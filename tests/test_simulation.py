@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from PIL import Image
 
 from pixel160k.masks import area, encode
 from pixel160k.tfrecord import read_records
-from simulation import truth
+from simulation import recording, truth
+from simulation.demonstration import Demonstration
 from simulation.environment import CLOSE, OPEN, PICK_AND_PLACE_TASKS, category_of
 from simulation.grasping import ATTEMPTS, WIDEST_GRASP, hand_down, plan_grasp
 from simulation.perturb import cut_before_home, shake_camera
+from simulation.policy import Attempt
 from simulation.recording import draw_scenes, record_sample
 from simulation.rlds import encode_episode, find_dataset, libero_features, read_libero_episodes, write_rlds
 from simulation.rotations import (
@@ -378,6 +381,76 @@ def test_impossible_requests_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         record_sample(**request)
     assert "\n" not in str(error.value)
+
+
+def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    for module in [name for name in sys.modules if name.partition(".")[0] == "libero"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "libero", None)
+    with pytest.raises(ValueError, match=r"pip install 'pixelvla\[sim\]'"):
+        record_sample("libero_object", 1, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class FakeEnvironment:
+    """Stands in for a `TaskEnvironment`; `solve_fake` reads its task."""
+
+    def __init__(self, suite, task_id):
+        self.suite, self.task_id = suite, task_id
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture()
+def without_simulator(monkeypatch):
+    """Recording with the simulator replaced; returns the set of tasks whose attempts are to fail, empty at first."""
+    hopeless = set()
+
+    def solve(environment, initial_state):
+        if (environment.suite, environment.task_id) in hopeless:
+            return [Attempt(failure="too hard")] * len(ATTEMPTS)
+        return [Attempt(failure="bad luck"), Attempt(solved=True)]
+
+    def record(environment, initial_state, attempts, episode_id, hz):
+        row = replace(some_truth(episode_id), suite=environment.suite, task_id=environment.task_id)
+        return Demonstration(fake_episode(2, initial_state), row)
+
+    monkeypatch.setattr(recording, "import_libero", lambda: None)
+    monkeypatch.setattr(recording, "TaskEnvironment", FakeEnvironment)
+    monkeypatch.setattr(recording, "solve", solve)
+    monkeypatch.setattr(recording, "record", record)
+    return hopeless
+
+
+def test_failed_episodes_are_counted_and_replaced(tmp_path, without_simulator):
+    suites = ["libero_object", "libero_goal"]
+    without_simulator.update({("libero_goal", 1), ("libero_goal", 4)})
+    progress = []
+    summary = record_sample(suites, 11, 0, tmp_path, files=3, progress=lambda done, asked: progress.append(done))
+    rows = truth.read(tmp_path / truth.FILE_NAME)
+    assert [row.suite for row in rows.values()] == [suites[number % 2] for number in range(11)]
+    assert list(rows) == list(sample_episodes(tmp_path)) and len(rows) == 11
+    assert list(rows)[-1] == "libero_simulated-train-00002-00002"
+    assert progress == list(range(1, 12))
+    failed = [counts for task, counts in summary.tasks.items() if task in without_simulator]
+    assert failed and all(counts.recorded == 0 < counts.failed_episodes for counts in failed)
+    total = summary.total()
+    assert total.recorded == 11 and total.attempts == total.failed_attempts + 11
+    assert total.failed_attempts == 11 + len(ATTEMPTS) * total.failed_episodes
+    assert summary.total("libero_object").failed_episodes == 0
+
+
+def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):
+    without_simulator.update(("libero_goal", task) for task in PICK_AND_PLACE_TASKS["libero_goal"])
+    with pytest.raises(ValueError, match="no initial state is left to draw"):
+        record_sample(["libero_object", "libero_goal"], 4, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
