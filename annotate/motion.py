@@ -103,7 +103,8 @@ class Motion:
         differences = np.stack(self._evidence_change)
         carrying = differences[np.array(self.keyframes.carried)]
         ending = np.median(differences[-3:], axis=0)
-        return np.minimum(ending, np.median(carrying, axis=0)) if len(carrying) else ending
+        # A low percentile: while the arm slows down over the goal, half of the carrying frames may show it there.
+        return np.minimum(ending, np.percentile(carrying, 20, axis=0)) if len(carrying) else ending
 
     @cached_property
     def change_before(self) -> np.ndarray:

@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class MotionSettings(Settings):
     """How the weightless annotators read motion. Lengths are shares of the image height, so any resolution works."""
 
-    blur_sigma: Annotated[float, Field(ge=0)] = 1.0  # pixels at 256; takes JPEG blocks and sensor noise away
+    blur_sigma: Annotated[float, Field(ge=0)] = 0.7  # pixels at 256; takes JPEG blocks and sensor noise away
     change_threshold: Annotated[float, Field(gt=0)] = 16.0  # grey levels of the most changed channel: a pixel changed
     lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object has left its place
     gripper_half_size: Share = 0.1  # half the side of the gripper box
