@@ -36,7 +36,7 @@ class FilterSettings(Settings):
 
     min_detection_score: Share = 0.2
     min_mask_score: Share = 0.2
-    min_mask_area: Share = 0.0005  # of the image: 33 pixels at 256 x 256
+    min_mask_area: Share = 0.001  # of the image: 66 pixels at 256 x 256
     max_mask_area: Share = 0.2
     min_inside_region: Share = 0.5  # of the object's mask
     min_evidence: Share = 0.3  # motion evidence below this contradicts the mask
