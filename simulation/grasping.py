@@ -180,5 +180,5 @@ def _clearance_cost(grasp: Grasp, obstacles: np.ndarray) -> float:
     fingers = (across < FINGER_REACH) & (beside < FINGER_HALF_WIDTH) & (above > -FINGER_BELOW_TOOL)
     palm = (across < PALM_REACH) & (beside < PALM_HALF_WIDTH) & (above > PALM_ABOVE_TOOL)
     near = (across < NEAR_REACH) & (beside < NEAR_HALF_WIDTH) & (above > -NEAR_BELOW_TOOL)
-    hits = np.count_nonzero(fingers) + np.count_nonzero(palm)
+    hits = int(fingers.sum() + palm.sum())
     return 0.05 * (hits > 0) + 0.0004 * min(hits, 200) + 0.01 * bool(near.any())

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -110,7 +110,7 @@ def _move_truth(step: StepTruth, move: np.ndarray) -> StepTruth:
     return StepTruth(moved(step.gripper), moved(step.target), others)
 
 
-def _moved(image: np.ndarray, move: np.ndarray, border: str) -> np.ndarray:
+def _moved(image: np.ndarray, move: np.ndarray, border: Literal["edge", "constant"]) -> np.ndarray:
     """An image or mask moved by (x, y) whole pixels; `border` is numpy's padding mode for what comes in."""
     x, y = (int(shift) for shift in move)
     margin = max(abs(x), abs(y))

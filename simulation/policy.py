@@ -110,7 +110,7 @@ class _Arm:
             position = goal() if callable(goal) else goal
             error = position - self.environment.tool_position()
             turn = vector_from_matrix(rotation @ self.environment.hand_rotation().T)
-            distance = np.linalg.norm(error)
+            distance = float(np.linalg.norm(error))
             if distance < tolerance and np.linalg.norm(turn) < 0.06:
                 return
             self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper)

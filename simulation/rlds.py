@@ -7,7 +7,7 @@ bytes given as `io.BytesIO` pass into the records as they are, never decoded and
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def write_encoded_rlds(
     name: str,
     version: str,
     features: "tfds.features.FeaturesDict",
-    splits: dict[str, list[Iterable[bytes]]],
+    splits: Mapping[str, Sequence[Iterable[bytes]]],
 ) -> None:
     """`write_rlds` for episodes that are records already, such as lazily read ones.
 
@@ -108,7 +108,7 @@ def write_encoded_rlds(
     os.replace(unfinished, folder / DATASET_INFO)
 
 
-def _write_split(folder: Path, name: str, split: str, files: list[Iterable[bytes]]) -> dict[str, Any]:
+def _write_split(folder: Path, name: str, split: str, files: Sequence[Iterable[bytes]]) -> dict[str, Any]:
     """Write a split's files and return its entry in dataset_info.json."""
     lengths, total_bytes = [], 0
 
