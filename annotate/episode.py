@@ -73,7 +73,8 @@ class Episode:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None:
             raise BadImage(f"step {step}: the JPEG does not decode")
-        if int(image.max()) - int(image.min()) < 8:
+        few = image[::8, ::8]  # enough to tell a picture from a blank, at a fraction of the time
+        if int(few.max()) - int(few.min()) < 8:
             raise BadImage(f"step {step}: the frame is blank")
         return image
 

@@ -7,7 +7,7 @@ columns: `steps/observation/image` holds one value a step.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,9 @@ class Columns:
             raise ValueError(f"{name} holds a value that is not finite")
         return values
 
-    def strings(self, name: str) -> list[bytes]:
-        """A bytes step column, one value a step, as stored."""
-        values = list(self._values(name, "bytes_list"))
+    def strings(self, name: str) -> Sequence[bytes]:
+        """A bytes step column, one value a step, as stored; a value is copied out of the record when it is asked for."""
+        values = self._values(name, "bytes_list")
         if len(values) != self.num_steps:
             raise ValueError(f"{name} holds {len(values)} values for {self.num_steps} steps")
         return values
