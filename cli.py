@@ -27,7 +27,11 @@ class _Commands(click.Group):
 @click.version_option(package_name="pixelvla", prog_name="pixelcli")
 def main(debug: bool) -> None:
     """PixelVLA: pixel annotations for robot episodes, and policies that use them."""
-    logging.getLogger().setLevel(logging.ERROR)  # Beam warns of Google libraries that nothing here needs
+    for noisy in (
+        "",
+        "huggingface_hub",
+    ):  # Beam warns of Google libraries that nothing here needs, the hub of each retry
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def _execution_options(command: Any) -> Any:
@@ -55,6 +59,7 @@ _directory = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of settings.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
 @_execution_options
 def annotate(
     source: str,
@@ -63,6 +68,7 @@ def annotate(
     out: Path,
     config: Path | None,
     overrides: tuple[str, ...],
+    device: str,
     workers: int,
     runner: str,
     beam_options: tuple[str, ...],
@@ -83,7 +89,9 @@ def annotate(
 
     settings = annotate_job.load_settings(source, config, overrides)
     data_dir = annotate_job.default_data_dir(source, data_dir)
-    totals = annotate_job.annotate(source, data_dir, out, settings, Execution(workers, runner, beam_options), split)
+    totals = annotate_job.annotate(
+        source, data_dir, out, settings, Execution(workers, runner, beam_options), split, device
+    )
     Console().print(summary_table(totals))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from annotate import jobs
-from annotate.annotator import annotate_episode
-from annotate.episode import Episode
+from annotate.annotator import annotate_episodes
+from annotate.choose import check_annotators, choose_annotators, model_names
 from annotate.jobs import Execution
 from annotate.rlds import SourceFile, list_files, read_episodes
 from annotate.settings import AnnotateSettings
@@ -24,18 +24,20 @@ class _AnnotateFile:
 
     source: str
     settings: AnnotateSettings
+    device: str
     description: dict[str, Any]
 
     def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
-        rows = [
-            annotate_episode(item, self.settings) if isinstance(item, Episode) else item
-            for item in read_episodes(SOURCES[self.source], file, self.settings.camera)
-        ]
+        annotators = choose_annotators(self.settings, self.device)
+        annotators.stages.seconds.clear()
+        episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
+        rows = annotate_episodes(episodes, annotators, self.settings)
         write_part(folder / f"part-{file.name}.parquet", rows, self.description)
         return {
             "episodes": len(rows),
             "status": Counter(row.status for row in rows),
             "reasons": Counter(row.reason for row in rows if row.reason),
+            "stages": annotators.stages.seconds,
         }
 
 
@@ -53,19 +55,15 @@ def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
 
 
 def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
-    """The settings of a run; the sample's annotators default to `motion`, real sources must name theirs.
+    """The settings of a run. The sample, which must run anywhere, has `motion` as its default annotators.
 
     Raises:
-        ValueError: a setting is unknown or wrong, or the annotators are not named.
+        ValueError: a setting is unknown or wrong.
     """
-    try:
-        return AnnotateSettings.load(config, overrides)
-    except ValueError as error:
-        if "'annotators': field required" not in str(error):
-            raise
-    if source != "sample":
-        raise ValueError(f"--src {source} must name its annotators: add --set annotators=motion")
-    return AnnotateSettings.load(config, ("annotators=motion", *overrides))
+    settings = AnnotateSettings.load(config, overrides)
+    if source == "sample" and "annotators" not in settings.model_fields_set:
+        return AnnotateSettings.load(config, (*overrides, "annotators=motion"))
+    return settings
 
 
 def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,7 +85,13 @@ def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def annotate(
-    source: str, data_dir: Path, out: Path, settings: AnnotateSettings, execution: Execution, split: str = ""
+    source: str,
+    data_dir: Path,
+    out: Path,
+    settings: AnnotateSettings,
+    execution: Execution,
+    split: str = "",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Annotate every file of a data set into `out` and return the totals, which stats.json keeps too.
 
@@ -98,24 +102,25 @@ def annotate(
     cameras = SOURCES[source].cameras
     if settings.camera and settings.camera not in cameras:
         raise ValueError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
+    check_annotators(settings)
     identity = {
         "job": "annotate",
         "software": version("pixelvla"),
         "source": source,
         "dataset": files[0].dataset,
         "settings": settings.model_dump(mode="json"),
-        "models": {"gripper": settings.annotators, "target": "verb-pattern grammar", "object": settings.annotators},
+        "models": model_names(settings),
     }
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     started = time.monotonic()
-    work = _AnnotateFile(source, settings, identity)
+    work = _AnnotateFile(source, settings, device, identity)
     markers = jobs.run(f"annotate {files[0].dataset}", work, files, out, identity | {"files": inputs}, execution)
-    totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter()}
+    totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
     for marker in markers:
         totals["episodes"] += marker["summary"]["episodes"]
-        totals["status"].update(marker["summary"]["status"])
-        totals["reasons"].update(marker["summary"]["reasons"])
+        for name in ("status", "reasons", "stages"):
+            totals[name].update(marker["summary"][name])
     totals |= {
         "files": len(files),
         "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),

@@ -24,6 +24,29 @@ class MotionSettings(Settings):
     moved_camera_share: Share = 0.5  # more of the image than this changed, even after registration: the camera moved
 
 
+class TargetSettings(Settings):
+    """Who names the object that is grasped first."""
+
+    method: Literal["rank", "generate", "grammar"] = "rank"  # an LLM ranks the instruction's noun phrases, or answers
+    model: str = "HuggingFaceTB/SmolLM2-1.7B-Instruct"  # hub id or folder of an instruct LLM
+
+
+class FoundationSettings(Settings):
+    """The foundation models and their floors: low, since accepting is a later step over what they found."""
+
+    detector: str = "IDEA-Research/grounding-dino-tiny"  # hub id or folder of a Grounding DINO; "tiny": the shipped one
+    segmenter: str = "facebook/sam2.1-hiera-small"  # hub id or folder of a SAM 2; "tiny": the shipped one
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gripper_phrase: str = "robot gripper"
+    gripper_prompt: tuple[float, ...] = ()  # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
+    box_threshold: Share = 0.05
+    text_threshold: Share = 0.05
+    video_length: Annotated[int, Field(ge=1, le=64)] = 8  # N_e: close frames strung into one discrete video
+    min_video_length: Annotated[int, Field(ge=2)] = 4  # shorter groups are handled frame by frame
+    min_gripper_score: Share = 0.5  # of a tracked mask; below it the detector prompts that frame anew
+    max_gripper_area: Share = 0.35  # of the image; a larger mask is no gripper
+
+
 class PromptSettings(Settings):
     """The visual prompts sampled from every accepted mask."""
 
@@ -45,12 +68,14 @@ class FilterSettings(Settings):
 class AnnotateSettings(Settings):
     """All settings of `pixelcli annotate`."""
 
-    annotators: Literal["motion"]
+    annotators: Literal["foundation", "motion"] = "foundation"
     camera: str = ""  # "" is the source's main camera
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
     region_expansion: Annotated[float, Field(ge=1)] = 1.7  # the gripper box is scaled by this to propose a region
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidates kept an episode
+    target: TargetSettings = TargetSettings()
+    foundation: FoundationSettings = FoundationSettings()
     motion: MotionSettings = MotionSettings()
     prompts: PromptSettings = PromptSettings()
     filter: FilterSettings = FilterSettings()

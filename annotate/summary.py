@@ -13,7 +13,9 @@ def summary_table(totals: dict[str, Any]) -> Table:
     caption = f"{episodes} episodes, {episodes / work:.1f} a second of work"
     if totals["files_missing"]:
         caption += f"; {totals['files_missing']} of the data set's files are not in the data directory"
-    summary = Table(caption=caption)
+    for stage, seconds in sorted(totals["stages"].items(), key=lambda item: -item[1]):
+        caption += f"\n{seconds:8.1f} s {stage}"
+    summary = Table(caption=caption, caption_justify="left")
     summary.add_column("episodes", justify="right")
     summary.add_column("status")
     summary.add_column("why")

@@ -82,7 +82,7 @@ def _devices() -> Finding:
     try:
         import torch
     except ImportError:
-        return Finding("devices", True, "cpu (without the extra [train] there is no torch to ask for others)")
+        return Finding("devices", True, "cpu (without the extra [foundation] there is no torch to ask for others)")
     devices = [
         "cpu",
         *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())),

@@ -11,6 +11,7 @@ from annotate.rlds import list_files, read_episodes
 from annotate.sources import SOURCES
 from simulation.rlds import write_rlds
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 SHARED = Path(os.environ.get("PIXELVLA_SHARED", Path(__file__).parents[2] / "shared"))
 
 

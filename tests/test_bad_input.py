@@ -156,12 +156,6 @@ def test_unknown_setting(tmp_path, scenes):
     assert "unknown setting 'evidence_frame'; did you mean 'evidence_frames'?" in one_line_error(output)
 
 
-def test_a_real_source_must_name_its_annotators(tmp_path, scenes):
-    code, output = run("annotate", "--src", "libero", "--data-dir", scenes, "--out", tmp_path / "out")
-    assert code == 1
-    assert "add --set annotators=motion" in one_line_error(output)
-
-
 def test_debug_shows_the_traceback(tmp_path):
     arguments = [
         "--debug",

@@ -8,7 +8,8 @@ from conftest import read_all
 from scene import CLOSE, episode, object_mask, write_scenes
 
 from annotate.accept import accept
-from annotate.annotator import annotate_episode
+from annotate.annotator import annotate_episodes
+from annotate.choose import choose_annotators
 from annotate.motion import Motion, decode_keyframes, expand_box
 from annotate.settings import AnnotateSettings
 from annotate.sources import sample
@@ -16,6 +17,11 @@ from pixel160k import masks
 from simulation import truth
 
 SETTINGS = AnnotateSettings(annotators="motion")
+
+
+def annotate_episode(read, settings):
+    (row,) = annotate_episodes([read], choose_annotators(settings, "cpu"), settings)
+    return row
 
 
 def annotate_drawn(tmp_path, **scene):

@@ -19,7 +19,7 @@ def test_yaml_then_overrides(tmp_path):
         ("filter.min_evidense=0.5", "unknown setting 'filter.min_evidense'; did you mean 'filter.min_evidence'?"),
         ("evidence_frames=2", "setting 'evidence_frames': input should be greater than or equal to 4, not 2"),
         ("filter.min_evidence=high", "setting 'filter.min_evidence'"),
-        ("annotators=magic", "setting 'annotators': input should be 'motion', not 'magic'"),
+        ("annotators=magic", "setting 'annotators': input should be 'foundation' or 'motion', not 'magic'"),
         ("evidence_frames", "--set takes key=value"),
         ("annotators.x=1", "'annotators' holds a value"),
     ],
@@ -45,9 +45,9 @@ def test_digest_follows_the_values():
     assert first.digest() != AnnotateSettings.load(None, ["annotators=motion", "prompts.seed=1"]).digest()
 
 
-def test_real_sources_must_name_their_annotators_and_directory(tmp_path):
+def test_defaults_by_source(tmp_path):
     assert load_settings("sample", None, ()).annotators == "motion"
-    with pytest.raises(ValueError, match="add --set annotators=motion"):
-        load_settings("fractal", None, ())
+    assert load_settings("sample", None, ("annotators=foundation",)).annotators == "foundation"
+    assert load_settings("fractal", None, ()).annotators == "foundation"
     with pytest.raises(ValueError, match="needs --data-dir"):
         default_data_dir("fractal", None)

@@ -1,0 +1,76 @@
+"""Who fills the three roles: from the settings to loaded annotators, once a process."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+from annotate.annotator import Annotators
+from annotate.motion_roles import GrammarNamer, MotionGripperFinder, MotionObjectFinder
+from annotate.pretrained import check, resolve
+from annotate.roles import TargetNamer
+from annotate.settings import AnnotateSettings
+from annotate.stages import Stages
+
+
+@lru_cache(maxsize=1)
+def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
+    """The annotators of the settings; models are loaded here and stay for the life of the process.
+
+    Raises:
+        ValueError: a model cannot be loaded.
+    """
+    stages = Stages()
+    if settings.annotators == "motion":
+        return Annotators(MotionGripperFinder(), GrammarNamer(), MotionObjectFinder(settings.detections), 1, stages)
+    import torch
+
+    from annotate.detector import Detector
+    from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder
+    from annotate.segmenter import Segmenter
+
+    torch.set_num_threads(1)  # one process a core; and results may not depend on a thread count
+    detector = Detector(settings.foundation, device, stages)
+    segmenter = Segmenter(settings.foundation, device, stages)
+    gripper = TrackedGripperFinder(detector, segmenter, settings.foundation)
+    objects = DetectedObjectFinder(detector, segmenter, settings.detections)
+    return Annotators(gripper, _namer(settings, device), objects, settings.foundation.video_length, stages)
+
+
+def check_annotators(settings: AnnotateSettings) -> None:
+    """Check, before workers start, that the models of the settings can be had.
+
+    Raises:
+        ValueError: the packages or a model are missing; one line that says how to get them.
+    """
+    if settings.annotators == "motion":
+        return
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise ValueError(
+                f"annotators=foundation needs {package}: pip install 'pixelvla[foundation]', or --set annotators=motion"
+            )
+    check("foundation.detector", resolve(settings.foundation.detector, "detector"))
+    check("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
+    if settings.target.method != "grammar":
+        check("target.model", settings.target.model)
+
+
+def model_names(settings: AnnotateSettings) -> dict[str, str]:
+    """Role -> what fills it, for the metadata of everything that is written."""
+    if settings.annotators == "motion":
+        return {"gripper": "motion", "target": "verb-pattern grammar", "object": "motion"}
+    detector, segmenter = settings.foundation.detector, settings.foundation.segmenter
+    grammar = settings.target.method == "grammar"
+    return {
+        "gripper": f"{detector} + {segmenter} (video)",
+        "target": "verb-pattern grammar" if grammar else f"{settings.target.model} ({settings.target.method})",
+        "object": f"{detector} + {segmenter}",
+    }
+
+
+def _namer(settings: AnnotateSettings, device: str) -> TargetNamer:
+    if settings.target.method == "grammar":
+        return GrammarNamer()
+    from annotate.language_model import LanguageModelNamer
+
+    generate = settings.target.method == "generate"
+    return LanguageModelNamer(settings.target.model, device, settings.foundation.dtype, generate)

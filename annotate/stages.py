@@ -1,0 +1,33 @@
+"""Where the time goes: wall seconds by stage, for the summary and stats.json."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Adds up seconds by stage. Stages nest; a second counts for the innermost only."""
+
+    def __init__(self) -> None:
+        """Start with nothing measured."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure the enclosed work as this stage."""
+        self._account()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._account()
+            self._open.pop()
+
+    def _account(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now

@@ -1,0 +1,250 @@
+"""The foundation annotators: exact coordinates through crop, detector, box and mask; tracking; failures that say so."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scene import episode, write_scenes
+
+torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
+pytest.importorskip("transformers", reason="needs the extra [foundation]")
+
+from random_models import write_detector, write_segmenter  # noqa: E402
+
+from annotate.detector import Detector, crop_window, shift_box  # noqa: E402
+from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.segmenter import Segment, Segmenter, tidy  # noqa: E402
+from annotate.settings import FoundationSettings  # noqa: E402
+from annotate.stages import Stages  # noqa: E402
+from cli import main  # noqa: E402
+from pixel160k import masks  # noqa: E402
+from pixel160k.table import read_annotations  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Random checkpoints of both models."""
+    folder = tmp_path_factory.mktemp("random")
+    return write_detector(folder / "detector"), write_segmenter(folder / "segmenter")
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    """The real classes over random checkpoints."""
+    chosen = FoundationSettings(detector=str(folders[0]), segmenter=str(folders[1]))
+    return Detector(chosen, "cpu", Stages()), Segmenter(chosen, "cpu", Stages()), chosen
+
+
+class RedFinder(torch.nn.Module):
+    """Stands for Grounding DINO: its one sure box is that of the red pixels in the input it is given."""
+
+    dtype = torch.float32
+
+    def forward(self, pixel_values, pixel_mask, input_ids, **_):
+        logits = torch.full((len(pixel_values), 2, input_ids.shape[1]), -9.0)
+        boxes = torch.zeros(len(pixel_values), 2, 4)
+        for place, pixels in enumerate(pixel_values):
+            red = (pixels[0] - pixels[1]) > 1.5
+            ys, xs = red.any(1).nonzero().flatten(), red.any(0).nonzero().flatten()
+            height, width = red.shape
+            x0, x1, y0, y1 = xs[0] / width, (xs[-1] + 1) / width, ys[0] / height, (ys[-1] + 1) / height
+            boxes[place, 0] = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
+            logits[place, 0, 1] = 3.0
+        return SimpleNamespace(logits=logits, pred_boxes=boxes, input_ids=input_ids)
+
+
+class BoxFiller:
+    """Stands for SAM 2: the mask is the box prompt itself, at the model's own quarter resolution."""
+
+    def get_image_embeddings(self, pixels):
+        return pixels.shape[-2:]
+
+    def _single_frame_forward(self, image_embeddings, input_points, input_labels, multimask_output):
+        (x0, y0), (x1, y1) = (input_points[0, 0] / 4).tolist()
+        ys, xs = (torch.arange(side // 4) + 0.5 for side in image_embeddings)
+        inside_x, inside_y = torch.minimum(xs - x0, x1 - xs), torch.minimum(ys - y0, y1 - ys)
+        logits = torch.minimum(inside_x[None], inside_y[:, None])
+        return SimpleNamespace(pred_masks=logits[None, None], iou_scores=torch.tensor([[[0.9]]]))
+
+
+@pytest.fixture(scope="module")
+def exact(models):
+    """The real classes around models that make no mistakes."""
+    detector, segmenter = (object.__new__(type(model)) for model in models[:2])
+    detector.__dict__.update(models[0].__dict__, _model=RedFinder())
+    segmenter.__dict__.update(models[1].__dict__, _model=BoxFiller())
+    return detector, segmenter
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.sampled_from([(256, 256), (256, 320), (480, 640)]),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    size=st.tuples(st.integers(16, 40), st.integers(16, 40)),
+    offset=st.tuples(st.floats(-0.4, 0.4), st.floats(-0.4, 0.4)),
+)
+def test_coordinates_come_back_within_a_pixel(exact, shape, place, size, offset):
+    """Crop -> detector -> box -> mask: fails if x and y, or the crop's corner, were mixed up anywhere."""
+    height, width = shape
+    box_height, box_width = size
+    x0, y0 = round(place[0] * (width - box_width)), round(place[1] * (height - box_height))
+    truth = (x0, y0, x0 + box_width, y0 + box_height)
+    image = np.full((height, width, 3), 60, np.uint8)
+    image[y0 : y0 + box_height, x0 : x0 + box_width] = (250, 20, 20)
+    half = 60  # a region around the object, not centred on it, clipped to the image
+    centre_x, centre_y = x0 + box_width / 2 + offset[0] * half, y0 + box_height / 2 + offset[1] * half
+    region = (
+        max(0.0, centre_x - half), max(0.0, centre_y - half),
+        min(float(width), centre_x + half), min(float(height), centre_y + half),
+    )  # fmt: skip
+    candidate = SimpleNamespace(keyframes=SimpleNamespace(initial=image))
+    (found,) = DetectedObjectFinder(*exact, detections=3).find_objects([candidate], [region], ["red disc"])
+    np.testing.assert_allclose(found.detections[0].box, truth, atol=1)
+    np.testing.assert_allclose(masks.box_of(found.mask), truth, atol=1)
+    assert found.mask.shape == shape
+
+
+@given(
+    region=st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(1, 400), st.floats(1, 300)),
+    shape=st.tuples(st.integers(32, 480), st.integers(32, 640)),
+)
+def test_crop_windows_lie_in_the_image_and_are_square_where_they_can_be(region, shape):
+    height, width = shape
+    x0, y0 = min(region[0], width - 1), min(region[1], height - 1)
+    box = (x0, y0, min(width, x0 + region[2]), min(height, y0 + region[3]))
+    left, top, right, bottom = crop_window(box, height, width)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1])))
+    assert right - left == min(side, width) and bottom - top == min(side, height)
+    assert shift_box(shift_box(box, -left, -top), left, top) == pytest.approx(box)
+
+
+def test_tidy_fills_holes_and_drops_specks():
+    mask = np.zeros((64, 64), bool)
+    mask[10:50, 10:50] = True
+    mask[20:23, 20:23] = False  # a hole
+    mask[60:62, 60:62] = True  # a speck
+    expected = np.zeros_like(mask)
+    expected[10:50, 10:50] = True
+    np.testing.assert_array_equal(tidy(mask), expected)
+    assert not tidy(np.zeros((8, 8), bool)).any()
+
+
+def test_tracking_answers_for_every_frame_both_ways(models):
+    frames = [np.random.default_rng(place).integers(0, 255, (96, 128, 3)).astype(np.uint8) for place in range(5)]
+    segments = models[1].track(frames, 2, (20.0, 20.0, 60.0, 60.0))
+    assert len(segments) == 5
+    assert all(segment.mask.shape == (96, 128) and 0 <= segment.score <= 1 for segment in segments)
+    again = models[1].track(frames, 2, (20.0, 20.0, 60.0, 60.0))
+    assert all((first.mask == second.mask).all() for first, second in zip(segments, again, strict=True))
+    assert len(models[1].track(frames, 0, (30.0, 30.0))) == 5  # a point prompt
+
+
+def test_tracking_equals_transformers_own_propagation(models):
+    """Streaming with forgetting gives what `propagate_in_video_iterator` gives with everything kept."""
+    from transformers import Sam2VideoInferenceSession
+
+    segmenter = models[1]
+    frames = [np.random.default_rng(place).integers(0, 255, (256, 256, 3)).astype(np.uint8) for place in range(24)]
+    box = (40.0, 60.0, 140.0, 160.0)
+    video = torch.cat([segmenter._pixels(frame) for frame in frames])
+    session = Sam2VideoInferenceSession(video=video, video_height=256, video_width=256, dtype=torch.float32)
+    index = session.obj_id_to_idx(1)
+    prompt = {"point_coords": torch.tensor(box).view(1, 1, 2, 2), "point_labels": torch.tensor([[[2, 3]]])}
+    session.add_point_inputs(index, 0, prompt)
+    session.obj_with_new_inputs = [1]
+    with torch.inference_mode():
+        expected = [
+            segmenter._mask(output.pred_masks[0], 256, 256)
+            for output in segmenter._model.propagate_in_video_iterator(session, start_frame_idx=0)
+        ]
+    tracked = segmenter.track(frames, 0, box)
+    assert [(segment.mask != mask).sum() for segment, mask in zip(tracked, expected, strict=True)] == [0] * 24
+
+
+class Script:
+    """A detector and segmenter that answer from a list, and remember what they were asked."""
+
+    def __init__(self, boxes, track):
+        self.boxes, self.tracked, self.asked = boxes, track, []
+
+    def detect(self, images, phrases):
+        return [self.boxes[place] for place in range(len(images))]
+
+    def track(self, frames, start, prompt):
+        self.asked.append(("track", start, tuple(prompt)))
+        return self.tracked
+
+    def segment(self, images, boxes):
+        self.asked += [("segment", box) for box in boxes]
+        return [Segment(masks.inside_box(box, 64, 64), 0.9) for box in boxes]
+
+
+def detection(score, box=(10.0, 10.0, 20.0, 20.0)):
+    from pixel160k.table import Detection
+
+    return [Detection(box, score)]
+
+
+def candidates(count):
+    frame = np.zeros((64, 64, 3), np.uint8)
+    return [SimpleNamespace(keyframes=SimpleNamespace(close=frame)) for _ in range(count)]
+
+
+def square(score):
+    return Segment(masks.inside_box((5, 5, 25, 25), 64, 64), score)
+
+
+def test_the_most_confident_frame_is_prompted_and_lost_frames_are_prompted_anew():
+    track = [square(0.9), square(0.1), square(0.9), square(0.2)]
+    script = Script([detection(0.3), detection(0.4), detection(0.8, (1.0, 2.0, 3.0, 4.0)), []], track)
+    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(candidates(4))
+    assert script.asked == [("track", 2, (1.0, 2.0, 3.0, 4.0)), ("segment", (10.0, 10.0, 20.0, 20.0))]
+    assert [gripper and gripper.box for gripper in grippers] == [
+        (5, 5, 25, 25), (10, 10, 20, 20), (5, 5, 25, 25), None,  # lost, and no box to prompt it with
+    ]  # fmt: skip
+
+
+def test_short_groups_go_frame_by_frame():
+    script = Script([detection(0.3), [], detection(0.8)], [])
+    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(candidates(3))
+    assert [kind for kind, *_ in script.asked] == ["segment", "segment"]
+    assert [gripper is not None for gripper in grippers] == [True, False, True]
+
+
+def test_a_users_prompt_goes_to_the_first_frame():
+    script = Script([[], []], [square(0.9), square(0.9)])
+    chosen = FoundationSettings(gripper_prompt=(7.0, 8.0))
+    grippers = TrackedGripperFinder(script, script, chosen).find_grippers(candidates(2))
+    assert script.asked == [("track", 0, (7.0, 8.0))]
+    assert all(grippers)
+
+
+def run_annotate(folders, data, out, *more):
+    chosen = ["annotators=foundation", f"foundation.detector={folders[0]}", f"foundation.segmenter={folders[1]}"]
+    arguments = ["annotate", "--src", "libero", "--data-dir", str(data), "--out", str(out), *more]
+    for override in [*chosen, "target.method=grammar"]:
+        arguments += ["--set", override]
+    return CliRunner().invoke(main, arguments)
+
+
+def test_the_command_runs_through_the_models_and_repeats_byte_by_byte(folders, tmp_path):
+    data = write_scenes(tmp_path / "data", [episode(seed=seed) for seed in range(5)])
+    for name in ("first", "second"):
+        result = run_annotate(folders, data, tmp_path / name)
+        assert result.exit_code == 0, result.output
+    rows = list(read_annotations(tmp_path / "first"))
+    assert len(rows) == 5 and all(row.target_object == "red disc" for row in rows)
+    first, second = (next((tmp_path / name).glob("*.parquet")).read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_a_missing_model_is_one_line(folders, tmp_path):
+    data = write_scenes(tmp_path / "data", [episode()])
+    result = run_annotate(("absent/detector", folders[1]), data, tmp_path / "out")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
+    assert "'absent/detector'" in line and "--set foundation.detector=FOLDER" in line
