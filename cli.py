@@ -51,7 +51,10 @@ _directory = click.Path(path_type=Path, file_okay=False)
 
 
 @main.command()
-@click.option("--src", "source", type=click.Choice(_SOURCE_NAMES), required=True, help="The data set.")
+@click.option("--src", "source", type=click.Choice(_SOURCE_NAMES), help="The data set.")
+@click.option(
+    "--refilter", type=_directory, help="Instead of --src: finished annotations to accept anew, by --set filter..."
+)
 @click.option("--data-dir", type=_directory, help="Folder with the RLDS files [default for sample: the shipped one].")
 @click.option("--split", default="", help="Only this split [default: all].")
 @click.option(
@@ -62,7 +65,8 @@ _directory = click.Path(path_type=Path, file_okay=False)
 @click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
 @_execution_options
 def annotate(
-    source: str,
+    source: str | None,
+    refilter: Path | None,
     data_dir: Path | None,
     split: str,
     out: Path,
@@ -80,13 +84,20 @@ def annotate(
     pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out annotations --set annotators=motion --workers 8
     pixelcli annotate --src libero --data-dir DIR --out annotations --set annotators=motion \\
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
+    pixelcli annotate --refilter annotations --set filter.min_evidence=0.5 --out stricter
     """
     from rich.console import Console
 
     from annotate import annotate_job
     from annotate.jobs import Execution
+    from annotate.refilter import refilter as accept_anew
     from annotate.summary import summary_table
 
+    if refilter is not None:
+        Console().print(summary_table(accept_anew(refilter, out, overrides)))
+        return
+    if source is None:
+        raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
     settings = annotate_job.load_settings(source, config, overrides)
     data_dir = annotate_job.default_data_dir(source, data_dir)
     totals = annotate_job.annotate(

@@ -14,6 +14,10 @@ def accept(row: EpisodeAnnotation, settings: FilterSettings) -> EpisodeAnnotatio
     """
     if row.status == table.FAILED and row.reason:
         return row
+    if row.evidence.status != table.NOT_APPLICABLE:
+        agrees = row.evidence.score >= settings.min_evidence
+        status = table.SUPPORTED if agrees else table.CONTRADICTED
+        row = dataclasses.replace(row, evidence=dataclasses.replace(row.evidence, status=status))
     reason = _reason(row, settings)
     return dataclasses.replace(row, status=table.REJECTED if reason else table.ACCEPTED, reason=reason)
 
@@ -40,6 +44,6 @@ def _reason(row: EpisodeAnnotation, settings: FilterSettings) -> str:
         return "mask_too_large"
     if mask[masks.inside_box(row.region_box, *mask.shape)].sum() < settings.min_inside_region * mask.sum():
         return "outside_region"
-    if row.evidence.status != table.NOT_APPLICABLE and row.evidence.score < settings.min_evidence:
+    if row.evidence.status == table.CONTRADICTED:
         return "contradicted_by_motion"
     return ""

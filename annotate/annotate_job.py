@@ -41,6 +41,19 @@ class _AnnotateFile:
         }
 
 
+def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str, Any]:
+    """Everything that determines the bytes of a part; the filter's settings have a digest of their own."""
+    return {
+        "job": "annotate",
+        "software": version("pixelvla"),
+        "source": source,
+        "dataset": dataset,
+        "settings": settings.model_dump(mode="json"),
+        "filter_digest": settings.filter.digest(),
+        "models": model_names(settings),
+    }
+
+
 def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
     """The data directory to read: the one given, or the shipped sample's.
 
@@ -103,14 +116,7 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise ValueError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     check_annotators(settings)
-    identity = {
-        "job": "annotate",
-        "software": version("pixelvla"),
-        "source": source,
-        "dataset": files[0].dataset,
-        "settings": settings.model_dump(mode="json"),
-        "models": model_names(settings),
-    }
+    identity = describe(source, files[0].dataset, settings)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     started = time.monotonic()

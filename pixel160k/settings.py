@@ -4,6 +4,7 @@ A settings class is a pydantic model derived from `Settings`. Unknown keys and w
 the nearest key or what was expected.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -21,13 +22,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def load(cls, file: str | Path | None = None, overrides: Iterable[str] = ()) -> Self:
-        """Read a YAML file (or the defaults) and apply `key=value` overrides; nested keys are written with dots.
+    def load(
+        cls, file: str | Path | None = None, overrides: Iterable[str] = (), base: dict[str, Any] | None = None
+    ) -> Self:
+        """Read a YAML file, or start from `base` or the defaults, and apply `key=value` overrides.
+
+        Nested keys are written with dots.
 
         Raises:
             ValueError: one line that names the wrong key or value and what would be right.
         """
-        values: dict[str, Any] = {}
+        values = copy.deepcopy(base) if base else {}
         if file is not None:
             try:
                 values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
