@@ -4,7 +4,7 @@ A data set depends on its arguments alone: the same command twice writes the sam
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnviron
 from simulation.rlds import check_empty, encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
-INITIAL_STATES = 50  # a task of LIBERO has so many
+ALL_INITIAL_STATES = range(50)  # a task of LIBERO has so many
 
 Progress = Callable[[int, int], None]
 """Called with (episodes recorded so far, episodes asked for)."""
@@ -63,21 +63,28 @@ def record_sample(
     files: int = 1,
     hz: int = 5,
     progress: Progress | None = None,
+    tasks: Mapping[str, Sequence[int]] | None = None,
+    initial_states: range = ALL_INITIAL_STATES,
 ) -> RecordingSummary:
     """Record `episodes` successful demonstrations into `<out>/<name>/1.0.0/` and `<out>/truth.parquet`.
 
     Several suites alternate, episode by episode. `name` defaults to `<suite>_simulated` (several suites:
     `libero_simulated`), `files` is the number of TFRecord files. `hz` is 20, the control rate, or a divisor of it.
+    `tasks` (task ids by suite; a suite not in it keeps all of its own) and `initial_states` restrict what is drawn:
+    training and evaluation sets must not share a scene.
     """
     suites = [suites] if isinstance(suites, str) else list(suites)
+    chosen_tasks = {suite: tuple((tasks or {}).get(suite, PICK_AND_PLACE_TASKS.get(suite, ()))) for suite in suites}
     _check_request(suites, episodes, out, files, hz)
+    _check_scenes(chosen_tasks, tasks or {}, initial_states)
     import_libero()
     name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
     out.mkdir(parents=True, exist_ok=True)
     identifiers = _episode_ids(name, episodes, files)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
         spool = Path(folder)
-        summary = _record_into(spool, suites, identifiers, seed, hz, progress)
+        draws = {suite: draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites}
+        summary = _record_into(spool, draws, identifiers, hz, progress)
         truth.write((_spooled_truth(spool, identifier) for identifier in identifiers), out / truth.FILE_NAME)
         payloads = [
             (_spooled_record(spool, identifier).read_bytes() for identifier in part)
@@ -101,12 +108,34 @@ def _check_request(suites: list[str], episodes: int, out: Path, files: int, hz: 
     check_empty(out)
 
 
-def draw_scenes(suite: str, seed: int) -> Iterator[Scene]:
-    """All scenes of a suite in the random order of a seed: every task once before any comes again."""
+def _check_scenes(
+    chosen_tasks: Mapping[str, Sequence[int]], restricted: Mapping[str, Sequence[int]], initial_states: range
+) -> None:
+    for suite in restricted:
+        if suite not in chosen_tasks:
+            raise ValueError(f"tasks are restricted for {suite!r}, which is not among the recorded suites")
+    for suite, tasks in chosen_tasks.items():
+        unknown = sorted(set(tasks) - set(PICK_AND_PLACE_TASKS[suite]))
+        if unknown or not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError(
+                f"cannot record tasks {list(tasks)} of {suite}: choose one or more of "
+                f"{list(PICK_AND_PLACE_TASKS[suite])}, each once"
+            )
+    if not set(initial_states) <= set(ALL_INITIAL_STATES) or not initial_states:
+        raise ValueError(f"cannot draw from initial states {initial_states}: a task has {ALL_INITIAL_STATES}")
+
+
+def draw_scenes(
+    suite: str, seed: int, tasks: Sequence[int] | None = None, initial_states: range = ALL_INITIAL_STATES
+) -> Iterator[Scene]:
+    """All scenes of a suite in the random order of a seed: every task once before any comes again.
+
+    `tasks` (all of the suite's by default) and `initial_states` restrict them.
+    """
     random = np.random.default_rng([seed, sorted(PICK_AND_PLACE_TASKS).index(suite)])
-    tasks = PICK_AND_PLACE_TASKS[suite]
-    order_of_states = {task: random.permutation(INITIAL_STATES) for task in tasks}
-    for turn in range(INITIAL_STATES):
+    tasks = PICK_AND_PLACE_TASKS[suite] if tasks is None else tasks
+    order_of_states = {task: random.permutation(initial_states) for task in tasks}
+    for turn in range(len(initial_states)):
         for task in random.permutation(tasks):
             yield Scene(suite, int(task), int(order_of_states[int(task)][turn]))
 
@@ -118,7 +147,7 @@ def _episode_ids(name: str, episodes: int, files: int) -> list[str]:
 
 
 def _record_into(
-    spool: Path, suites: list[str], identifiers: list[str], seed: int, hz: int, progress: Progress | None
+    spool: Path, draws: dict[str, Iterator[Scene]], identifiers: list[str], hz: int, progress: Progress | None
 ) -> RecordingSummary:
     """Record every episode into the spool folder, so that memory does not grow with their number.
 
@@ -126,7 +155,7 @@ def _record_into(
     attempts all failed is filled by its suite's next drawn scene, until every place is filled.
     """
     summary = RecordingSummary()
-    draws = {suite: draw_scenes(suite, seed) for suite in suites}
+    suites = list(draws)
     open_places = {identifier: suites[number % len(suites)] for number, identifier in enumerate(identifiers)}
     while open_places:
         work = sorted((_next_scene(draws[suite]), identifier) for identifier, suite in open_places.items())

@@ -161,6 +161,25 @@ def test_every_task_is_drawn_once_before_any_again(suite):
     assert {scene.task_id for scene in scenes[: len(tasks)]} == set(tasks)
 
 
+@pytest.mark.parametrize("suite", PICK_AND_PLACE_TASKS)
+def test_no_restriction_draws_what_was_always_drawn(suite):
+    random = np.random.default_rng([7, sorted(PICK_AND_PLACE_TASKS).index(suite)])
+    orders = {task: random.permutation(50) for task in PICK_AND_PLACE_TASKS[suite]}
+    always = [
+        (int(task), int(orders[task][turn]))
+        for turn in range(50)
+        for task in random.permutation(PICK_AND_PLACE_TASKS[suite])
+    ]
+    assert [(scene.task_id, scene.initial_state) for scene in draw_scenes(suite, seed=7)] == always
+
+
+def test_restricted_scenes_are_all_of_their_tasks_and_states():
+    scenes = list(draw_scenes("libero_goal", 3, tasks=(8, 1), initial_states=range(30, 35)))
+    assert len(set(scenes)) == len(scenes) == 10
+    assert {scene.task_id for scene in scenes} == {1, 8}
+    assert {scene.initial_state for scene in scenes} == set(range(30, 35))
+
+
 def cylinder(radius, height):
     angles = np.linspace(0, 2 * np.pi, 60)
     ring = np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1)
@@ -374,6 +393,12 @@ def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
         ({"files": 3}, "ask for 1 to 2 files"),
         ({"hz": 3}, "cannot record at 3 Hz"),
         ({"out": SAMPLE}, "is not an empty directory"),
+        ({"tasks": {"libero_goal": [1]}}, "'libero_goal', which is not among the recorded suites"),
+        ({"tasks": {"libero_object": [10]}}, r"cannot record tasks \[10\] of libero_object"),
+        ({"tasks": {"libero_object": []}}, r"cannot record tasks \[\] of libero_object"),
+        ({"tasks": {"libero_object": [1, 1]}}, "each once"),
+        ({"initial_states": range(40, 60)}, r"cannot draw from initial states range\(40, 60\)"),
+        ({"initial_states": range(0)}, "cannot draw from initial states"),
     ],
 )
 def test_impossible_requests_are_named(tmp_path, change, message):
@@ -444,6 +469,15 @@ def test_failed_episodes_are_counted_and_replaced(tmp_path, without_simulator):
     assert total.recorded == 11 and total.attempts == total.failed_attempts + 11
     assert total.failed_attempts == 11 + len(ATTEMPTS) * total.failed_episodes
     assert summary.total("libero_object").failed_episodes == 0
+
+
+def test_recording_keeps_to_its_tasks_and_states(tmp_path, without_simulator):
+    tasks, states = {"libero_goal": [6]}, range(3, 7)
+    summary = record_sample(["libero_object", "libero_goal"], 8, 0, tmp_path, tasks=tasks, initial_states=states)
+    assert {task for suite, task in summary.tasks if suite == "libero_goal"} == {6}
+    assert len([task for suite, task in summary.tasks if suite == "libero_object"]) == 4
+    with pytest.raises(ValueError, match="no initial state is left to draw"):
+        record_sample("libero_goal", 5, 0, tmp_path / "more", tasks=tasks, initial_states=states)
 
 
 def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):
