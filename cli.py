@@ -62,6 +62,7 @@ _directory = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of settings.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@click.option("--tracks", is_flag=True, help="Also masks at every step (as --set tracks=true).")
 @click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
 @_execution_options
 def annotate(
@@ -72,6 +73,7 @@ def annotate(
     out: Path,
     config: Path | None,
     overrides: tuple[str, ...],
+    tracks: bool,
     device: str,
     workers: int,
     runner: str,
@@ -98,6 +100,8 @@ def annotate(
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
+    if tracks:
+        overrides = (*overrides, "tracks=true")
     settings = annotate_job.load_settings(source, config, overrides)
     data_dir = annotate_job.default_data_dir(source, data_dir)
     totals = annotate_job.annotate(

@@ -16,6 +16,7 @@ from annotate.rlds import SourceFile, list_files, read_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
 from pixel160k.table import write_part
+from pixel160k.tracks import write_tracks
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class _AnnotateFile:
         annotators = choose_annotators(self.settings, self.device)
         annotators.stages.seconds.clear()
         episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
-        rows = annotate_episodes(episodes, annotators, self.settings)
+        rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         write_part(folder / f"part-{file.name}.parquet", rows, self.description)
+        if self.settings.tracks:
+            (folder / "tracks").mkdir()
+            write_tracks(folder / "tracks" / f"part-{file.name}.parquet", tracks)
         return {
             "episodes": len(rows),
             "status": Counter(row.status for row in rows),

@@ -7,7 +7,7 @@ the gripper finder wants, so that no more than a group's keyframes are ever in m
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from annotate.accept import accept
@@ -20,6 +20,7 @@ from annotate.target_object import verb_class
 from pixel160k import masks, table
 from pixel160k.prompts import sample_prompts, seeded_generator
 from pixel160k.table import EpisodeAnnotation, Evidence
+from pixel160k.tracks import StepMasks
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,21 @@ class Annotators:
     object: ObjectFinder
     group_size: int
     stages: Stages  # where the time goes
+    track: Callable[[Episode, EpisodeAnnotation], list[StepMasks]] | None = None  # masks at every step, if wanted
 
 
 def annotate_episodes(
     items: Iterable[Episode | EpisodeAnnotation], annotators: Annotators, settings: AnnotateSettings
-) -> list[EpisodeAnnotation]:
+) -> tuple[list[EpisodeAnnotation], list[StepMasks]]:
     """Annotate the episodes of one file, in their order; failed rows among them pass through.
 
     Never raises for bad data, which gives a failed or rejected row with its reason.
+
+    Returns:
+        The rows, and the tracks of those that have a mask (none where the annotators do not track).
     """
     rows: list[EpisodeAnnotation] = []
+    tracks: dict[int, list[StepMasks]] = {}
     waiting: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
 
     def annotate_group(group: list[tuple[int, Candidate]]) -> None:
@@ -48,6 +54,10 @@ def annotate_episodes(
         found = _annotate([rows[place] for place in places], candidates, annotators, settings)
         for place, row in zip(places, found, strict=True):
             rows[place] = row
+        if annotators.track is not None:
+            with annotators.stages("tracks"):
+                for place, candidate in group:
+                    tracks[place] = annotators.track(candidate.episode, rows[place])
 
     with annotators.stages("read"):
         for item in items:
@@ -65,7 +75,7 @@ def annotate_episodes(
                     annotate_group(waiting.pop(item.viewpoint))
         for group in waiting.values():
             annotate_group(group)
-    return rows
+    return rows, [step for place in sorted(tracks) for step in tracks[place]]
 
 
 def _begin(episode: Episode, target: str, settings: AnnotateSettings) -> tuple[EpisodeAnnotation, Candidate | None]:

@@ -1,6 +1,6 @@
 """Who fills the three roles: from the settings to loaded annotators, once a process."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 
 from annotate.annotator import Annotators
@@ -19,20 +19,33 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         ValueError: a model cannot be loaded.
     """
     stages = Stages()
-    if settings.annotators == "motion":
+    if settings.annotators == "motion" and not settings.tracks:
         return Annotators(MotionGripperFinder(), GrammarNamer(), MotionObjectFinder(settings.detections), 1, stages)
+
     import torch
+
+    from annotate.segmenter import Segmenter
+    from annotate.tracking import track_episode
+
+    torch.set_num_threads(1)  # one process a core; and results may not depend on a thread count
+    segmenter = Segmenter(settings.foundation, device, stages)
+    track = partial(track_episode, segmenter=segmenter) if settings.tracks else None
+    if settings.annotators == "motion":
+        objects = MotionObjectFinder(settings.detections)
+        return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, stages, track)
 
     from annotate.detector import Detector
     from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder
-    from annotate.segmenter import Segmenter
 
-    torch.set_num_threads(1)  # one process a core; and results may not depend on a thread count
     detector = Detector(settings.foundation, device, stages)
-    segmenter = Segmenter(settings.foundation, device, stages)
-    gripper = TrackedGripperFinder(detector, segmenter, settings.foundation)
-    objects = DetectedObjectFinder(detector, segmenter, settings.detections)
-    return Annotators(gripper, _namer(settings, device), objects, settings.foundation.video_length, stages)
+    return Annotators(
+        TrackedGripperFinder(detector, segmenter, settings.foundation),
+        _namer(settings, device),
+        DetectedObjectFinder(detector, segmenter, settings.detections),
+        settings.foundation.video_length,
+        stages,
+        track,
+    )
 
 
 def check_annotators(settings: AnnotateSettings) -> None:
@@ -41,15 +54,17 @@ def check_annotators(settings: AnnotateSettings) -> None:
     Raises:
         ValueError: the packages or a model are missing; one line that says how to get them.
     """
-    if settings.annotators == "motion":
+    if settings.annotators == "motion" and not settings.tracks:
         return
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             raise ValueError(
-                f"annotators=foundation needs {package}: pip install 'pixelvla[foundation]', or --set annotators=motion"
+                f"the models need {package}: pip install 'pixelvla[foundation]', or --set annotators=motion without tracks"
             )
-    check("foundation.detector", resolve(settings.foundation.detector, "detector"))
     check("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
+    if settings.annotators == "motion":
+        return
+    check("foundation.detector", resolve(settings.foundation.detector, "detector"))
     if settings.target.method != "grammar":
         check("target.model", settings.target.model)
 

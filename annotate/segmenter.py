@@ -78,13 +78,13 @@ class Segmenter:
         return segments
 
     @torch.inference_mode()
-    def track(self, frames: Sequence[np.ndarray], start: int, prompt: Sequence[float]) -> list[Segment]:
+    def track(self, frames: Sequence[np.ndarray], start: int, prompt: Sequence[float] | np.ndarray) -> list[Segment]:
         """Track one object through frames, both ways from the frame `start` on which it is prompted.
 
         Args:
-            frames: RGB, uint8 (height, width, 3), all of one size.
+            frames: RGB, uint8 (height, width, 3), all of one size; each is asked for once a direction.
             start: the prompted frame.
-            prompt: a box x0, y0, x1, y1 or a point x, y, in pixels of that frame.
+            prompt: a box x0, y0, x1, y1, a point x, y, in pixels of that frame, or a mask, bool (height, width).
 
         Returns:
             One segment a frame; the score is the presence of the object, which falls where it is lost.
@@ -96,19 +96,24 @@ class Segmenter:
         return [segments[place] for place in range(len(frames))]
 
     def _propagate(
-        self, frames: Sequence[np.ndarray], order: range, prompt: Sequence[float], reverse: bool
+        self, frames: Sequence[np.ndarray], order: range, prompt: Sequence[float] | np.ndarray, reverse: bool
     ) -> dict[int, Segment]:
-        height, width = frames[0].shape[:2]
+        height, width = frames[order[0]].shape[:2]
         session = Sam2VideoInferenceSession(
             video_height=height, video_width=width, inference_device=self._device, dtype=self._dtype
         )
         object_index = session.obj_id_to_idx(1)
-        labels = _BOX_CORNERS if len(prompt) == 4 else _POINT
-        inputs = {
-            "point_coords": self._coordinates(prompt, height, width),
-            "point_labels": torch.tensor([[labels]], dtype=torch.int32),
-        }
-        session.add_point_inputs(object_index, order[0], inputs)
+        if isinstance(prompt, np.ndarray):
+            mask = torch.from_numpy(prompt)[None, None].float()
+            mask = F.interpolate(mask, (self._size, self._size), mode="bilinear", antialias=True) >= 0.5
+            session.add_mask_inputs(object_index, order[0], mask)
+        else:
+            labels = _BOX_CORNERS if len(prompt) == 4 else _POINT
+            inputs = {
+                "point_coords": self._coordinates(prompt, height, width),
+                "point_labels": torch.tensor([[labels]], dtype=torch.int32),
+            }
+            session.add_point_inputs(object_index, order[0], inputs)
         session.obj_with_new_inputs = [1]
         segments = {}
         for place in order:

@@ -73,6 +73,7 @@ class AnnotateSettings(Settings):
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
     region_expansion: Annotated[float, Field(ge=1)] = 1.7  # the gripper box is scaled by this to propose a region
+    tracks: bool = False  # also masks at every step, by the segmenter's video memory
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidates kept an episode
     target: TargetSettings = TargetSettings()
     foundation: FoundationSettings = FoundationSettings()

@@ -17,10 +17,11 @@ from annotate.episode import BadImage, Episode, check_jpeg
 from annotate.jobs import Execution
 from annotate.rlds import SourceFile, list_files, read_episodes
 from annotate.sources import SOURCES
-from pixel160k import masks, shards, table
+from pixel160k import shards, table
 from pixel160k.actions import action_chunk, dataset_statistics
 from pixel160k.card import data_card
 from pixel160k.table import EpisodeAnnotation
+from pixel160k.tracks import StepMasks, read_tracks
 
 HORIZON = 50  # actions a sample carries; loaders slice the first N_c
 
@@ -37,6 +38,7 @@ class _BuildShard:
 
     def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
         rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
+        tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
         episodes = read_episodes(SOURCES[self.source], file, self.camera)
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
@@ -55,7 +57,7 @@ class _BuildShard:
                 wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
-                    reason = _write_episode(writer, row, episode, self.horizon)
+                    reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
                 if reason:
                     left_out[row.episode_id] = reason
         if not writer.index:
@@ -91,7 +93,13 @@ def _join(
         raise ValueError(f"the annotations do not belong to this data: it has no record {min(by_id)}")
 
 
-def _write_episode(writer: shards.ShardWriter, row: EpisodeAnnotation, episode: Episode, horizon: int) -> str:
+def _write_episode(
+    writer: shards.ShardWriter,
+    row: EpisodeAnnotation,
+    tracks: dict[int, StepMasks],
+    episode: Episode,
+    horizon: int,
+) -> str:
     """Write an episode's samples, or return the reason why none of them can be used."""
     steps = range(episode.first_step, episode.last_step + 1)
     if not steps:
@@ -101,12 +109,10 @@ def _write_episode(writer: shards.ShardWriter, row: EpisodeAnnotation, episode: 
             check_jpeg(episode.images[step], step)
     except BadImage:
         return "bad_image"
-    blank = masks.encode_indexed_png(np.full((row.image_height, row.image_width), masks.NOT_ANNOTATED, np.uint8))
     for step in steps:
-        marked = shards.object_mask_valid(row, step) or shards.gripper_mask_valid(row, step)
-        labels = masks.encode_indexed_png(shards.label_image(row, step)) if marked else blank
+        masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
-        writer.write(row, step, episode.images[step], labels, chunk, episode.state[step])
+        writer.write(row, masked, episode.images[step], chunk, episode.state[step])
     return ""
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pixel160k import masks
 from pixel160k.table import EpisodeAnnotation
+from pixel160k.tracks import StepMasks
 
 FORMAT_VERSION = 1
 MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
@@ -77,41 +79,40 @@ class ShardWriter:
         self._file.close()
 
     def write(
-        self, row: EpisodeAnnotation, step: int, jpeg: bytes, labels: bytes, action: np.ndarray, state: np.ndarray
+        self, row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
     ) -> None:
         """Append one sample.
 
         Args:
             row: the annotation of the sample's episode.
-            step: raw step index.
+            masked: the raw step and what is marked on it.
             jpeg: the source's own bytes, passed through.
-            labels: the indexed mask PNG.
             action: float32 (horizon, 7).
             state: float32 (S,).
         """
-        key = sample_key(row.episode_id, step)
+        key = sample_key(row.episode_id, masked.step)
         offset = self._tar.tarstream.offset
         self._tar.write(
             {
                 "__key__": key,
                 "jpg": jpeg,
-                "mask.png": labels,
-                "json": json.dumps(sample_metadata(row, step), sort_keys=True).encode(),
+                "mask.png": _label_png(row, masked),
+                "json": json.dumps(sample_metadata(row, masked), sort_keys=True).encode(),
                 "action.npy": _npy(action),
                 "state.npy": _npy(state),
             }
         )
         size = self._tar.tarstream.offset - offset
-        self.index.append(IndexRow(key, row.episode_id, step, row.status, self._name, offset, size))
+        self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
 
 
-def sample_metadata(row: EpisodeAnnotation, step: int) -> dict[str, Any]:
+def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> dict[str, Any]:
     """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
     prompts = row.prompts
     return {
         "dataset": row.dataset,
         "episode_id": row.episode_id,
-        "step": step,
+        "step": masked.step,
         "num_steps": row.num_steps,
         "first_step": row.first_step,
         "last_step": row.last_step,
@@ -133,34 +134,43 @@ def sample_metadata(row: EpisodeAnnotation, step: int) -> dict[str, Any]:
         "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
         "object_mask": row.object_mask or NO_RLE,
         "prompt_step": row.first_step if prompts else -1,
-        "object_mask_valid": object_mask_valid(row, step),
-        "gripper_mask_valid": gripper_mask_valid(row, step),
+        "object_mask_valid": masked.object_mask is not None,
+        "gripper_mask_valid": masked.gripper_mask is not None,
     }
 
 
-def object_mask_valid(row: EpisodeAnnotation, step: int) -> bool:
-    """Whether the label image of this step marks the target object: without tracks, only on the first valid step."""
-    return row.object_mask is not None and step == row.first_step
+def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:
+    """What is marked on a step: its track, or else the object on the first valid step and the gripper on the close step."""
+    if track is not None:
+        return track
+    object_mask = row.object_mask if step == row.first_step else None
+    gripper_mask = row.gripper_mask if step == row.close_step else None
+    return StepMasks(row.episode_id, step, object_mask, object_mask is not None, gripper_mask, gripper_mask is not None)
 
 
-def gripper_mask_valid(row: EpisodeAnnotation, step: int) -> bool:
-    """Whether the label image of this step marks the gripper: without tracks, only on the close step."""
-    return row.gripper_mask is not None and step == row.close_step
-
-
-def label_image(row: EpisodeAnnotation, step: int) -> np.ndarray:
+def label_image(masked: StepMasks, height: int, width: int) -> np.ndarray:
     """The label image of a step, uint8 (height, width): 0 background, 1 gripper, 2 target, 255 not annotated.
 
     The gripper lies over the target. Where only one of the two is valid, 0 says only that this one is not there.
     """
-    has_object, has_gripper = object_mask_valid(row, step), gripper_mask_valid(row, step)
-    label = masks.BACKGROUND if has_object or has_gripper else masks.NOT_ANNOTATED
-    labels = np.full((row.image_height, row.image_width), label, np.uint8)
-    if has_object and row.object_mask is not None:
-        labels[masks.decode(row.object_mask)] = masks.TARGET
-    if has_gripper and row.gripper_mask is not None:
-        labels[masks.decode(row.gripper_mask)] = masks.GRIPPER
+    nothing = masked.object_mask is None and masked.gripper_mask is None
+    labels = np.full((height, width), masks.NOT_ANNOTATED if nothing else masks.BACKGROUND, np.uint8)
+    if masked.object_mask is not None:
+        labels[masks.decode(masked.object_mask)] = masks.TARGET
+    if masked.gripper_mask is not None:
+        labels[masks.decode(masked.gripper_mask)] = masks.GRIPPER
     return labels
+
+
+def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
+    if masked.object_mask is None and masked.gripper_mask is None:
+        return _blank_png(row.image_height, row.image_width)
+    return masks.encode_indexed_png(label_image(masked, row.image_height, row.image_width))
+
+
+@lru_cache(maxsize=8)
+def _blank_png(height: int, width: int) -> bytes:
+    return masks.encode_indexed_png(np.full((height, width), masks.NOT_ANNOTATED, np.uint8))
 
 
 def write_index(path: Path, rows: list[IndexRow]) -> None:

@@ -21,7 +21,8 @@ from pixel160k import masks, shards
 from pixel160k.table import EpisodeAnnotation
 
 _KEY = re.compile(r"[A-Za-z0-9_]+-[A-Za-z0-9_]+-\d{5}-\d{5}-\d{4,}")
-_METADATA_KEYS = set(shards.sample_metadata(EpisodeAnnotation("", "", "", 0, 0, 0), 0))
+_ANY_ROW = EpisodeAnnotation("", "", "", 0, 0, 0)
+_METADATA_KEYS = set(shards.sample_metadata(_ANY_ROW, shards.step_masks(_ANY_ROW, 0)))
 _LABELS = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET, masks.NOT_ANNOTATED}
 
 

@@ -77,8 +77,8 @@ def directory(tmp_path):
     with shards.ShardWriter(out / "drawn-train-00000.tar") as writer:
         for row in rows:
             for step in range(row.first_step, row.last_step + 1):
-                labels = masks.encode_indexed_png(shards.label_image(row, step))
-                writer.write(row, step, jpeg(10 * row.record + step), labels, np.zeros((50, 7)), np.zeros(8))
+                masked = shards.step_masks(row, step)
+                writer.write(row, masked, jpeg(10 * row.record + step), np.zeros((50, 7)), np.zeros(8))
     shards.write_index(out / "index.parquet", writer.index)
     manifest = {
         "format_version": shards.FORMAT_VERSION,

@@ -22,6 +22,7 @@ from annotate.stages import Stages  # noqa: E402
 from cli import main  # noqa: E402
 from pixel160k import masks  # noqa: E402
 from pixel160k.table import read_annotations  # noqa: E402
+from pixel160k.tracks import read_tracks  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +249,43 @@ def test_a_missing_model_is_one_line(folders, tmp_path):
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
     assert "'absent/detector'" in line and "--set foundation.detector=FOLDER" in line
+
+
+def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
+    import io
+    import json
+    import tarfile
+
+    data = write_scenes(tmp_path / "data", [episode(), episode(carry=False, seed=2)])
+    arguments = [
+        "annotate",
+        "--src",
+        "libero",
+        "--data-dir",
+        str(data),
+        "--out",
+        str(tmp_path / "annotations"),
+        "--tracks",
+    ]
+    for override in ("annotators=motion", f"foundation.segmenter={folders[1]}"):
+        arguments += ["--set", override]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    row = next(read_annotations(tmp_path / "annotations"))
+    tracks = read_tracks(tmp_path / "annotations" / "tracks" / "part-train-00000.parquet")[row.episode_id]
+    assert sorted(tracks) == list(range(row.num_steps))
+    assert tracks[row.first_step].object_mask == row.object_mask
+    assert tracks[row.close_step].gripper_mask == row.gripper_mask
+    arguments = ["build-shards", "--annotations", str(tmp_path / "annotations"), "--out", str(tmp_path / "shards")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    with tarfile.open(next((tmp_path / "shards").glob("*.tar"))) as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar}
+    for step, masked in tracks.items():
+        about = json.loads(content[f"{row.episode_id}-{step:04d}.json"])
+        labels = masks.decode_indexed_png(content[f"{row.episode_id}-{step:04d}.mask.png"])
+        assert about["object_mask_valid"] and about["gripper_mask_valid"]
+        gripper = masks.decode(masked.gripper_mask)
+        np.testing.assert_array_equal(labels == masks.GRIPPER, gripper)
+        np.testing.assert_array_equal(labels == masks.TARGET, masks.decode(masked.object_mask) & ~gripper)
+        assert np.load(io.BytesIO(content[f"{row.episode_id}-{step:04d}.state.npy"])).shape == (8,)
+    assert CliRunner().invoke(main, ["verify", "--shards", str(tmp_path / "shards")]).exit_code == 0

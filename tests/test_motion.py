@@ -20,7 +20,7 @@ SETTINGS = AnnotateSettings(annotators="motion")
 
 
 def annotate_episode(read, settings):
-    (row,) = annotate_episodes([read], choose_annotators(settings, "cpu"), settings)
+    (row,), _ = annotate_episodes([read], choose_annotators(settings, "cpu"), settings)
     return row
 
 
