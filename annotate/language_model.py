@@ -15,9 +15,10 @@ from annotate.target_object import candidate_phrases, phrase_of_answer
 QUESTION = "which one object the robot first grasp in this task {instruction}"
 """The paper's words (arXiv 2511.01571, Fig. 6)."""
 
-ANSWER = "The robot first grasps the"
+ANSWER = "The robot first picks up the"
 """How the answer begins. Without it a small model judges what may start a reply rather than which object is meant:
-SmolLM2-135M ranked 63 of LIBERO's 101 pick instructions right without it, and 96 with it."""
+SmolLM2-135M ranks 63 of LIBERO's 101 pick instructions right without it, 96 with "... grasps the" and 100 with this,
+which also says that what is carried counts rather than a handle or a knob."""
 
 _ANSWER_TOKENS = 16  # a noun phrase and a little more, which says where the phrase ends
 

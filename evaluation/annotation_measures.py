@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from annotate.motion import expand_box
 from pixel160k import masks, table
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.table import Box, EpisodeAnnotation
 from simulation.truth import GRIPPER, EpisodeTruth
 
+REGION_FACTORS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 GOOD_IOU = 0.5  # a mask is good from this overlap with the target's truth on
 
 
@@ -95,6 +97,26 @@ def score_episode(row: EpisodeAnnotation, truth: EpisodeTruth) -> EpisodeScore:
         measured["close_error"] = row.close_step - truth.contact_step
     measured["noun_right"] = noun_is_right(row.target_object, truth.target_phrase)
     return EpisodeScore(row.episode_id, truth.suite, row.verb, row.status, row.reason, **measured)
+
+
+def region_curve(boxes_and_targets: Sequence[tuple[Box, np.ndarray]]) -> list[dict[str, float | None]]:
+    """What expanding the gripper's box buys: target recall against region area, for several factors.
+
+    Args:
+        boxes_and_targets: per episode the gripper's xyxy box in pixels and the target's mask on x_0, bool (height, width).
+    """
+    curve: list[dict[str, float | None]] = []
+    for factor in REGION_FACTORS:
+        regions = [
+            masks.inside_box(expand_box(box, factor, *target.shape), *target.shape) for box, target in boxes_and_targets
+        ]
+        recalls = [
+            _share(target & region, target) for region, (_, target) in zip(regions, boxes_and_targets, strict=True)
+        ]
+        curve.append(
+            {"factor": factor, "recall": _mean(recalls), "area": _mean(float(region.mean()) for region in regions)}
+        )
+    return curve
 
 
 def noun_is_right(prediction: str, phrase: str) -> bool:

@@ -59,7 +59,12 @@ def summary_tables(result: dict[str, Any]) -> list[Table]:
         reasons.add_column(label, justify="left" if label == "reason" else "right")
     for reason, split in sorted(result["overall"]["reasons"].items(), key=lambda item: -sum(item[1].values())):
         reasons.add_row(reason, str(split["good"]), str(split["bad"]))
-    return [measures, confusion, *([reasons] if reasons.rows else [])]
+    curve = Table(title="the gripper box, expanded", caption="share of the target inside, against share of the image")
+    for label in ("factor", "target inside", "area"):
+        curve.add_column(label, justify="right")
+    for point in result["region_curve"]:
+        curve.add_row(str(point["factor"]), _text(point["recall"]), _text(point["area"]))
+    return [measures, confusion, *([reasons] if reasons.rows else []), curve]
 
 
 def _text(value: float | None, digits: int = 3) -> str:

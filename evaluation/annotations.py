@@ -17,7 +17,7 @@ from annotate.rlds import list_files, read_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from evaluation import annotation_report
-from evaluation.annotation_measures import EvidenceScore, score_episode, summarise
+from evaluation.annotation_measures import EvidenceScore, region_curve, score_episode, summarise
 from evaluation.annotation_report import Case
 from pixel160k import masks, table
 from pixel160k.table import EpisodeAnnotation
@@ -39,7 +39,7 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
 
     Returns:
         What evaluation.json holds: `join` (what found no partner), `overall`, `by_suite` and `by_verb` (see `measure`),
-        and `episodes`, one `EpisodeScore` each.
+        `region_curve` and `episodes`, one `EpisodeScore` each.
 
     Raises:
         ValueError: the annotations are unfinished, or truth, annotations and data do not belong together.
@@ -65,6 +65,13 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
                 "truth_without_row": sorted(without_row),
             },
             **summarise([case.score for case in cases], evidence, settings.filter.min_evidence),
+            "region_curve": region_curve(
+                [
+                    (case.row.gripper_box, masks.decode(case.initial.target))
+                    for case in cases
+                    if case.row.gripper_box is not None and case.initial is not None
+                ]
+            ),
             "episodes": [asdict(case.score) for case in cases],
         }
     )

@@ -18,7 +18,7 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
         identity=identity,
         native_id=columns.episode_text("episode_metadata/file_path"),
         camera=camera,
-        viewpoint=f"{columns.text('steps/language_instruction')}#{camera}",  # a suite has one scene a task
+        viewpoint=camera,  # the camera stands in the same place in every task of a suite
         instruction=columns.text("steps/language_instruction"),
         images=columns.strings(f"steps/observation/{camera}"),
         actions=actions,
