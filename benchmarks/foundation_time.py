@@ -1,0 +1,37 @@
+"""Where the time goes with the foundation annotators: the models' forward passes against everything around them.
+
+    python benchmarks/foundation_time.py --out DIR [--src libero --data-dir DIR]
+
+Annotates with the shipped tiny checkpoints, on which the share of everything else is largest, and prints the split.
+"""
+
+import argparse
+from pathlib import Path
+
+from annotate.annotate_job import annotate, default_data_dir
+from annotate.jobs import Execution
+from annotate.settings import AnnotateSettings
+
+TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
+
+
+def main() -> None:
+    """Annotate once and print seconds and shares by stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", default="sample")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data_dir = default_data_dir(arguments.src, arguments.data_dir)
+    totals = annotate(arguments.src, data_dir, arguments.out, AnnotateSettings.load(None, TINY), Execution())
+    stages = totals["stages"]
+    whole = sum(stages.values())
+    print(f"{totals['episodes']} episodes, {whole:.1f} s after loading the models")
+    for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]):
+        print(f"{stage:24s}{seconds:8.2f} s {seconds / whole:7.1%}")
+    forward = sum(seconds for stage, seconds in stages.items() if stage.endswith("forward"))
+    print(f"outside the forward passes {1 - forward / whole:.1%}")
+
+
+if __name__ == "__main__":
+    main()
