@@ -22,6 +22,9 @@ from pixel160k.prompts import sample_prompts, seeded_generator
 from pixel160k.table import EpisodeAnnotation, Evidence
 from pixel160k.tracks import StepMasks
 
+Tracker = Callable[[Episode, EpisodeAnnotation], list[StepMasks]]
+"""Follows what a row has a mask of through the episode."""
+
 
 @dataclass(frozen=True)
 class Annotators:
@@ -31,8 +34,9 @@ class Annotators:
     target: TargetNamer
     object: ObjectFinder
     group_size: int
+    region_expansion: float  # the gripper box is scaled by this to propose a region
     stages: Stages  # where the time goes
-    track: Callable[[Episode, EpisodeAnnotation], list[StepMasks]] | None = None  # masks at every step, if wanted
+    track: Tracker | None = None  # masks at every step, if wanted
 
 
 def annotate_episodes(
@@ -115,7 +119,7 @@ def _annotate(
     with stages("gripper"):
         grippers = annotators.gripper.find_grippers(candidates)
     regions = [
-        None if gripper is None else expand_box(gripper.box, settings.region_expansion, *gripper.mask.shape)
+        None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
         for gripper in grippers
     ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.

@@ -3,7 +3,7 @@
 from functools import lru_cache, partial
 from importlib.util import find_spec
 
-from annotate.annotator import Annotators
+from annotate.annotator import Annotators, Tracker
 from annotate.motion_roles import GrammarNamer, MotionGripperFinder, MotionObjectFinder
 from annotate.pretrained import check, resolve
 from annotate.roles import TargetNamer
@@ -20,7 +20,7 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
     """
     stages = Stages()
     if settings.annotators == "motion" and not settings.tracks:
-        return Annotators(MotionGripperFinder(), GrammarNamer(), MotionObjectFinder(settings.detections), 1, stages)
+        return _motion_annotators(settings, stages, None)
 
     import torch
 
@@ -31,8 +31,7 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
     segmenter = Segmenter(settings.foundation, device, stages)
     track = partial(track_episode, segmenter=segmenter) if settings.tracks else None
     if settings.annotators == "motion":
-        objects = MotionObjectFinder(settings.detections)
-        return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, stages, track)
+        return _motion_annotators(settings, stages, track)
 
     from annotate.detector import Detector
     from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder
@@ -43,9 +42,16 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         _namer(settings, device),
         DetectedObjectFinder(detector, segmenter, settings.detections),
         settings.foundation.video_length,
+        settings.foundation.region_expansion,
         stages,
         track,
     )
+
+
+def _motion_annotators(settings: AnnotateSettings, stages: Stages, track: Tracker | None) -> Annotators:
+    objects = MotionObjectFinder(settings.detections)
+    expansion = settings.motion.region_expansion
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stages, track)
 
 
 def check_annotators(settings: AnnotateSettings) -> None:

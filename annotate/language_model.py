@@ -40,7 +40,7 @@ class LanguageModelNamer:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        loader = partial(AutoModelForCausalLM.from_pretrained, dtype=torch_dtype(dtype))
+        loader = partial(AutoModelForCausalLM.from_pretrained, dtype=torch_dtype(dtype), use_safetensors=True)
         loaded: Any = load("target.model", model, loader)
         self._model = loaded.to(device).eval()
         self._tokenizer: Any = load("target.model", model, AutoTokenizer.from_pretrained)

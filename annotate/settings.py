@@ -11,6 +11,7 @@ from pydantic import Field
 from pixel160k.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Expansion = Annotated[float, Field(ge=1)]
 
 
 class MotionSettings(Settings):
@@ -21,6 +22,7 @@ class MotionSettings(Settings):
     lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object has left its place
     gripper_half_size: Share = 0.1  # half the side of the gripper box
     nearness: Annotated[float, Field(gt=0)] = 0.4  # how fast a changed region's weight falls with its distance
+    region_expansion: Expansion = 1.7  # the gripper box is scaled by this to propose a region
     moved_camera_share: Share = 0.5  # more of the image than this changed, even after registration: the camera moved
 
 
@@ -41,6 +43,9 @@ class FoundationSettings(Settings):
     gripper_prompt: tuple[float, ...] = ()  # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
     box_threshold: Share = 0.05
     text_threshold: Share = 0.05
+    region_expansion: Expansion = (
+        2.5  # more than motion's: the box of a mask is tighter than a box around the arm's end
+    )
     video_length: Annotated[int, Field(ge=1, le=64)] = 8  # N_e: close frames strung into one discrete video
     min_video_length: Annotated[int, Field(ge=2)] = 4  # shorter groups are handled frame by frame
     min_gripper_score: Share = 0.5  # of a tracked mask; below it the detector prompts that frame anew
@@ -72,7 +77,6 @@ class AnnotateSettings(Settings):
     camera: str = ""  # "" is the source's main camera
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
-    region_expansion: Annotated[float, Field(ge=1)] = 1.7  # the gripper box is scaled by this to propose a region
     tracks: bool = False  # also masks at every step, by the segmenter's video memory
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidates kept an episode
     target: TargetSettings = TargetSettings()

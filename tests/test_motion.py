@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from conftest import read_all
+from hypothesis import given
+from hypothesis import strategies as st
 from scene import CLOSE, episode, object_mask, write_scenes
 
 from annotate.accept import accept
 from annotate.annotator import annotate_episodes
 from annotate.choose import choose_annotators
-from annotate.motion import Motion, decode_keyframes, expand_box
+from annotate.motion import Motion, _percentile, decode_keyframes, expand_box
 from annotate.settings import AnnotateSettings
 from annotate.sources import sample
 from pixel160k import masks
@@ -79,6 +81,12 @@ def test_a_camera_that_moves_away_is_noticed(write_fractal):
     (read,) = read_all("fractal", write_fractal([fractal_episode([0, 0, 1, 0, 0, 0])]))
     row = annotate_episode(read, SETTINGS)
     assert (row.reason, row.detail) == ("not_detected", "the camera moved")
+
+
+@given(st.integers(1, 8), st.sampled_from([0, 20, 50, 70, 100]), st.integers(0, 99))
+def test_percentile_is_numpys(count, percent, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 9, 11)).astype(np.uint8)
+    np.testing.assert_allclose(_percentile(list(images), percent), np.percentile(images, percent, axis=0), atol=1e-3)
 
 
 def test_expanded_boxes_are_clipped():

@@ -54,7 +54,7 @@ def test_shards_can_be_built_from_it(run, tmp_path):
 
 def test_only_the_filter_and_only_an_empty_out(run, tmp_path):
     arguments = ["annotate", "--refilter", str(run / "annotations"), "--out", str(tmp_path / "anew")]
-    result = CliRunner().invoke(main, [*arguments, "--set", "region_expansion=2"])
+    result = CliRunner().invoke(main, [*arguments, "--set", "prompts.points=2"])
     assert result.exit_code == 1 and "only settings of the filter" in result.output
     result = CliRunner().invoke(main, [*arguments, "--set", "filter.min_evidence=0.5"])
     assert result.exit_code == 0 and "accepted" in result.output
