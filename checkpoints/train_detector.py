@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=Path, required=True, help="folder with train_frames and monitor_frames")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2854)
     parser.add_argument("--minutes", type=float, help="train for so long instead; not repeatable")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=Path, required=True, help="folder with train_frames and monitor_frames")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1727)
     parser.add_argument("--minutes", type=float, help="train for so long instead; not repeatable")
     parser.add_argument("--start", type=Path, help="continue from this model, with a new schedule")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
