@@ -17,7 +17,7 @@ from PIL import Image
 
 from pixel160k.masks import decode
 from simulation import truth
-from simulation.environment import GRIPPER, ROBOT_ARM, category_of
+from simulation.environment import GRIPPER, category_of
 from simulation.rlds import find_dataset, read_libero_episodes
 
 SIZE = 256
@@ -176,11 +176,6 @@ def normalize(images: np.ndarray) -> torch.Tensor:
     """uint8 (batch, height, width, 3) -> the float (batch, 3, height, width) that both models take."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def is_robot(name: str) -> bool:
-    """Whether an instance is a part of the robot."""
-    return name in (GRIPPER, ROBOT_ARM)
 
 
 def categories(names: list[str]) -> list[str]:
