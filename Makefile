@@ -14,7 +14,7 @@ define need
 	echo "installing$$missing"; $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null
 endef
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint checkpoints clean
 
 demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, make the page
 	rm -rf demo
@@ -31,12 +31,15 @@ lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
+checkpoints: $(VENV)/.all  ## train the shipped tiny checkpoints again: about 70 minutes on two cores
+	$(VENV)/bin/python -m checkpoints.rebuild --work build/tiny
+
 $(VENV)/bin/python:
 	$(call need,libgl1 libglib2.0-0)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[foundation]'
 	touch $@
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)

@@ -71,16 +71,19 @@ def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
     return sample.default_directory()
 
 
+# The sample must run anywhere, so it takes the shipped tiny checkpoints, which know its simulated world and no other.
+_SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
+
+
 def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
-    """The settings of a run. The sample, which must run anywhere, has `motion` as its default annotators.
+    """The settings of a run: of a file and overrides, or else the defaults, which for the sample are the tiny models.
 
     Raises:
         ValueError: a setting is unknown or wrong.
     """
-    settings = AnnotateSettings.load(config, overrides)
-    if source == "sample" and "annotators" not in settings.model_fields_set:
-        return AnnotateSettings.load(config, (*overrides, "annotators=motion"))
-    return settings
+    if source == "sample" and config is None:
+        overrides = (*_SAMPLE_DEFAULTS, *overrides)
+    return AnnotateSettings.load(config, overrides)
 
 
 def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:

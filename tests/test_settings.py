@@ -46,8 +46,10 @@ def test_digest_follows_the_values():
 
 
 def test_defaults_by_source(tmp_path):
-    assert load_settings("sample", None, ()).annotators == "motion"
-    assert load_settings("sample", None, ("annotators=foundation",)).annotators == "foundation"
-    assert load_settings("fractal", None, ()).annotators == "foundation"
+    shipped = load_settings("sample", None, ())
+    assert (shipped.annotators, shipped.foundation.detector, shipped.target.method) == ("foundation", "tiny", "grammar")
+    assert load_settings("sample", None, ("annotators=motion",)).annotators == "motion"
+    real = load_settings("fractal", None, ())
+    assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")
     with pytest.raises(ValueError, match="needs --data-dir"):
         default_data_dir("fractal", None)
