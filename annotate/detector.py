@@ -29,11 +29,13 @@ class Detector:
         """
         name = resolve(settings.detector, "detector")
         self._settings, self._device, self._stages = settings, device, stages
-        dtype = torch_dtype(settings.dtype)
+        self._dtype = torch_dtype(settings.dtype)
 
         def from_pretrained(path: str) -> tuple[GroundingDinoProcessor, Any]:
             images = GroundingDinoImageProcessorPil.from_pretrained(path)
-            model: Any = GroundingDinoForObjectDetection.from_pretrained(path, dtype=dtype, use_safetensors=True)
+            model: Any = GroundingDinoForObjectDetection.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True
+            )
             return GroundingDinoProcessor(images, AutoTokenizer.from_pretrained(path)), model
 
         self._processor, model = load("foundation.detector", name, from_pretrained)
@@ -54,8 +56,9 @@ class Detector:
             return []
         texts = [f"{phrase.lower().strip(' .')}." for phrase in phrases]
         inputs = self._processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(self._device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-        with self._stages("detector forward"):
+        # Weights stay float32 under autocast: Grounding DINO's masks overflow to NaN with bfloat16 weights.
+        mixed = torch.autocast(torch.device(self._device).type, self._dtype, enabled=self._dtype != torch.float32)
+        with self._stages("detector forward"), mixed:
             outputs = self._model(**inputs)
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
         results = self._processor.post_process_grounded_object_detection(
