@@ -14,10 +14,7 @@ def accept(row: EpisodeAnnotation, settings: FilterSettings) -> EpisodeAnnotatio
     """
     if row.status == table.FAILED and row.reason:
         return row
-    if row.evidence.status != table.NOT_APPLICABLE:
-        agrees = row.evidence.score >= settings.min_evidence
-        status = table.SUPPORTED if agrees else table.CONTRADICTED
-        row = dataclasses.replace(row, evidence=dataclasses.replace(row.evidence, status=status))
+    row = dataclasses.replace(row, evidence=row.evidence.judged(settings.min_evidence))
     reason = _reason(row, settings)
     return dataclasses.replace(row, status=table.REJECTED if reason else table.ACCEPTED, reason=reason)
 

@@ -15,7 +15,7 @@ from annotate.jobs import Execution
 from annotate.rlds import SourceFile, list_files, read_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
-from pixel160k.table import write_part
+from pixel160k import table
 from pixel160k.tracks import write_tracks
 
 
@@ -33,14 +33,13 @@ class _AnnotateFile:
         annotators.stages.seconds.clear()
         episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
         rows, tracks = annotate_episodes(episodes, annotators, self.settings)
-        write_part(folder / f"part-{file.name}.parquet", rows, self.description)
+        table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
         if self.settings.tracks:
             (folder / "tracks").mkdir()
             write_tracks(folder / "tracks" / f"part-{file.name}.parquet", tracks)
         return {
             "episodes": len(rows),
-            "status": Counter(row.status for row in rows),
-            "reasons": Counter(row.reason for row in rows if row.reason),
+            **table.tally(rows),
             "stages": annotators.stages.seconds,
         }
 

@@ -103,7 +103,7 @@ def _begin(episode: Episode, target: str, settings: AnnotateSettings) -> tuple[E
         row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
         if row.close_step < 0:
             return accept(row, settings.filter), None
-        return row, Candidate(episode, decode_keyframes(episode, settings), settings.motion)
+        return row, Candidate(episode, decode_keyframes(episode, settings, initial), settings.motion)
     except BadImage as error:
         return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
 

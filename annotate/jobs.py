@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import apache_beam as beam
 
 from annotate.rlds import SourceFile
+from pixel160k.shards import sha256_of
 
 # Named in full: "DirectRunner" first tries Prism, which downloads a binary.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -95,12 +96,6 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _claim(out: Path, description: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from annotate.episode import Episode
 from annotate.settings import AnnotateSettings, MotionSettings
 from pixel160k.masks import box_of, inside_box
-from pixel160k.table import Box, Evidence
+from pixel160k.table import SUPPORTED, Box, Evidence
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Keyframes:
     lifted: bool  # the end effector went `lift_distance` away from its place at the close
 
 
-def decode_keyframes(episode: Episode, settings: AnnotateSettings) -> Keyframes:
-    """Decode the first, close, approach and evidence frames of an episode whose gripper closes.
+def decode_keyframes(episode: Episode, settings: AnnotateSettings, initial: np.ndarray | None = None) -> Keyframes:
+    """Decode the first (unless it is given), close, approach and evidence frames of an episode whose gripper closes.
 
     Raises:
         BadImage: one of these frames is broken, or they differ in size.
@@ -54,7 +54,7 @@ def decode_keyframes(episode: Episode, settings: AnnotateSettings) -> Keyframes:
     carry_steps = _spread(lift, min(release, last), settings.evidence_frames - len(final_steps))
     evidence_steps = sorted({*carry_steps, *final_steps} - {close})
     return Keyframes(
-        initial=episode.frame(episode.first_step),
+        initial=episode.frame(episode.first_step) if initial is None else initial,
         approach=[episode.frame(step) for step in approach_steps],
         close=episode.frame(close),
         evidence=[episode.frame(step) for step in evidence_steps],
@@ -203,8 +203,7 @@ class Motion:
         inner = self._eroded(mask)
         inner = inner if np.count_nonzero(inner) >= 10 else mask
         score = float(self.left_its_place[inner].mean())
-        status = "supported" if score >= min_score else "contradicted"
-        return Evidence(status, score, self.keyframes.evidence_steps[-1])
+        return Evidence(SUPPORTED, score, self.keyframes.evidence_steps[-1]).judged(min_score)
 
     def _arm_entry(self) -> np.ndarray:
         """Where the arm enters the image (x, y): the border pixels that ever change, or else the middle of the top."""

@@ -32,17 +32,15 @@ def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[s
     if any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another --out")
     identity = describe(run["source"], run["dataset"], settings)
-    status: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    totals |= {"status": Counter(), "reasons": Counter()}
     unfinished = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(annotations, unfinished, ignore=shutil.ignore_patterns(".*"))
     for part in table.list_parts(annotations):
         rows = [accept(row, settings.filter) for row in table.read_part(part)]
         table.write_part(unfinished / part.name, rows, identity)
-        status.update(row.status for row in rows)
-        reasons.update(row.reason for row in rows if row.reason)
-    totals |= {"status": status, "reasons": reasons}
+        for name, counts in table.tally(rows).items():
+            totals[name].update(counts)
     (unfinished / "run.json").write_text(json.dumps(run | identity, sort_keys=True, indent=1), encoding="utf-8")
     (unfinished / "stats.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
     out.rmdir()

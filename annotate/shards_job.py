@@ -20,6 +20,7 @@ from annotate.sources import SOURCES
 from pixel160k import shards, table
 from pixel160k.actions import action_chunk, dataset_statistics
 from pixel160k.card import data_card
+from pixel160k.shards import sha256_of
 from pixel160k.table import EpisodeAnnotation
 from pixel160k.tracks import StepMasks, read_tracks
 
@@ -69,8 +70,7 @@ class _BuildShard:
             "samples": len(writer.index),
             "trajectories": trajectories,
             "left_out": left_out,
-            "status": Counter(row.status for row in rows),
-            "reasons": Counter(row.reason for row in rows if row.reason),
+            **table.tally(rows),
         }
 
 
@@ -142,7 +142,10 @@ def build_shards(
         "software": version("pixelvla"),
         "annotations": {key: run[key] for key in ("software", "source", "dataset", "settings", "models")},
         "parts": {
-            f"part-{file.name}.parquet": jobs.sha256_of(annotations / f"part-{file.name}.parquet") for file in files
+            name: sha256_of(annotations / name)
+            for folder in ("", "tracks/")
+            if not folder or run["settings"]["tracks"]
+            for name in (f"{folder}part-{file.name}.parquet" for file in files)
         },
         "include": include,
         "horizon": HORIZON,
@@ -194,7 +197,7 @@ def _finish(
     shards.write_index(out / ".tmp-index", index)
     (out / ".tmp-index").replace(out / "index.parquet")
     jobs.write_atomically(out / "dataset_statistics.json", json.dumps({dataset: statistics}, indent=1))
-    manifest["files"] = {name: jobs.sha256_of(out / name) for name in ("index.parquet", "dataset_statistics.json")}
+    manifest["files"] = {name: sha256_of(out / name) for name in ("index.parquet", "dataset_statistics.json")}
     jobs.write_atomically(out / "README.md", data_card(manifest, statistics))
     jobs.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
     return manifest

@@ -5,6 +5,7 @@ of nulls or empty lists, since readers infer types from the first samples. Same 
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -203,6 +204,12 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
             "rebuild the shards, or install the version that wrote them"
         )
     return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _npy(array: np.ndarray) -> bytes:

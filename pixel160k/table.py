@@ -7,6 +7,7 @@ image, half-open, origin top left; points lie at pixel centres (x + 0.5); masks 
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,12 @@ class Evidence:
     status: str = NOT_APPLICABLE
     score: float = 0.0
     step: int = -1
+
+    def judged(self, min_score: float) -> "Evidence":
+        """The same evidence, supporting or contradicting by a threshold; what does not apply stays so."""
+        if self.status == NOT_APPLICABLE:
+            return self
+        return dataclasses.replace(self, status=SUPPORTED if self.score >= min_score else CONTRADICTED)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class EpisodeAnnotation:
 
 _BOX = pa.list_(pa.float32())
 _POINT = pa.list_(pa.float32())
-_RLE = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
+RLE_TYPE = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
 SCHEMA = pa.schema(
     {
         "episode_id": pa.string(),
@@ -133,18 +140,23 @@ SCHEMA = pa.schema(
         "detail": pa.string(),
         "close_step": pa.int32(),
         "gripper_box": _BOX,
-        "gripper_mask": _RLE,
+        "gripper_mask": RLE_TYPE,
         "region_box": _BOX,
         "target_object": pa.string(),
         "detections": pa.list_(pa.struct({"box": _BOX, "score": pa.float32()})),
         "object_box": _BOX,
         "detection_score": pa.float32(),
-        "object_mask": _RLE,
+        "object_mask": RLE_TYPE,
         "mask_score": pa.float32(),
         "evidence": pa.struct({"status": pa.string(), "score": pa.float32(), "step": pa.int32()}),
         "prompts": pa.struct({"points": pa.list_(_POINT), "line": pa.list_(_POINT), "region": _BOX}),
     }
 )
+
+
+def tally(rows: list[EpisodeAnnotation]) -> dict[str, Counter[str]]:
+    """How many rows have each status and each reason."""
+    return {"status": Counter(row.status for row in rows), "reasons": Counter(row.reason for row in rows if row.reason)}
 
 
 def write_part(path: str | Path, rows: list[EpisodeAnnotation], metadata: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixel160k.masks import RLE
+from pixel160k.table import RLE_TYPE
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,13 @@ class StepMasks:
     gripper_visible: bool
 
 
-_RLE = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
 SCHEMA = pa.schema(
     {
         "episode_id": pa.string(),
         "step": pa.int32(),
-        "object_mask": _RLE,
+        "object_mask": RLE_TYPE,
         "object_visible": pa.bool_(),
-        "gripper_mask": _RLE,
+        "gripper_mask": RLE_TYPE,
         "gripper_visible": pa.bool_(),
     }
 )

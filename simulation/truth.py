@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixel160k.masks import RLE, decode
+from pixel160k.table import RLE_TYPE
 
 FILE_NAME = "truth.parquet"
 GRIPPER, TARGET = "gripper", "target"
 
-_MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _STEP = pa.struct(
     [
-        ("gripper", _MASK),
-        ("target", _MASK),
-        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", _MASK)]))),
+        ("gripper", RLE_TYPE),
+        ("target", RLE_TYPE),
+        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", RLE_TYPE)]))),
     ]
 )
 SCHEMA = pa.schema(
