@@ -289,3 +289,8 @@ def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
         np.testing.assert_array_equal(labels == masks.TARGET, masks.decode(masked.object_mask) & ~gripper)
         assert np.load(io.BytesIO(content[f"{row.episode_id}-{step:04d}.state.npy"])).shape == (8,)
     assert CliRunner().invoke(main, ["verify", "--shards", str(tmp_path / "shards")]).exit_code == 0
+
+    next((tmp_path / "annotations" / "tracks").iterdir()).unlink()  # lost tracks must not pass for "not annotated"
+    arguments[-1] = str(tmp_path / "again")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "tracks/part-train-00000.parquet" in result.output
