@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from annotation_table import figures, quality_table
 from rich.console import Console
-from rich.table import Table
 
 from annotate.annotate_job import annotate
 from annotate.jobs import Execution
@@ -56,49 +56,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="of each suite")
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
-    names = ["condition", "suite", "episodes", "masks", "IoU", "IoU, none = 0", "accepted", "IoU of accepted"]
-    report = Table(*names, "gripper IoU", "region recall", "region area", "evidence AUC", "episodes with evidence")
+    report = quality_table("condition", "suite")
     for condition, directories in prepare(arguments.out, arguments.episodes, arguments.seed).items():
         results = [measure(directory) for directory in directories]
         for suite, result in zip(SUITES, results, strict=True):
             report.add_row(condition, suite, *figures([result["overall"]]))
         report.add_row(condition, "all", *figures([result["overall"] for result in results]), end_section=True)
     Console(width=200).print(report)
-
-
-def figures(groups: list[dict[str, Any]]) -> list[str]:
-    """The columns of one row: sums, and means weighted by how many each is over."""
-
-    def total(*path: str) -> int:
-        return sum(_at(group, path) for group in groups)
-
-    def mean(value: str, count: str, *path: str) -> str:
-        weights = [_at(group, (*path, count)) for group in groups]
-        values = [_at(group, (*path, value)) or 0.0 for group in groups]
-        return f"{sum(w * v for w, v in zip(weights, values, strict=True)) / max(1, sum(weights)):.3f}"
-
-    masks = total("object_mask", "n")
-    iou = mean("iou", "n", "object_mask")
-    return [
-        str(total("episodes")),
-        str(masks),
-        iou,
-        f"{float(iou) * masks / total('episodes'):.3f}",
-        str(sum(group["status"].get("accepted", 0) for group in groups)),
-        mean("iou", "n", "object_mask_accepted"),
-        mean("iou", "n", "gripper_mask"),
-        mean("recall", "n", "region"),
-        mean("area", "n", "region"),
-        mean("auc", "n", "evidence"),
-        str(total("evidence", "n")),
-    ]
-
-
-def _at(group: dict[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = group
-    for name in path:
-        value = value[name]
-    return value
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 transformers = pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from random_models import write_detector  # noqa: E402
+from test_language_model import MUG_ON_PLATE, TEMPLATE, save_tokenizer  # noqa: E402
 
 from annotate.detector import Detector  # noqa: E402
 from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.language_model import LanguageModelNamer  # noqa: E402
 from annotate.segmenter import Segmenter  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
 from annotate.stages import Stages  # noqa: E402
@@ -47,6 +49,29 @@ def sam2_hiera_small(folder):
     model = transformers.Sam2VideoModel(config)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def smollm2_1_7b(folder):
+    """HuggingFaceTB/SmolLM2-1.7B-Instruct, the default of target.model: a Llama with 24 layers of width 2048."""
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=8192, rope_theta=130000, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return model.num_parameters()
+
+
+@pytest.mark.slow
+def test_full_size_language_model_takes_the_same_path(tmp_path):
+    save_tokenizer(tmp_path, TEMPLATE)  # of a few words, whose ids lie within the model's
+    assert 1.65e9 < smollm2_1_7b(tmp_path) < 1.75e9
+    ranked = LanguageModelNamer(str(tmp_path), dtype="bfloat16")
+    assert ranked.name_targets([MUG_ON_PLATE])[0] in ("white mug", "left plate")
+    answered = LanguageModelNamer(str(tmp_path), dtype="bfloat16", generate=True)
+    # What random weights say is no phrase of the instruction, or by chance one that is.
+    assert all(name in MUG_ON_PLATE for name in answered.name_targets([MUG_ON_PLATE]))
 
 
 @pytest.mark.slow

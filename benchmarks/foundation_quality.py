@@ -1,0 +1,75 @@
+"""How good `foundation` with the tiny checkpoints is on held-out scenes, alone and with motion as evidence; beside `motion`.
+
+    python -m checkpoints.record --evaluation --out DIR          # once: 100 episodes of known tasks, 24 of unknown ones
+    python benchmarks/foundation_quality.py --data DIR/seen_tasks --out OUT
+    python benchmarks/foundation_quality.py --data DIR/unseen_tasks --out OUT
+
+Prints one table and what expanding the gripper's box buys. Nothing may be tuned on these scenes.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from annotation_table import figures, quality_table
+from rich.console import Console
+from rich.table import Table
+
+from annotate.annotate_job import annotate
+from annotate.jobs import Execution
+from annotate.refilter import refilter
+from annotate.settings import AnnotateSettings
+from evaluation.annotations import evaluate
+from simulation import truth
+
+TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
+WITH_EVIDENCE, ALONE, MOTION = "foundation, motion as evidence", "foundation alone", "motion"
+
+
+def measure(data_dir: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """Annotate one data set in the three ways and evaluate each against its truth."""
+    tiny = AnnotateSettings.load(None, TINY)
+    annotate("libero", data_dir, out / "foundation", tiny, Execution())
+    annotate("libero", data_dir, out / "motion", AnnotateSettings(annotators="motion"), Execution())
+    if not (out / "alone").exists():
+        refilter(out / "foundation", out / "alone", ("filter.min_evidence=0",))
+    folders = {WITH_EVIDENCE: "foundation", ALONE: "alone", MOTION: "motion"}
+    return {
+        way: evaluate(out / folder, data_dir / truth.FILE_NAME, out / f"{folder}-evaluation")
+        for way, folder in folders.items()
+    }
+
+
+def main() -> None:
+    """Print the table, a row a way and suite, and the curve of the default way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set a suite")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    results = {
+        data_dir.name: measure(data_dir, arguments.out / arguments.data.name / data_dir.name)
+        for data_dir in sorted(path for path in arguments.data.iterdir() if path.is_dir())
+    }
+    report = quality_table("annotators", "suite")
+    for way in (WITH_EVIDENCE, ALONE, MOTION):
+        for suite, result in results.items():
+            report.add_row(way, suite, *figures([result[way]["overall"]]))
+        report.add_row(way, "all", *figures([result[way]["overall"] for result in results.values()]), end_section=True)
+    Console(width=200).print(report, curve([result[WITH_EVIDENCE] for result in results.values()]))
+
+
+def curve(results: list[dict[str, Any]]) -> Table:
+    """Share of the target inside the expanded gripper box against the region's share of the image, over all suites."""
+    table = Table("factor", "target inside", "region, share of the image", title="the gripper box, expanded")
+    counts = [result["overall"]["region"]["n"] for result in results]
+    for points in zip(*(result["region_curve"] for result in results), strict=True):
+        means = [
+            sum(n * point[name] for n, point in zip(counts, points, strict=True)) / sum(counts)
+            for name in ("recall", "area")
+        ]
+        table.add_row(str(points[0]["factor"]), *(f"{mean:.3f}" for mean in means))
+    return table
+
+
+if __name__ == "__main__":
+    main()
