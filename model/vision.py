@@ -1,0 +1,100 @@
+"""OpenVLA's fused vision: every patch described by DINOv2 and by SigLIP, each as it leaves its second-to-last block.
+
+Both towers are transformers' own. The published models' last blocks and final norms play no part in OpenVLA, so they are
+not built (docs/model.md lists them).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from model.settings import FusedVisionSettings, VisionSettings
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """What is seen of a batch of images; patches are numbered row by row.
+
+    Attributes:
+        patch_features: (batch, patches, channels); for OpenVLA DINOv2's channels, then SigLIP's.
+        levels: one (batch, patches, SigLIP's channels) for each of the settings' levels, the output of that block.
+    """
+
+    patch_features: torch.Tensor
+    levels: list[torch.Tensor]
+
+
+def siglip_config(settings: VisionSettings) -> SiglipVisionConfig:
+    """SigLIP without its attention pool; GELU is exact, as in timm, where transformers' default is the tanh form."""
+    tower = settings.siglip
+    return SiglipVisionConfig(
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.mlp_size,
+        num_hidden_layers=settings.siglip_blocks,
+        num_attention_heads=tower.heads,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        hidden_act="gelu",
+        layer_norm_eps=tower.layer_norm_eps,
+        vision_use_head=False,
+    )
+
+
+class FusedVision(nn.Module):
+    """DINOv2 with register tokens and SigLIP over the same image."""
+
+    def __init__(self, settings: FusedVisionSettings) -> None:
+        """Build both towers, without their last blocks and final norms, with random weights."""
+        super().__init__()
+        self.settings = settings
+        tower = settings.dino
+        self.dino = Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(
+                hidden_size=tower.hidden_size,
+                mlp_ratio=tower.mlp_ratio,
+                num_hidden_layers=tower.depth - 1,
+                num_attention_heads=tower.heads,
+                image_size=settings.image_size,
+                patch_size=settings.patch_size,
+                num_register_tokens=tower.register_tokens,
+                hidden_act="gelu",
+                layer_norm_eps=tower.layer_norm_eps,
+                layerscale_value=1.0,
+            )
+        )
+        self.siglip = SiglipVisionModel(siglip_config(settings))
+        self.dino.embeddings.register_parameter("mask_token", None)  # of DINOv2's training; no patch is masked here
+        self.dino.register_module("layernorm", nn.Identity())
+        self.siglip.register_module("post_layernorm", nn.Identity())
+
+    def forward(self, pixel_values: torch.Tensor) -> VisionOutput:
+        """See a batch.
+
+        Args:
+            pixel_values: (batch, 6, image_size, image_size): the RGB image normalised for DINOv2 (ImageNet's mean and
+                deviation), then the same image normalised for SigLIP (0.5 and 0.5).
+
+        Raises:
+            ValueError: the pixels have another shape.
+        """
+        side = self.settings.image_size
+        if pixel_values.shape[1:] != (6, side, side):
+            raise ValueError(
+                f"pixel_values must be (batch, 6, {side}, {side}): DINOv2's channels, then SigLIP's; "
+                f"not {tuple(pixel_values.shape)}"
+            )
+        first = 1 + self.settings.dino.register_tokens  # the class token and the registers come first
+        dino = self.dino(pixel_values=pixel_values[:, :3]).last_hidden_state[:, first:]
+        siglip = self.siglip(pixel_values=pixel_values[:, 3:], output_hidden_states=True)
+        blocks = siglip.hidden_states[1:]  # the first is what enters the first block
+        return VisionOutput(
+            patch_features=torch.cat([dino, siglip.last_hidden_state], dim=-1),
+            levels=[blocks[level] for level in self.settings.levels],
+        )
