@@ -43,7 +43,7 @@ class OpenVLABackbone(nn.Module):
         """Build it with random weights; `model.checkpoint` loads trained ones."""
         super().__init__()
         self.settings = settings
-        self.hidden_size = settings.language.hidden_size
+        self.hidden_size = self.query_size = settings.language.hidden_size
         self.vision_backbone = FusedVision(settings.vision)
         self.projector = Projector(settings.vision.feature_size, self.hidden_size)
         self.language_model = LlamaForCausalLM(llama_config(settings.language))
@@ -77,6 +77,30 @@ class OpenVLABackbone(nn.Module):
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
         return output.last_hidden_state
+
+    def query(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        queries: torch.Tensor,
+        state: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states at action queries that follow a sequence.
+
+        Positions count tokens alone, so the queries stand directly after the last token and padding changes nothing.
+
+        Args:
+            inputs_embeds: (batch, length, hidden_size).
+            attention_mask: (batch, length), 1 = token, 0 = padding.
+            queries: (batch, N_c, query_size).
+            state: not read; π0's backbone does.
+
+        Returns:
+            (batch, N_c, query_size).
+        """
+        mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
+        sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
+        return self.language(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor

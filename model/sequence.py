@@ -1,0 +1,116 @@
+"""The sequence that the language model reads: the one place that writes the prompt text and says what stands where.
+
+A sequence is a row of token ids in which negative ids are slots for embeddings that come from elsewhere: the image E_v, the
+masks E_p, the prompts E_s. The action queries follow it; the backbone adds them, since π0 reads them in its expert.
+
+    openvla   BOS, E_v, "In: What action should the robot take to {instruction}?\\nOut:", 29871
+              BOS, E_v, "In: What action should the robot take to {instruction}, refer to", E_p, E_s, "?\\nOut:", 29871
+    pi0       E_v, BOS, "{instruction}\\n"
+              E_v, BOS, "{instruction}, refer to", E_p, E_s, "\\n"
+
+Without masks and prompts that is the original's sequence to the last token. With either of them both slots are there, and
+the one without content takes its encoder's null token.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+IMAGE, MASK, PROMPT = -1, -2, -3  # the slots
+LLAMA_SPACE = 29871  # "▁" in Llama 2's vocabulary: OpenVLA has it after "Out:", in training and in use
+
+_TEXT = {  # before and after the place of the references
+    "openvla": ("In: What action should the robot take to {}", "?\nOut:"),
+    "pi0": ("{}", "\n"),
+}
+_REFERENCE = ", refer to"
+
+
+def normalise_instruction(instruction: str) -> str:
+    """An instruction as every policy reads it: lower case, without space around it, without a final period.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    normalised = instruction.strip().lower().rstrip(". ")
+    if not normalised:
+        raise ValueError(f"the instruction {instruction!r} says nothing; name the task, as 'pick up the red cup'")
+    return normalised
+
+
+def sequence_ids(
+    tokenizer: Any,
+    backbone: Literal["openvla", "pi0"],
+    instruction: str,
+    image_tokens: int,
+    mask_tokens: int = 0,
+    prompt_tokens: int = 0,
+) -> list[int]:
+    """The token ids of one sample, with slots for the image and for what masks and prompts become.
+
+    Text is encoded without special tokens and BOS is written here, so that there is exactly one whatever the tokenizer
+    does by itself, and an instruction that spells a slot's name or a special token stays text.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        backbone: whose text and order.
+        instruction: as the data set or the user has it.
+        image_tokens: visual tokens of the image.
+        mask_tokens: tokens of all masks together. Where this is 0, `prompt_tokens` is 0 too: no reference at all.
+        prompt_tokens: tokens of all prompts together.
+
+    Raises:
+        ValueError: an empty instruction, or only one of masks and prompts has tokens.
+    """
+    if bool(mask_tokens) != bool(prompt_tokens):
+        raise ValueError(
+            f"{mask_tokens} mask tokens and {prompt_tokens} prompt tokens: with either both slots are there, "
+            "the null token in the one without content"
+        )
+    before, after = _TEXT[backbone]
+    before = before.format(normalise_instruction(instruction))
+    image, bos = [IMAGE] * image_tokens, [tokenizer.bos_token_id]
+    ids = [*bos, *image] if backbone == "openvla" else [*image, *bos]
+    if mask_tokens:
+        ids += _encode(tokenizer, before + _REFERENCE) + [MASK] * mask_tokens + [PROMPT] * prompt_tokens
+        ids += _encode(tokenizer, after)
+    else:
+        ids += _encode(tokenizer, before + after)
+    if backbone == "openvla" and tokenizer.get_vocab().get("▁") == LLAMA_SPACE:
+        ids.append(LLAMA_SPACE)
+    return ids
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences padded on the right: ids int64 (batch, length) and their mask int64, 1 = token, 0 = padding."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return ids, mask
+
+
+def fill(
+    embeddings: torch.Tensor, input_ids: torch.Tensor, slot: int, tokens: torch.Tensor, used: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Put tokens where a sequence has slots for them, sample by sample, in order.
+
+    Args:
+        embeddings: (batch, length, D).
+        input_ids: (batch, length) with the slots.
+        slot: `IMAGE`, `MASK` or `PROMPT`.
+        tokens: (batch, items, ..., D): an item is a patch, a mask or a prompt.
+        used: bool (batch, items), false for padding; all by default.
+
+    Raises:
+        ValueError: there are more or fewer slots than tokens.
+    """
+    chosen = (tokens if used is None else tokens[used]).reshape(-1, embeddings.shape[-1])
+    slots = input_ids == slot
+    if int(slots.sum()) != len(chosen):
+        raise ValueError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
+    return embeddings.masked_scatter(slots[..., None], chosen.to(embeddings.dtype))
