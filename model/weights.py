@@ -1,0 +1,192 @@
+"""Weights between disk and modules: safetensors only, one tensor at a time, so that memory holds one copy of them.
+
+A checkpoint may come from anyone. Nothing here unpickles, runs code of a checkpoint, or leaves the checkpoint's folder.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def locate(model: str | Path) -> Path:
+    """The folder of a checkpoint: `model` itself, or the local copy of a hub id, fetched if need be.
+
+    Only safetensors and JSON files are fetched.
+
+    Raises:
+        ValueError: `model` is neither a folder, nor in the local cache, nor reachable on the hub.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+        raise ValueError(
+            f"cannot load {str(model)!r} from a folder, the local cache or the hub ({reason}); "
+            "give the path of a folder that holds it instead"
+        ) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Which file of a checkpoint holds each tensor, in the files' order: one file, or the shards that its index names.
+
+    Raises:
+        ValueError: there are no safetensors, a file cannot be read, or the index leads out of the folder.
+    """
+    if (folder / INDEX).is_file():
+        shards = {str(shard) for shard in read_json(folder / INDEX).get("weight_map", {}).values()}
+        if strange := sorted(shard for shard in shards if Path(shard).name != shard):
+            raise ValueError(f"{folder / INDEX} must name files of its own folder, not {', '.join(strange)}")
+    elif (folder / WEIGHTS).is_file():
+        shards = {WEIGHTS}
+    else:
+        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; pickled weights are never read")
+    files: dict[str, Path] = {}
+    for shard in sorted(shards):
+        with _open(folder / shard) as handle:
+            if twice := sorted(files.keys() & handle.keys()):
+                raise ValueError(f"{folder / shard} repeats tensors of another shard: {', '.join(twice)}")
+            files |= dict.fromkeys(handle.keys(), folder / shard)
+    return files
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter comes from.
+
+    Attributes:
+        name: the checkpoint's tensor.
+        shape: what that tensor must have.
+        take: makes the parameter of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    take: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name; of tied ones the first."""
+    first: dict[int, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    return {name: module.state_dict(keep_vars=True)[name] for name in first.values()}
+
+
+def same_names(module: nn.Module) -> dict[str, Source]:
+    """The sources of a checkpoint that `save_weights` wrote: every tensor under its own name."""
+    return {name: Source(name, tuple(tensor.shape)) for name, tensor in own_tensors(module).items()}
+
+
+def without_memory(build: Callable[[], Module]) -> Module:
+    """A module whose parameters have shapes but no memory; `load_weights` gives them both.
+
+    Buffers that no checkpoint holds (rotary frequencies, position ids) are real.
+    """
+    with init_empty_weights(include_buffers=False):
+        module = build()
+    _tie(module)
+    return module
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    sources: Mapping[str, Source],
+    unused: Iterable[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Fill every parameter of a module from a checkpoint, one tensor at a time.
+
+    All names, shapes and types are checked before the first tensor is read.
+
+    Args:
+        module: made by `without_memory`, or any other of the same shapes.
+        folder: holds the safetensors.
+        sources: where each parameter of `module` comes from.
+        unused: tensors of the checkpoint that the module knowingly does without.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: one line that lists every tensor that is missing, unexpected, or of a wrong shape or type.
+    """
+    files = tensor_files(folder)
+    _check(files, folder, {source.name: source.shape for source in sources.values()}, set(unused))
+    readers: dict[str, list[str]] = {}
+    for target, source in sources.items():
+        readers.setdefault(source.name, []).append(target)
+    for name in (name for name in files if name in readers):
+        # Opened anew each time: an open file keeps every page in memory that was ever read from it.
+        with _open(files[name]) as handle:
+            tensor = handle.get_tensor(name)
+        for target in readers[name]:
+            parent, _, leaf = target.rpartition(".")
+            value = sources[target].take(tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
+            module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
+    _tie(module)
+
+
+def save_weights(module: nn.Module, folder: Path) -> None:
+    """Write every tensor of a module under its own name, in shards of at most 5 GB, in the types that they have."""
+    save_torch_state_dict({name: tensor.detach() for name, tensor in own_tensors(module).items()}, folder)
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+
+
+def _tie(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.tie_weights()
+
+
+def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, ...]], unused: set[str]) -> None:
+    faults = {
+        "missing": sorted(expected.keys() - files.keys()),
+        "unexpected": sorted(files.keys() - expected.keys() - unused),
+        "wrong": [],
+    }
+    for file in dict.fromkeys(files.values()):
+        with _open(file) as handle:
+            for name in sorted(expected.keys() & handle.keys()):
+                found = handle.get_slice(name)
+                shape, kind = tuple(found.get_shape()), found.get_dtype()
+                if shape != expected[name] or kind not in _FLOATS:
+                    faults["wrong"].append(f"{name} is {kind} {shape} and should be a float {expected[name]}")
+    if any(faults.values()):
+        listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        raise ValueError(f"the tensors of {folder} do not fit: {listed}")
