@@ -17,6 +17,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 from annotate.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
 from annotate.stages import Stages
+from pixel160k import masks
 from pixel160k.table import Box
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as SAM 2 was trained
@@ -152,19 +153,25 @@ class Segmenter:
 
 def tidy(mask: np.ndarray) -> np.ndarray:
     """Fill small holes and drop specks: all below a twentieth of the largest part (transformers' switches do nothing)."""
-    smallest = 0.05 * _largest_area(mask)
-    filled = mask | _small_parts(~mask, smallest)
-    return filled & ~_small_parts(filled, smallest)
+    x0, y0, x1, y1 = map(int, masks.box_of(mask))
+    if x1 < 0:
+        return mask
+    inner = np.pad(mask[y0:y1, x0:x1], 1)  # what lies outside is one part then, and not searched
+    labels, areas = _parts(inner)
+    smallest = 0.05 * areas[1:].max()
+    hole_labels, hole_areas = _parts(~inner)
+    hole_areas[hole_labels[0, 0]] = hole_areas[0]  # the outside is no hole, however narrow
+    filled = inner | (hole_areas < smallest)[hole_labels]
+    if (filled != inner).any():
+        labels, areas = _parts(filled)  # a speck inside a hole is part of what was filled
+    clean = np.zeros_like(mask)
+    clean[y0:y1, x0:x1] = (filled & (areas >= smallest)[labels])[1:-1, 1:-1]
+    return clean
 
 
-def _largest_area(mask: np.ndarray) -> int:
-    statistics = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)[2]
-    return int(statistics[1:, cv2.CC_STAT_AREA].max(initial=0))
-
-
-def _small_parts(mask: np.ndarray, smallest: float) -> np.ndarray:
-    """The connected parts of a mask that are smaller than `smallest` pixels."""
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The label of every pixel's connected part, 0 where the mask is False, and the pixels of each label."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    small = statistics[:, cv2.CC_STAT_AREA] < smallest
-    small[0] = False  # the label of everything outside the mask
-    return small[labels]
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    areas[0] = mask.size  # never small
+    return labels, areas
