@@ -44,7 +44,7 @@ $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,foundation,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,foundation,export,dev]'
 	touch $@ $(VENV)/.core
 
 clean:

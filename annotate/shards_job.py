@@ -20,6 +20,7 @@ from annotate.sources import SOURCES
 from pixel160k import shards, table
 from pixel160k.actions import action_chunk, dataset_statistics
 from pixel160k.card import data_card
+from pixel160k.croissant import croissant
 from pixel160k.shards import sha256_of
 from pixel160k.table import EpisodeAnnotation
 from pixel160k.tracks import StepMasks, read_tracks
@@ -159,7 +160,7 @@ def build_shards(
 def _finish(
     out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write index, statistics, manifest and data card from the finished units."""
+    """Write index, statistics, manifest, Croissant description and data card from the finished units."""
     dataset = files[0].dataset
     index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
     transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
@@ -197,7 +198,10 @@ def _finish(
     shards.write_index(out / ".tmp-index", index)
     (out / ".tmp-index").replace(out / "index.parquet")
     jobs.write_atomically(out / "dataset_statistics.json", json.dumps({dataset: statistics}, indent=1))
-    manifest["files"] = {name: sha256_of(out / name) for name in ("index.parquet", "dataset_statistics.json")}
+    described = croissant(manifest, sha256_of(out / "index.parquet"))
+    jobs.write_atomically(out / "croissant.json", json.dumps(described, indent=1))
+    beside = ("index.parquet", "dataset_statistics.json", "croissant.json")
+    manifest["files"] = {name: sha256_of(out / name) for name in beside}
     jobs.write_atomically(out / "README.md", data_card(manifest, statistics))
     jobs.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
     return manifest
