@@ -165,8 +165,12 @@ def unused(settings: OpenVLASettings) -> set[str]:
     return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | set(alone)
 
 
-def load_openvla(folder: Path, dtype: torch.dtype = torch.float32) -> OpenVLABackbone:
+def load_openvla(folder: Path, dtype: torch.dtype | None = None) -> OpenVLABackbone:
     """The backbone of an OpenVLA checkpoint, at its own resolution, in evaluation mode.
+
+    Args:
+        folder: holds config.json and safetensors.
+        dtype: of the parameters; by default each as it is stored.
 
     Raises:
         ValueError: as `read_settings` and `model.weights.load_weights`.

@@ -54,7 +54,7 @@ def compare(folder: Path) -> list[Difference]:
     inputs = ("pixel_values", "input_ids", "attention_mask")
     if absent := sorted({*inputs, *TOLERANCES} - given.keys()):
         raise ValueError(f"{file} lacks {', '.join(absent)}")
-    backbone = load_openvla(folder)
+    backbone = load_openvla(folder, torch.float32)
     with torch.inference_mode():
         output = backbone(**{name: given[name] for name in inputs})
     patches = torch.ones(output.projected.shape[:2], dtype=torch.bool)

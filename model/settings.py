@@ -47,7 +47,7 @@ class SiglipSettings(TowerSettings):
     @property
     def mlp_size(self) -> int:
         """Units of the hidden layer of each MLP, rounded down as timm does."""
-        return int(self.hidden_size * self.mlp_ratio)
+        return int(self.hidden_size * self.mlp_ratio + 1e-6)  # a ratio that was itself computed gives its units back
 
 
 class VisionSettings(Settings):
@@ -140,7 +140,6 @@ class Pi0Settings(Settings):
     head_dim: Size = 256
     vocab_size: Size = 257152
     state_size: Size = 32  # max_state_dim: shorter states are padded with zeros
-    cameras: Literal[1] = 1
 
 
 class ModelSettings(Settings):
@@ -151,6 +150,7 @@ class ModelSettings(Settings):
     chunk: Size = 8  # N_c: actions predicted at once
     decoder_blocks: Annotated[int, Field(ge=1, le=3)] = 2  # N_r: residual blocks of the action decoder
     decoder_size: Size = 1024  # width of the action decoder
+    random_crop: bool = True  # trained on random crops of 0.9 of the area, so that it acts on the central one
 
 
 _SO400M = SiglipSettings(hidden_size=1152, depth=27, heads=16, mlp_ratio=3.7362)  # vit_so400m_patch14_siglip_224
@@ -210,7 +210,7 @@ PRESETS: dict[str, ModelSettings] = {
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                vocab_size=512,
+                vocab_size=320,  # 3 special tokens and 256 bytes (model/tokenizer.py), padded to a multiple of 64
                 tie_word_embeddings=True,
                 pad_token_id=0,
             ),

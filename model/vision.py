@@ -4,6 +4,7 @@ Both towers are transformers' own. The published models' last blocks and final n
 not built (docs/model.md lists them).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from model.settings import FusedVisionSettings, VisionSettings
+from model.settings import FusedVisionSettings
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,6 @@ class VisionOutput:
 
     patch_features: torch.Tensor
     levels: list[torch.Tensor]
-
-
-def siglip_config(settings: VisionSettings) -> SiglipVisionConfig:
-    """SigLIP without its attention pool; GELU is exact, as in timm, where transformers' default is the tanh form."""
-    tower = settings.siglip
-    return SiglipVisionConfig(
-        hidden_size=tower.hidden_size,
-        intermediate_size=tower.mlp_size,
-        num_hidden_layers=settings.siglip_blocks,
-        num_attention_heads=tower.heads,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-        hidden_act="gelu",
-        layer_norm_eps=tower.layer_norm_eps,
-        vision_use_head=False,
-    )
 
 
 class FusedVision(nn.Module):
@@ -69,7 +54,19 @@ class FusedVision(nn.Module):
                 layerscale_value=1.0,
             )
         )
-        self.siglip = SiglipVisionModel(siglip_config(settings))
+        self.siglip = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=settings.siglip.hidden_size,
+                intermediate_size=settings.siglip.mlp_size,
+                num_hidden_layers=settings.siglip_blocks,
+                num_attention_heads=settings.siglip.heads,
+                image_size=settings.image_size,
+                patch_size=settings.patch_size,
+                hidden_act="gelu",  # exact, as timm has it; transformers' default is the tanh form
+                layer_norm_eps=settings.siglip.layer_norm_eps,
+                vision_use_head=False,
+            )
+        )
         self.dino.embeddings.register_parameter("mask_token", None)  # of DINOv2's training; no patch is masked here
         self.dino.register_module("layernorm", nn.Identity())
         self.siglip.register_module("post_layernorm", nn.Identity())
@@ -98,3 +95,14 @@ class FusedVision(nn.Module):
             patch_features=torch.cat([dino, siglip.last_hidden_state], dim=-1),
             levels=[blocks[level] for level in self.settings.levels],
         )
+
+
+def resize_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
+    """Position embeddings of a square grid of patches, interpolated to another: (old * old, channels) -> (grid * grid, channels).
+
+    Bicubic with antialiasing, in float32, as timm does when a model is loaded at another resolution.
+    """
+    old = math.isqrt(len(positions))
+    square = positions.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]
+    resized = nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    return resized[0].flatten(1).T.to(positions.dtype).contiguous()

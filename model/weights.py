@@ -115,7 +115,7 @@ def without_memory(build: Callable[[], Module]) -> Module:
     """
     with init_empty_weights(include_buffers=False):
         module = build()
-    _tie(module)
+    tie(module)
     return module
 
 
@@ -124,7 +124,7 @@ def load_weights(
     folder: Path,
     sources: Mapping[str, Source],
     unused: Iterable[str] = (),
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Fill every parameter of a module from a checkpoint, one tensor at a time.
 
@@ -135,7 +135,7 @@ def load_weights(
         folder: holds the safetensors.
         sources: where each parameter of `module` comes from.
         unused: tensors of the checkpoint that the module knowingly does without.
-        dtype: of the parameters.
+        dtype: of the parameters; by default each as it is stored.
 
     Raises:
         ValueError: one line that lists every tensor that is missing, unexpected, or of a wrong shape or type.
@@ -151,9 +151,18 @@ def load_weights(
             tensor = handle.get_tensor(name)
         for target in readers[name]:
             parent, _, leaf = target.rpartition(".")
-            value = sources[target].take(tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
+            value = (
+                sources[target].take(tensor).to(dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
+            )
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
-    _tie(module)
+    tie(module)
+
+
+def tie(module: nn.Module) -> None:
+    """Make one parameter again of those that transformers' models inside a module share, as input and output embedding."""
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.tie_weights()
 
 
 def save_weights(module: nn.Module, folder: Path) -> None:
@@ -166,12 +175,6 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
-
-
-def _tie(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, PreTrainedModel):
-            part.tie_weights()
 
 
 def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, ...]], unused: set[str]) -> None:

@@ -1,0 +1,141 @@
+"""Checkpoints of policies: finding one, knowing whose it is, reading what stands beside the weights, writing one.
+
+A PixelVLA checkpoint is a folder of `config.json` (`model_type` "pixelvla", the settings), `dataset_statistics.json`, the
+tokenizer, and safetensors under the names of the modules. A policy also starts from the folders of OpenVLA and of π0, whose
+weights fill the backbone alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from model import openvla_checkpoint, pi0_checkpoint
+from model.openvla import OpenVLABackbone
+from model.pi0 import Pi0Backbone
+from model.settings import ModelSettings
+from model.vision import resize_positions
+from model.weights import load_weights, locate, own_tensors, read_json, same_names, save_weights, tie, without_memory
+
+Backbone = OpenVLABackbone | Pi0Backbone
+Trained = TypeVar("Trained", OpenVLABackbone, Pi0Backbone)
+
+_CONFIG, _STATISTICS, _TOKENIZER = "config.json", "dataset_statistics.json", "tokenizer.json"
+_MODEL_TYPE = "pixelvla"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds beside its weights.
+
+    Attributes:
+        folder: where it lies.
+        kind: "pixelvla", a whole policy; "openvla" or "pi0", a backbone alone.
+        settings: of the policy; around a backbone alone, the default modules.
+        statistics: of data sets by name, in OpenVLA's names; may be empty.
+        tokenizer: the language model's, or None where the folder has no tokenizer.json.
+    """
+
+    folder: Path
+    kind: str
+    settings: ModelSettings
+    statistics: dict[str, Any]
+    tokenizer: PreTrainedTokenizerFast | None
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Find a checkpoint by hub id or folder and read all but its weights.
+
+    Raises:
+        ValueError: it is not to be had, a file is unreadable, or it is of a kind that no policy starts from.
+    """
+    folder = locate(model)
+    config = read_json(folder / _CONFIG)
+    kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
+    if kind == _MODEL_TYPE:
+        settings = ModelSettings.load(base=config.get("settings"))
+    elif kind == "openvla":
+        settings = ModelSettings(backbone=openvla_checkpoint.read_settings(folder))
+    elif kind == "pi0":
+        settings = ModelSettings(backbone=pi0_checkpoint.read_settings(folder))
+    else:
+        raise ValueError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from pixelvla, openvla or pi0")
+    statistics = config.get("norm_stats") or {}  # where OpenVLA keeps them; its fine-tuning writes the file instead
+    if (folder / _STATISTICS).is_file():
+        statistics = {**statistics, **read_json(folder / _STATISTICS)}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / _TOKENIZER).is_file() else None
+    return Checkpoint(folder, kind, settings, statistics, tokenizer)
+
+
+def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Backbone:
+    """The trained backbone of an OpenVLA or π0 checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: of kind "openvla" or "pi0".
+        dtype: of the parameters; by default each as it is stored.
+
+    Raises:
+        ValueError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
+    """
+    if checkpoint.kind == "openvla":
+        return openvla_checkpoint.load_openvla(checkpoint.folder, dtype)
+    return pi0_checkpoint.load_pi0(checkpoint.folder, dtype)
+
+
+def at_resolution(backbone: Trained, image_size: int) -> Trained:
+    """The same backbone for images of another size: position embeddings are interpolated, all else is shared.
+
+    Raises:
+        ValueError: the size is not a multiple of the patch size.
+    """
+    settings = type(backbone.settings).load(
+        base=backbone.settings.model_dump(), overrides=[f"vision.image_size={image_size}"]
+    )
+    resized = without_memory(partial(type(backbone), settings))
+    trained = own_tensors(backbone)
+    for name, empty in own_tensors(resized).items():
+        if trained[name].shape != empty.shape:
+            rows = trained[name].reshape(-1, empty.shape[-1])
+            first = len(rows) - backbone.settings.vision.grid**2  # DINOv2's row for the class token
+            positions = torch.cat([rows[:first], resize_positions(rows[first:], settings.vision.grid)])
+            trained[name] = nn.Parameter(positions.reshape(empty.shape).detach())
+    resized.load_state_dict(trained, strict=False, assign=True)
+    tie(resized)
+    return resized.train(backbone.training)
+
+
+def save_checkpoint(
+    folder: str | Path,
+    policy: nn.Module,
+    settings: ModelSettings,
+    statistics: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast | None,
+) -> None:
+    """Write a whole policy; `config.json` comes last, so that a folder cut short is not taken for a checkpoint."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CONFIG).unlink(missing_ok=True)
+    save_weights(policy, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    _write_json(folder / _STATISTICS, dict(statistics))
+    _write_json(folder / _CONFIG, {"model_type": _MODEL_TYPE, "settings": settings.model_dump(mode="json")})
+
+
+def load_policy(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """Fill a policy made by `model.weights.without_memory` from a checkpoint of kind "pixelvla".
+
+    Raises:
+        ValueError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
+    """
+    load_weights(policy, checkpoint.folder, same_names(policy), dtype=dtype)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
