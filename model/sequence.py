@@ -61,13 +61,15 @@ def sequence_ids(
         prompt_tokens: tokens of all prompts together.
 
     Raises:
-        ValueError: an empty instruction, or only one of masks and prompts has tokens.
+        ValueError: an empty instruction, only one of masks and prompts has tokens, or there is no BOS.
     """
     if bool(mask_tokens) != bool(prompt_tokens):
         raise ValueError(
             f"{mask_tokens} mask tokens and {prompt_tokens} prompt tokens: with either both slots are there, "
             "the null token in the one without content"
         )
+    if tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no BOS token, with which every sequence starts; set its bos_token")
     before, after = _TEXT[backbone]
     before = before.format(normalise_instruction(instruction))
     image, bos = [IMAGE] * image_tokens, [tokenizer.bos_token_id]
@@ -86,10 +88,13 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences padded on the right: ids int64 (batch, length) and their mask int64, 1 = token, 0 = padding."""
+def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences padded on the right: ids int64 (batch, length) and their mask int64, 1 = token, 0 = padding.
+
+    Nothing reads what stands at padding, so its id is 0 whatever the tokenizer.
+    """
     length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
     return ids, mask
 

@@ -9,7 +9,7 @@ from model.settings import PRESETS
 from model.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
-BOS, PAD = TOKENIZER.bos_token_id, TOKENIZER.pad_token_id
+BOS = TOKENIZER.bos_token_id
 
 
 class LlamaLike:
@@ -88,8 +88,15 @@ def test_half_a_reference_is_an_error():
         sequence_ids(TOKENIZER, "openvla", "go", 1, mask_tokens=1)
 
 
+def test_a_tokenizer_without_bos_is_an_error():
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="no BOS"):
+        sequence_ids(tokenizer, "openvla", "go", 1)
+
+
 def test_tokens_go_to_their_sample_in_order():
-    ids, mask = pad([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]], PAD)
+    ids, mask = pad([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]])
     assert mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     tokens = torch.arange(12.0).view(3, 2, 2, 1).requires_grad_()  # three samples, two masks each, two tokens a mask
     used = torch.tensor([[True, True], [False, True], [False, False]])
@@ -111,7 +118,7 @@ def test_queries_read_the_same_with_any_padding():
     rows = [sequence_ids(TOKENIZER, "openvla", words, 0) for words in ("go", "pick up the cup and wait", "open it")]
 
     def read(rows, longer=0):
-        ids, mask = pad([*rows, [BOS] * (max(map(len, rows)) + longer)], PAD)
+        ids, mask = pad([*rows, [BOS] * (max(map(len, rows)) + longer)])
         with torch.no_grad():
             return backbone.query(backbone.embed(ids), mask, queries.expand(len(ids), -1, -1))[:-1]
 
