@@ -48,6 +48,7 @@ def _execution_options(command: Any) -> Any:
 
 _SOURCE_NAMES = ("sample", "bridge_orig", "fractal", "libero")
 _directory = click.Path(path_type=Path, file_okay=False)
+_file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 @main.command()
@@ -165,6 +166,31 @@ def verify(shards: Path) -> None:
 
 @main.command()
 @click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@click.option("--to", type=click.Choice(("lerobot", "coco", "hf")), required=True, help="The format; hf has no images.")
+@click.option("--out", type=_directory, required=True, help="A new or empty directory.")
+@click.option("--fps", type=click.FloatRange(0, min_open=True), help="Control rate in Hz [default: the source's own].")
+def export(shards: Path, to: str, out: Path, fps: float | None) -> None:
+    """Write shards as a LeRobot data set, as COCO instances, or as annotations without images.
+
+    \b
+    pixelcli export --shards shards --to lerobot --out lerobot
+    pixelcli export --shards shards --to coco --out coco
+    pixelcli export --shards shards --to hf --out annotations-only
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pixel160k.export import export as write
+    from pixel160k.shards import read_manifest
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"export {to}", total=read_manifest(shards)["samples"])
+        counts = write(shards, to, out, fps, lambda samples: bar.update(task, completed=samples))
+    click.echo(f"{', '.join(f'{count} {what}' for what, count in counts.items())} in {out}")
+
+
+@main.command()
+@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write.")
 @click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="At most this many episodes.")
 def browse(shards: Path, out: Path, limit: int) -> None:
@@ -177,6 +203,60 @@ def browse(shards: Path, out: Path, limit: int) -> None:
 
     episodes = write_page(shards, out, limit=limit)
     click.echo(f"{episodes} episodes; open {out} in a browser")
+
+
+@main.command()
+@click.option("--checkpoint", required=True, help="Folder or hub id of a trained policy.")
+@click.option("--image", "image_file", type=_file, required=True, help="What the robot's camera sees.")
+@click.option("--instruction", required=True, help="What to do.")
+@click.option("--point", "points", multiple=True, metavar="X,Y", help="A place, in pixels; all of these repeat.")
+@click.option("--line", "lines", multiple=True, metavar="X,Y,X,Y...", help="A line through places.")
+@click.option("--region", "regions", multiple=True, metavar="X0,Y0,X1,Y1", help="A box.")
+@click.option("--mask", "mask_files", type=_file, multiple=True, help="The object's pixels: an image, black outside.")
+@click.option("--state", metavar="NUMBERS", help="Proprioception, separated by commas; read by policies over π0.")
+@click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics, as bridge_orig.")
+@click.option("--json", "as_json", is_flag=True, help="Print the actions as JSON.")
+@click.option("--draw", "drawing", type=click.Path(path_type=Path, dir_okay=False), help="Write what was pointed at.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
+def predict(
+    checkpoint: str,
+    image_file: Path,
+    instruction: str,
+    points: tuple[str, ...],
+    lines: tuple[str, ...],
+    regions: tuple[str, ...],
+    mask_files: tuple[Path, ...],
+    state: str | None,
+    dataset: str | None,
+    as_json: bool,
+    drawing: Path | None,
+    device: str,
+) -> None:
+    """Predict a robot's next actions from an image, an instruction, and what is pointed at.
+
+    \b
+    pixelcli predict --checkpoint policy --image image.png --instruction "pick up the cup" --dataset bridge_orig
+    pixelcli predict --checkpoint policy --image image.png --instruction "pick it up" --dataset bridge_orig \\
+        --point 120,96 --region 100,80,150,130 --mask cup.png --draw said.png
+    """
+    import json
+
+    from PIL import Image
+    from rich.console import Console
+
+    from model.policy import PixelVLA
+    from model.predict import action_table, draw, read_image, read_mask, read_prompts, read_state
+
+    image, prompts = read_image(image_file), read_prompts(points, lines, regions)
+    masks = [read_mask(file) for file in mask_files]
+    policy = PixelVLA.from_pretrained(checkpoint).to(device)
+    actions = policy.predict_action(image, instruction, masks, prompts, dataset, read_state(state))
+    if drawing is not None:
+        Image.fromarray(draw(image, masks, prompts)).save(drawing)
+    if as_json:
+        click.echo(json.dumps(actions.tolist()))
+    else:
+        Console().print(action_table(actions))
 
 
 @main.group()
@@ -209,33 +289,46 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
 
 
 @main.command()
-@click.option(
-    "--suite", "suites", multiple=True, required=True, help="libero_object, libero_spatial, libero_goal; repeatable."
-)
+@click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
+@click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws tasks and initial states.")
 @click.option(
     "--files", type=click.IntRange(1), default=1, show_default=True, help="TFRecord files to spread them over."
 )
 @click.option("--hz", type=int, default=5, show_default=True, help="5 thins the 20 Hz of the simulator; 20 keeps all.")
-@click.option("--name", default="", help="The data set's name [default: SUITE_simulated].")
+@click.option("--name", default="", help="The data set's name [default: SUITE_simulated, or libero_two_alike].")
 @click.option("--out", type=_directory, required=True, help="A new or empty directory.")
-def sample(suites: tuple[str, ...], episodes: int, seed: int, files: int, hz: int, name: str, out: Path) -> None:
+def sample(
+    suites: tuple[str, ...], two_alike: bool, episodes: int, seed: int, files: int, hz: int, name: str, out: Path
+) -> None:
     """Record scripted demonstrations in LIBERO as RLDS, with truth beside them (needs the extra [sim]).
+
+    With --two-alike, only a visual prompt can say which of two bowls is meant; a fifth of the episodes, in other initial
+    states, are the split val.
 
     \b
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
+    pixelcli sample --two-alike --episodes 100 --seed 1 --out recorded
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from simulation.recording import record_sample
+    from simulation.two_alike import record_two_alike
 
+    if bool(suites) == two_alike:
+        raise click.UsageError("name either the suites with --suite, or --two-alike")
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("record", total=episodes)
-        summary = record_sample(
-            list(suites), episodes, seed, out, name, files, hz, lambda done, _: bar.update(task, completed=done)
-        )
+
+        def show(done: int, _: int) -> None:
+            bar.update(task, completed=done)
+
+        if two_alike:
+            summary = record_two_alike(episodes, seed, out, name, files, hz, show)
+        else:
+            summary = record_sample(list(suites), episodes, seed, out, name, files, hz, show)
     counts = summary.total()
     click.echo(
         f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,6 +76,24 @@ def category_of(instance: str) -> str:
     return re.sub(r"_\d+$", "", instance)
 
 
+def _with_target(description: Path, target: str, folder: Path) -> Path:
+    """A copy of a task's description in which what is of interest, and the goal, speak of another instance."""
+    text = description.read_text(encoding="utf-8")
+    scene, of_interest, rest = text.partition("(:obj_of_interest")
+    initial, goal = rest.split("(:goal")
+    first = re.search(rf"{category_of(target)}_\d+", initial)
+    if not first or target not in scene:
+        raise ValueError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
+    own = first.group()
+    interest, placed = initial.split("(:init")
+    copy = folder / description.name
+    copy.write_text(
+        f"{scene}{of_interest}{interest.replace(own, target)}(:init{placed}(:goal{goal.replace(own, target)}",
+        encoding="utf-8",
+    )
+    return copy
+
+
 class TaskEnvironment:
     """One task of a suite in the simulator; a context manager, since it holds a rendering context.
 
@@ -82,8 +101,11 @@ class TaskEnvironment:
     instance or of the region (a site) to put it on.
     """
 
-    def __init__(self, suite: str, task_id: int) -> None:
-        """Make the environment (5 to 10 s)."""
+    def __init__(self, suite: str, task_id: int, target: str = "") -> None:
+        """Make the environment (5 to 10 s).
+
+        `target` names another instance of the target's kind, to be picked in its stead; scene and initial states stay.
+        """
         check_suite(suite)
         benchmark, get_libero_path, control_env = import_libero()
         self.suite, self.task_id = suite, task_id
@@ -92,15 +114,19 @@ class TaskEnvironment:
         task = tasks.get_task(task_id)
         self.instruction: str = task.language
         self.initial_states: np.ndarray = tasks.get_task_init_states(task_id)
-        self._env = control_env(
-            bddl_file_name=str(Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file),
-            use_camera_obs=False,
-            hard_reset=False,  # a reset then keeps the loaded meshes: milliseconds instead of 5 s
-            camera_names=[AGENT_VIEW],
-            camera_heights=IMAGE_SIZE,
-            camera_widths=IMAGE_SIZE,
-            control_freq=CONTROL_HZ,
-        )
+        description = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
+        with tempfile.TemporaryDirectory() as folder:
+            if target:
+                description = _with_target(description, target, Path(folder))
+            self._env = control_env(
+                bddl_file_name=str(description),
+                use_camera_obs=False,
+                hard_reset=False,  # a reset then keeps the loaded meshes: milliseconds instead of 5 s
+                camera_names=[AGENT_VIEW],
+                camera_heights=IMAGE_SIZE,
+                camera_widths=IMAGE_SIZE,
+                control_freq=CONTROL_HZ,
+            )
         self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
         self.target, self.destination = self._env.obj_of_interest
         self._index_scene()

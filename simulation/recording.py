@@ -54,6 +54,14 @@ class Scene:
     initial_state: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """What one drawn scene fills: an episode for each target ("" is the task's own), all of them or none."""
+
+    draws: Iterator[Scene]  # where the scene comes from, and the next one should it fail
+    episodes: dict[str, str]  # target -> episode id
+
+
 def record_sample(
     suites: list[str] | str,
     episodes: int,
@@ -75,30 +83,39 @@ def record_sample(
     """
     suites = [suites] if isinstance(suites, str) else list(suites)
     chosen_tasks = {suite: tuple((tasks or {}).get(suite, PICK_AND_PLACE_TASKS.get(suite, ()))) for suite in suites}
-    _check_request(suites, episodes, out, files, hz)
-    _check_scenes(chosen_tasks, tasks or {}, initial_states)
-    import_libero()
-    name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
-    out.mkdir(parents=True, exist_ok=True)
-    identifiers = _episode_ids(name, episodes, files)
-    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
-        spool = Path(folder)
-        draws = {suite: draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites}
-        summary = _record_into(spool, draws, identifiers, hz, progress)
-        truth.write((_spooled_truth(spool, identifier) for identifier in identifiers), out / truth.FILE_NAME)
-        payloads = [
-            (_spooled_record(spool, identifier).read_bytes() for identifier in part)
-            for part in np.array_split(identifiers, files)
-        ]
-        write_encoded_rlds(out, name, VERSION, libero_features(), {"train": payloads})
-    return summary
-
-
-def _check_request(suites: list[str], episodes: int, out: Path, files: int, hz: int) -> None:
     if not suites:
         raise ValueError(f"no suite given: choose from {', '.join(PICK_AND_PLACE_TASKS)}")
     for suite in suites:
         check_suite(suite)
+    check_request(episodes, out, files, hz)
+    _check_scenes(chosen_tasks, tasks or {}, initial_states)
+    import_libero()
+    name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
+    out.mkdir(parents=True, exist_ok=True)
+    parts = episode_ids(name, "train", episodes, files)
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
+        spool = Path(folder)
+        draws = [draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites]
+        identifiers = [identifier for part in parts for identifier in part]
+        places = [Place(draws[number % len(draws)], {"": identifier}) for number, identifier in enumerate(identifiers)]
+        summary = record_places(spool, places, hz, progress)
+        write_spooled(spool, out, name, {"train": parts})
+    return summary
+
+
+def write_spooled(spool: Path, out: Path, name: str, splits: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Write the truth table and the RLDS data set of spooled episodes: split -> files -> episode ids."""
+    identifiers = [identifier for files in splits.values() for part in files for identifier in part]
+    truth.write((_spooled_truth(spool, identifier) for identifier in identifiers), out / truth.FILE_NAME)
+    payloads = {
+        split: [(_spooled_record(spool, identifier).read_bytes() for identifier in part) for part in files]
+        for split, files in splits.items()
+    }
+    write_encoded_rlds(out, name, VERSION, libero_features(), payloads)
+
+
+def check_request(episodes: int, out: Path, files: int, hz: int) -> None:
+    """Raise a ValueError if a recording of this size and rate cannot be made, or not into this folder."""
     if episodes < 1:
         raise ValueError(f"cannot record {episodes} episodes: ask for at least 1")
     if not 1 <= files <= episodes:
@@ -140,33 +157,47 @@ def draw_scenes(
             yield Scene(suite, int(task), int(order_of_states[int(task)][turn]))
 
 
-def _episode_ids(name: str, episodes: int, files: int) -> list[str]:
-    """`{name}-train-{file}-{record}` of every episode, consecutive ones in one file."""
+def episode_ids(name: str, split: str, episodes: int, files: int) -> list[list[str]]:
+    """`{name}-{split}-{file}-{record}` of every episode, by file, consecutive ones in one."""
     lengths = [len(part) for part in np.array_split(np.arange(episodes), files)]
-    return [f"{name}-train-{file:05d}-{number:05d}" for file, length in enumerate(lengths) for number in range(length)]
+    return [
+        [f"{name}-{split}-{file:05d}-{number:05d}" for number in range(length)] for file, length in enumerate(lengths)
+    ]
 
 
-def _record_into(
-    spool: Path, draws: dict[str, Iterator[Scene]], identifiers: list[str], hz: int, progress: Progress | None
+def record_places(
+    spool: Path, places: Sequence[Place], hz: int, progress: Progress | None, instruction: str = ""
 ) -> RecordingSummary:
-    """Record every episode into the spool folder, so that memory does not grow with their number.
+    """Record the episodes of every place into the spool folder, so that memory does not grow with their number.
 
-    Scenes are worked off by task, since making an environment is what takes long. The place of an episode whose
-    attempts all failed is filled by its suite's next drawn scene, until every place is filled.
+    Scenes are worked off by task and target, since making an environment is what takes long. A place of which an episode
+    failed in all attempts is filled by the next scene drawn for it, until every place is filled. `instruction` takes the
+    place of the tasks' own.
     """
     summary = RecordingSummary()
-    suites = list(draws)
-    open_places = {identifier: suites[number % len(suites)] for number, identifier in enumerate(identifiers)}
+    asked = sum(len(place.episodes) for place in places)
+    open_places = list(places)
     while open_places:
-        work = sorted((_next_scene(draws[suite]), identifier) for identifier, suite in open_places.items())
-        for (suite, task_id), scenes in groupby(work, key=lambda item: (item[0].suite, item[0].task_id)):
+        scenes = [_next_scene(place.draws) for place in open_places]
+        work = sorted(
+            (scene.suite, scene.task_id, target, scene.initial_state, number)
+            for number, scene in enumerate(scenes)
+            for target in open_places[number].episodes
+        )
+        failed: set[int] = set()
+        for (suite, task_id, target), items in groupby(work, key=lambda item: item[:3]):
             counts = summary.tasks.setdefault((suite, task_id), Counts())
-            with TaskEnvironment(suite, task_id) as environment:
-                for scene, identifier in scenes:
-                    if _record_scene(environment, scene, identifier, hz, spool, counts):
-                        del open_places[identifier]
-                        if progress:
-                            progress(len(identifiers) - len(open_places), len(identifiers))
+            with TaskEnvironment(suite, task_id, target) as environment:
+                environment.instruction = instruction or environment.instruction
+                for *_, initial_state, number in items:
+                    identifier = open_places[number].episodes[target]
+                    if not _record_scene(environment, initial_state, identifier, hz, spool, counts):
+                        failed.add(number)
+                    elif progress:
+                        progress(len(list(spool.glob("*.record"))), asked)
+        open_places = [open_places[number] for number in sorted(failed)]
+        for identifier in (identifier for place in open_places for identifier in place.episodes.values()):
+            _spooled_record(spool, identifier).unlink(missing_ok=True)
     return summary
 
 
@@ -178,10 +209,10 @@ def _next_scene(draws: Iterator[Scene]) -> Scene:
 
 
 def _record_scene(
-    environment: TaskEnvironment, scene: Scene, identifier: str, hz: int, spool: Path, counts: Counts
+    environment: TaskEnvironment, initial_state: int, identifier: str, hz: int, spool: Path, counts: Counts
 ) -> bool:
     """Demonstrate one scene and spool its record and truth; False if all attempts failed."""
-    attempts = solve(environment, scene.initial_state)
+    attempts = solve(environment, initial_state)
     solved = attempts[-1].solved
     counts.attempts += len(attempts)
     counts.failed_attempts += len(attempts) - solved
@@ -189,7 +220,7 @@ def _record_scene(
     counts.failed_episodes += not solved
     if not solved:
         return False
-    demonstration = record(environment, scene.initial_state, attempts, identifier, hz)
+    demonstration = record(environment, initial_state, attempts, identifier, hz)
     _spooled_record(spool, identifier).write_bytes(encode_episode(demonstration.episode, libero_features()))
     truth.write([demonstration.truth], spool / f"{identifier}.parquet")
     return True

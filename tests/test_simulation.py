@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pixel160k.masks import area, encode
+from pixel160k.masks import area, encode, iou
 from pixel160k.tfrecord import read_records
-from simulation import recording, truth
+from simulation import recording, truth, two_alike
 from simulation.demonstration import Demonstration
 from simulation.environment import CLOSE, OPEN, PICK_AND_PLACE_TASKS, category_of
 from simulation.grasping import ATTEMPTS, WIDEST_GRASP, hand_down, plan_grasp
@@ -32,6 +32,7 @@ from simulation.rotations import (
     vector_from_quaternion,
 )
 from simulation.thinning import ROTATION_UNIT, thin_actions
+from simulation.two_alike import record_two_alike
 
 SAMPLE = Path(__file__).parents[1] / "simulation" / "sample"
 
@@ -422,8 +423,8 @@ def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
 class FakeEnvironment:
     """Stands in for a `TaskEnvironment`; `solve_fake` reads its task."""
 
-    def __init__(self, suite, task_id):
-        self.suite, self.task_id = suite, task_id
+    def __init__(self, suite, task_id, target):
+        self.suite, self.task_id, self.target, self.instruction = suite, task_id, target, "put it there"
 
     def __enter__(self):
         return self
@@ -443,10 +444,15 @@ def without_simulator(monkeypatch):
         return [Attempt(failure="bad luck"), Attempt(solved=True)]
 
     def record(environment, initial_state, attempts, episode_id, hz):
-        row = replace(some_truth(episode_id), suite=environment.suite, task_id=environment.task_id)
+        target = environment.target or "black_bowl_1"
+        row = replace(
+            some_truth(episode_id), suite=environment.suite, task_id=environment.task_id, initial_state=initial_state,
+            target_instance=target, instruction=environment.instruction,
+        )  # fmt: skip
         return Demonstration(fake_episode(2, initial_state), row)
 
     monkeypatch.setattr(recording, "import_libero", lambda: None)
+    monkeypatch.setattr(two_alike, "import_libero", lambda: None)
     monkeypatch.setattr(recording, "TaskEnvironment", FakeEnvironment)
     monkeypatch.setattr(recording, "solve", solve)
     monkeypatch.setattr(recording, "record", record)
@@ -485,6 +491,50 @@ def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator)
     with pytest.raises(ValueError, match="no initial state is left to draw"):
         record_sample(["libero_object", "libero_goal"], 4, 0, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_alike_demonstrates_both_targets_of_every_scene(tmp_path, without_simulator):
+    without_simulator.add(("libero_spatial", 1))
+    summary = record_two_alike(40, 3, tmp_path, files=2)
+    rows = list(truth.read(tmp_path / truth.FILE_NAME).values())
+    splits = {split: [row for row in rows if f"-{split}-" in row.episode_id] for split in ("train", "val")}
+    assert {split: len(members) for split, members in splits.items()} == {"train": 32, "val": 8}
+    states = {split: {row.initial_state for row in members} for split, members in splits.items()}
+    assert max(states["train"]) < 40 <= min(states["val"])
+    pairs = [(first, second) for first, second in zip(rows[::2], rows[1::2], strict=True)]
+    assert all(
+        (first.task_id, first.initial_state) == (second.task_id, second.initial_state) for first, second in pairs
+    )
+    assert all({first.target_instance, second.target_instance} == set(two_alike.TARGETS) for first, second in pairs)
+    assert len({first.target_instance for first, _ in pairs}) == 2  # the coin falls on both sides
+    assert {row.instruction for row in rows} == {two_alike.INSTRUCTION}
+    assert summary.total().recorded >= 40 and all(row.task_id != 1 for row in rows)
+
+
+def test_two_alike_wants_whole_scenes(tmp_path):
+    with pytest.raises(ValueError, match="ask for a multiple of 10, at most 400"):
+        record_two_alike(12, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libero") is None, reason="LIBERO is not installed: pip install 'pixelvla[sim]'"
+)
+def test_two_alike_scenes_begin_alike_and_both_bowls_arrive(tmp_path):
+    record_two_alike(10, 5, tmp_path)
+    (folder,) = tmp_path.glob("*/*/")
+    episodes = [episode for path in sorted(folder.glob("*.tfrecord*")) for episode in read_libero_episodes(path)]
+    first, second = (episode["steps"][0]["observation"]["image"].getvalue() for episode in episodes[:2])
+    assert first == second
+    last = [episode["steps"][-1]["observation"]["image"].getvalue() for episode in episodes[:2]]
+    assert last[0] != last[1]
+    one, other = list(truth.read(tmp_path / truth.FILE_NAME).values())[:2]
+    for row, twin in ((one, other), (other, one)):
+        at_first, at_last = row.mask(0), row.mask(len(row.steps) - 1)
+        assert iou(at_first, at_last) < 0.3  # it was carried away
+        assert (row.steps[0].others[twin.target_instance]) == twin.steps[0].target
+    assert not (one.mask(0) & other.mask(0)).any()
 
 
 @pytest.mark.slow
