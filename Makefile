@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make their own virtual environment, .venv.
 PYTHON ?= python3.11
 VENV := .venv
+LEROBOT := .venv-lerobot
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PIXELCLI := $(VENV)/bin/pixelcli
 PACKAGE := setup.cfg pyproject.toml constraints.txt
@@ -24,7 +25,7 @@ demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shard
 	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
 
-test: $(VENV)/.all lint  ## run every test, the slow ones too
+test: $(VENV)/.all $(LEROBOT)/.all lint  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.all
@@ -47,5 +48,11 @@ $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,foundation,export,dev]'
 	touch $@ $(VENV)/.core
 
+# lerobot wants other versions than the project's: its own environment, which one test runs in.
+$(LEROBOT)/.all: tests/lerobot-requirements.txt
+	$(PYTHON) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(LEROBOT) demo build *.egg-info

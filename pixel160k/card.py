@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from pixel160k.table import REASONS
@@ -160,3 +161,15 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
 def _left_out(left_out: dict[str, str]) -> str:
     reasons = sorted(Counter(left_out.values()).items())
     return ", ".join(f"{count} episodes as `{reason}`" for reason, count in reasons) or "nothing"
+
+
+def arrow_type(feature: dict[str, Any]) -> pa.DataType:
+    """The Arrow type of a declared feature; an image is a struct of bytes and path, as Hugging Face stores it."""
+    if "struct" in feature:
+        return pa.struct([(field["name"], arrow_type(field)) for field in feature["struct"]])
+    if "list" in feature:
+        inner = feature["list"]
+        return pa.list_(arrow_type(inner if isinstance(inner, dict) else {"dtype": inner}))
+    if feature["dtype"] == "image":
+        return pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.type_for_alias(feature["dtype"])

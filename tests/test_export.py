@@ -1,0 +1,184 @@
+"""`pixelcli export`: what every format promises, COCO by `pycocotools`, annotations joined back to the RLDS source."""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+
+import google_crc32c
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import read_all
+from export_source import raw_samples, sample_shards
+from pycocotools.coco import COCO
+from scene import episode, write_scenes
+
+from annotate.annotate_job import annotate
+from annotate.jobs import Execution
+from annotate.settings import AnnotateSettings
+from annotate.shards_job import build_shards
+from annotate.sources.sample import default_directory
+from cli import main
+from pixel160k import masks
+from pixel160k.export import FORMATS, export
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return sample_shards(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Small shards: one accepted episode and one without a target."""
+    path = tmp_path_factory.mktemp("drawn")
+    data = write_scenes(path / "data", [episode(), episode(instruction="pick it up", seed=1)])
+    annotate("libero", data, path / "annotations", AnnotateSettings(annotators="motion"), Execution())
+    build_shards(path / "annotations", path / "shards", Execution(), include="all")
+    return path / "shards"
+
+
+def digests(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, ["export", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_same_shards_same_bytes(drawn, tmp_path, to):
+    for name in ("first", "second"):
+        assert run("--shards", drawn, "--to", to, "--out", tmp_path / name, "--fps", 10)[0] == 0
+    assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_out_that_is_not_empty_is_refused(drawn, tmp_path, to):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    code, output = run("--shards", drawn, "--to", to, "--out", tmp_path / "out", "--fps", 10)
+    assert (code, output.splitlines()[-1]) == (1, f"Error: {tmp_path / 'out'} is not empty; choose a new --out")
+    assert digests(tmp_path / "out").keys() == {"thesis.tex"}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_damaged_shards_leave_nothing_behind(drawn, tmp_path, to):
+    """A tar cut between two samples reads without an error: the count tells."""
+    damaged = shutil.copytree(drawn, tmp_path / "shards")
+    (path,) = damaged.glob("*.tar")
+    with tarfile.open(path) as tar:
+        place = next(member.offset for member in tar if "-0020." in member.name)
+    path.write_bytes(path.read_bytes()[:place])
+    code, output = run("--shards", damaged, "--to", to, "--out", tmp_path / "out", "--fps", 10)
+    assert code == 1
+    assert "samples, the manifest says 48; see `pixelcli verify`" in output.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"shards"}
+
+
+def test_no_shards(tmp_path):
+    code, output = run("--shards", tmp_path, "--to", "coco", "--out", tmp_path / "out")
+    assert code == 1 and "holds no shards" in output
+
+
+def test_lerobot_wants_a_control_rate_where_the_source_has_none(drawn, tmp_path):
+    code, output = run("--shards", drawn, "--to", "lerobot", "--out", tmp_path / "out")
+    assert code == 1
+    assert "data sets of source 'libero' have no fixed control rate; give it in Hz with --fps" in output
+
+
+@pytest.fixture(scope="module")
+def coco_folder(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco") / "out"
+    counts = export(shards, "coco", folder)
+    assert counts["images"] == len(list((folder / "images").iterdir()))
+    return folder
+
+
+def test_coco_masks_are_ours(shards, coco_folder):
+    """Every instance that `pycocotools` decodes is the label image's, box and area fit, and none is missing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(coco_folder / "annotations.json")
+    names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
+    images = {image["file_name"].removesuffix(".jpg"): image for image in coco.loadImgs(coco.getImgIds())}
+    expected = set()
+    for sample in raw_samples(shards):
+        about = sample["about"]
+        if not (about["object_mask_valid"] or about["gripper_mask_valid"]):
+            continue
+        expected.add(sample["key"])
+        image = images[sample["key"]]
+        labels = masks.decode_indexed_png(sample["mask.png"])
+        assert (image["height"], image["width"]) == labels.shape
+        assert (coco_folder / "images" / image["file_name"]).read_bytes() == sample["jpg"]
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        for annotation in found:
+            mask = coco.annToMask(annotation).astype(bool)
+            label = masks.GRIPPER if names[annotation["category_id"]] == "robot gripper" else masks.TARGET
+            np.testing.assert_array_equal(mask, labels == label)
+            assert label == masks.GRIPPER or names[annotation["category_id"]] == about["target_object"]
+            x, y, width, height = annotation["bbox"]
+            assert (x, y, x + width, y + height) == masks.box_of(mask)
+            assert annotation["area"] == mask.sum() == masks.area(annotation["segmentation"])
+        assert len(found) == len({masks.TARGET, masks.GRIPPER} & set(np.unique(labels).tolist()))
+        assert image["not_annotated"] == (
+            ([] if about["object_mask_valid"] else [about["target_object"]])
+            + ([] if about["gripper_mask_valid"] else ["robot gripper"])
+        )
+    assert set(images) == expected
+    assert len({annotation["id"] for annotation in coco.loadAnns(coco.getAnnIds())}) == len(coco.getAnnIds())
+
+
+def test_coco_has_both_classes_on_tracked_steps(coco_folder):
+    """Else the test above would show little."""
+    described = json.loads((coco_folder / "annotations.json").read_text())
+    images = [annotation["image_id"] for annotation in described["annotations"]]
+    assert len(images) - len(set(images)) > 20
+
+
+def test_coco_holds_accepted_episodes_only(drawn, tmp_path):
+    export(drawn, "coco", tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert {image["episode_id"] for image in described["images"]} == {"drawn-train-00000-00000"}
+
+
+@pytest.fixture(scope="module")
+def rows(shards, tmp_path_factory):
+    datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
+    path = tmp_path_factory.mktemp("hf")
+    assert export(shards, "hf", path / "out") == {"rows": 495}
+    return datasets.load_dataset(str(path / "out"), split="train", cache_dir=str(path / "cache"))
+
+
+def test_annotations_hold_no_image_and_no_action(shards, rows):
+    assert "mask" in rows.column_names and not {"jpg", "image", "action", "state"} & set(rows.column_names)
+    jpegs = sum(len(sample["jpg"]) for sample in raw_samples(shards))
+    assert rows.data.nbytes < jpegs / 2
+
+
+def test_annotations_join_to_the_source(shards, rows):
+    """By episode id and step alone, every row finds its image in the RLDS records, and the checksum agrees."""
+    source = {found.identity.episode_id: found for found in read_all("sample", default_directory())}
+    joined = 0
+    for row, sample in zip(rows, raw_samples(shards), strict=True):
+        image = source[row["episode_id"]].images[row["step"]]
+        assert google_crc32c.value(image) == row["image_crc32c"]
+        assert image == sample["jpg"]
+        labels = np.asarray(row["mask"])
+        np.testing.assert_array_equal(labels, masks.decode_indexed_png(sample["mask.png"]))
+        assert labels.shape == (row["image_height"], row["image_width"])
+        assert {name: row[name] for name in ("instruction", "status", "object_mask_valid")} == {
+            name: sample["about"][name] for name in ("instruction", "status", "object_mask_valid")
+        }
+        joined += 1
+    assert joined == 495
