@@ -1,0 +1,124 @@
+"""How an image becomes what a policy sees, and how masks and prompts go through the very same geometry.
+
+A view is a box of the image, resized to a square without keeping the aspect, as OpenVLA does it: the whole image, a
+random crop of 0.9 of its area while training, the central crop of that size while acting. Coordinates are pixels, origin
+top left, boxes half-open; pixel centres are at + 0.5.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from pixel160k.prompts import Prompt
+
+CROPPED_AREA = 0.9  # of the image: OpenVLA's, in training and in its LIBERO evaluation
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of an image: a box of whole pixels x0, y0, x1, y1, shown as a square of `size` pixels a side."""
+
+    box: tuple[int, int, int, int]
+    size: int
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """An image, uint8 (height, width, 3), as uint8 (size, size, 3); averaged over areas where it shrinks."""
+        seen = self._crop(image)
+        shrinks = seen.shape[0] >= self.size and seen.shape[1] >= self.size
+        return cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """A label image or a mask, uint8 or bool (height, width), as (size, size) of its type: the nearest pixel."""
+        seen = self._crop(labels).astype(np.uint8)
+        nearest = cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
+        return nearest.astype(labels.dtype)
+
+    def coordinates(self, coordinates: np.ndarray) -> np.ndarray:
+        """Places x, y, (n, 2) in the image's pixels, as float32 (n, 2) in the view's; outside it where they are outside."""
+        x0, y0, x1, y1 = self.box
+        return ((coordinates - (x0, y0)) * (self.size / (x1 - x0), self.size / (y1 - y0))).astype(np.float32)
+
+    def prompt(self, prompt: Prompt) -> Prompt | None:
+        """A prompt on the view; None where nothing of it is seen.
+
+        A point outside is not seen; a line or a region is clipped to the view, a mask loses what lies outside.
+        """
+        if prompt.mask is not None:
+            mask = self.labels(prompt.mask)
+            return Prompt("mask", prompt.coordinates, mask) if mask.any() else None
+        places = self.coordinates(prompt.coordinates)
+        clipped = np.clip(places, 0, self.size)
+        if prompt.kind == "point":
+            return Prompt("point", places) if (clipped == places).all() else None
+        if prompt.kind == "region":
+            return Prompt("region", clipped) if (clipped[0] < clipped[1]).all() else None
+        # Clipping moves a line's ends along the border; a line that runs outside all along has nothing left to say.
+        return Prompt("line", clipped) if (clipped != clipped[0]).any() else None
+
+    def patch_weights(self, mask: np.ndarray, grid: int) -> np.ndarray:
+        """`patch_weights` of what is seen of a mask, bool (height, width)."""
+        return patch_weights(self._crop(mask), grid)
+
+    def _crop(self, array: np.ndarray) -> np.ndarray:
+        x0, y0, x1, y1 = self.box
+        return array[y0:y1, x0:x1]
+
+
+def resize_view(height: int, width: int, size: int) -> View:
+    """The whole image."""
+    return View((0, 0, width, height), size)
+
+
+def centre_crop_view(height: int, width: int, size: int, area: float = CROPPED_AREA) -> View:
+    """The middle of the image: `area` of it, both sides shortened alike."""
+    high, wide = _cropped(height, width, area)
+    x0, y0 = (width - wide) // 2, (height - high) // 2
+    return View((x0, y0, x0 + wide, y0 + high), size)
+
+
+def random_crop_view(
+    height: int, width: int, size: int, area: float = CROPPED_AREA, *, generator: np.random.Generator
+) -> View:
+    """A box of `area` of the image at a random place, both sides shortened alike."""
+    high, wide = _cropped(height, width, area)
+    x0, y0 = (int(generator.integers(0, most + 1)) for most in (width - wide, height - high))
+    return View((x0, y0, x0 + wide, y0 + high), size)
+
+
+def _cropped(height: int, width: int, area: float) -> tuple[int, int]:
+    return max(1, round(height * area**0.5)), max(1, round(width * area**0.5))
+
+
+def patch_weights(mask: np.ndarray, grid: int) -> np.ndarray:
+    """The share of each patch that a mask covers, float32 (grid, grid) in [0, 1].
+
+    Pooled over areas of the full-resolution mask, bool (height, width), exactly at any size: the nearest pixel would
+    lose small objects.
+    """
+    rows, columns = _overlaps(mask.shape[0], grid), _overlaps(mask.shape[1], grid)
+    return rows @ mask.astype(np.float32) @ columns.T
+
+
+@lru_cache(maxsize=32)
+def _overlaps(length: int, cells: int) -> np.ndarray:
+    """Which share of each of `cells` equal parts of a side every one of its `length` pixels is: float32 (cells, length)."""
+    edges = np.linspace(0, length, cells + 1)[:, None]
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return (np.clip(overlap, 0, None) * cells / length).astype(np.float32)
+
+
+def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Other light and colours, uint8 (height, width, 3) RGB; nothing moves, so masks and prompts stay as they are.
+
+    OpenVLA's and Octo's: brightness ± 0.2 of the range, contrast and saturation × 0.8 to 1.2, hue ± 0.05 of the circle.
+    """
+    unit = image.astype(np.float32) / 255 + generator.uniform(-0.2, 0.2)
+    mean = unit.mean((0, 1))
+    unit = np.clip((unit - mean) * generator.uniform(0.8, 1.2) + mean, 0, 1).astype(np.float32)
+    hsv = cv2.cvtColor(unit, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = np.clip(hsv[..., 1] * generator.uniform(0.8, 1.2), 0, 1)
+    hsv[..., 0] = (hsv[..., 0] + 360 * generator.uniform(-0.05, 0.05)) % 360
+    return np.round(np.clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), 0, 1) * 255).astype(np.uint8)
