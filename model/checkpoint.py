@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +19,11 @@ from transformers import PreTrainedTokenizerFast
 from model import openvla_checkpoint, pi0_checkpoint
 from model.openvla import OpenVLABackbone
 from model.pi0 import Pi0Backbone
-from model.settings import ModelSettings
+from model.settings import ModelSettings, OpenVLASettings, Pi0Settings
 from model.vision import resize_positions
 from model.weights import load_weights, locate, own_tensors, read_json, same_names, save_weights, tie, without_memory
 
 Backbone = OpenVLABackbone | Pi0Backbone
-Trained = TypeVar("Trained", OpenVLABackbone, Pi0Backbone)
 
 _CONFIG, _STATISTICS, _TOKENIZER = "config.json", "dataset_statistics.json", "tokenizer.json"
 _MODEL_TYPE = "pixelvla"
@@ -88,26 +87,34 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> B
     return pi0_checkpoint.load_pi0(checkpoint.folder, dtype)
 
 
-def at_resolution(backbone: Trained, image_size: int) -> Trained:
-    """The same backbone for images of another size: position embeddings are interpolated, all else is shared.
+def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -> Backbone:
+    """A trained backbone under other settings: levels are free, for another image size the positions are interpolated.
+
+    All other tensors are shared with `backbone`, not copied.
 
     Raises:
-        ValueError: the size is not a multiple of the patch size.
+        ValueError: the settings ask for tensors that the trained backbone does not have in that shape; lists them.
     """
-    settings = type(backbone.settings).load(
-        base=backbone.settings.model_dump(), overrides=[f"vision.image_size={image_size}"]
-    )
-    resized = without_memory(partial(type(backbone), settings))
-    trained = own_tensors(backbone)
-    for name, empty in own_tensors(resized).items():
-        if trained[name].shape != empty.shape:
-            rows = trained[name].reshape(-1, empty.shape[-1])
-            first = len(rows) - backbone.settings.vision.grid**2  # DINOv2's row for the class token
+    build: Any = type(backbone)
+    changed = without_memory(partial(build, settings))
+    trained, wanted = own_tensors(backbone), own_tensors(changed)
+    grid = backbone.settings.vision.grid
+    for name, empty in wanted.items():
+        if "position_embedding" in name and name in trained and trained[name].shape != empty.shape:
+            rows = trained[name].detach().reshape(-1, trained[name].shape[-1])
+            first = len(rows) - grid**2  # DINOv2's row for the class token is no place on the image
             positions = torch.cat([rows[:first], resize_positions(rows[first:], settings.vision.grid)])
-            trained[name] = nn.Parameter(positions.reshape(empty.shape).detach())
-    resized.load_state_dict(trained, strict=False, assign=True)
-    tie(resized)
-    return resized.train(backbone.training)
+            trained[name] = nn.Parameter(positions.reshape(*trained[name].shape[:-2], *positions.shape))
+    unlike = sorted(
+        name
+        for name in trained.keys() | wanted.keys()
+        if name not in trained or name not in wanted or trained[name].shape != wanted[name].shape
+    )
+    if unlike:
+        raise ValueError(f"a trained backbone keeps its sizes; these settings would change {', '.join(unlike)}")
+    changed.load_state_dict(trained, strict=False, assign=True)
+    tie(changed)
+    return changed.train(backbone.training)
 
 
 def save_checkpoint(

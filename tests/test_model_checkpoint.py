@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="needs the extra [foundation]")
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from model.checkpoint import at_resolution, load_backbone, load_policy, open_checkpoint, save_checkpoint  # noqa: E402
+from model.checkpoint import load_backbone, load_policy, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
 from model.openvla import OpenVLABackbone  # noqa: E402
 from model.settings import PRESETS, ModelSettings, even_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
@@ -42,6 +42,10 @@ def tiny_settings(**language):
     """The `tiny` preset with changes of its language model."""
     changes = [f"backbone.language.{name}={value}" for name, value in language.items()]
     return ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=changes)
+
+
+def changed_settings(backbone, *changes):
+    return type(backbone.settings).load(base=backbone.settings.model_dump(), overrides=changes)
 
 
 def random_policy(settings):
@@ -120,7 +124,7 @@ def test_openvla_s_statistics_come_with_its_checkpoint_and_a_file_s_add_to_them(
 
 def test_another_resolution_interpolates_the_positions_and_shares_the_rest(openvla):
     backbone = load_backbone(open_checkpoint(openvla))
-    larger = at_resolution(backbone, 56)
+    larger = with_settings(backbone, changed_settings(backbone, "vision.image_size=56"))
     assert (larger.settings.vision.image_size, larger.settings.vision.grid) == (56, 4)
     ours, theirs = own_tensors(backbone), own_tensors(larger)
     changed = {name for name in ours if ours[name].shape != theirs[name].shape}
@@ -137,10 +141,23 @@ def test_another_resolution_interpolates_the_positions_and_shares_the_rest(openv
         seen = larger.vision(torch.randn(2, 6, 56, 56))
     assert seen.patch_features.shape == (2, 16, 40)
     assert all(not tensor.is_meta for tensor in [*larger.parameters(), *larger.buffers()])
-    same = at_resolution(backbone, 28)
+    same = with_settings(backbone, backbone.settings)
     assert all(torch.equal(ours[name], tensor) for name, tensor in own_tensors(same).items())
-    with pytest.raises(ValueError, match="image_size 50 must be a multiple of patch_size 14"):
-        at_resolution(backbone, 50)
+
+
+def test_levels_are_free_but_a_trained_backbone_keeps_its_sizes(openvla):
+    backbone = load_backbone(open_checkpoint(openvla))
+    pixels = torch.randn(1, 6, 28, 28)
+    with torch.inference_mode():
+        both, one = (
+            with_settings(backbone, changed_settings(backbone, f"vision.levels={levels}")).vision(pixels).levels
+            for levels in ("[0, 1]", "[1]")
+        )
+    assert len(both) == 2
+    assert torch.equal(both[1], one[0])
+    for change, name in (("language.num_hidden_layers=1", "layers.1.mlp"), ("vision.siglip.mlp_ratio=2.0", "fc1.bias")):
+        with pytest.raises(ValueError, match=f"keeps its sizes; these settings would change .*{name}"):
+            with_settings(backbone, changed_settings(backbone, change))
 
 
 def test_interpolated_positions_keep_rows_columns_and_a_smooth_ramp():

@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra [foun
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from model.checkpoint import at_resolution, load_backbone, open_checkpoint  # noqa: E402
+from model.checkpoint import load_backbone, open_checkpoint, with_settings  # noqa: E402
 from model.pi0 import UNUSED, pi0_config  # noqa: E402
 from model.pi0_checkpoint import read_settings  # noqa: E402
 from model.settings import PRESETS, GemmaSettings, Pi0Settings, SiglipSettings, VisionSettings  # noqa: E402
@@ -194,7 +194,8 @@ def test_types_are_kept_unless_another_is_asked_for(pi0, folder, tmp_path):
 
 
 def test_another_resolution_is_interpolated(backbone):
-    larger = at_resolution(backbone, 56)
+    settings = Pi0Settings.load(base=SETTINGS.model_dump(), overrides=["vision.image_size=56"])
+    larger = with_settings(backbone, settings)
     with torch.inference_mode():
         seen = larger.vision(torch.zeros(1, 3, 56, 56))
     assert seen.patch_features.shape == (1, 16, 24)
