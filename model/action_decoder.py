@@ -24,7 +24,7 @@ class ActionDecoder(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Last hidden states at the queries, (batch, N_c, hidden_size) -> normalised actions (batch, N_c, 7)."""
-        hidden = self.projector(hidden_states)
+        hidden = self.projector(hidden_states.to(self.projector.weight.dtype))
         for block in self.blocks:
             hidden = block(hidden)
         return self.mlp(hidden)

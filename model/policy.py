@@ -1,0 +1,177 @@
+"""PixelVLA, the policy: a backbone, the paper's three modules around it, and what turns images into robot actions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from model import presets
+from model.action_decoder import ActionDecoder, l1_loss
+from model.checkpoint import Backbone, load_policy, open_checkpoint, save_checkpoint
+from model.openvla import OpenVLABackbone
+from model.pi0 import Pi0Backbone
+from model.pixel_encoder import PixelAwareEncoder
+from model.processor import Batch, Observation, Processor
+from model.prompt_encoder import PromptEncoder
+from model.sequence import IMAGE, MASK, PROMPT, fill
+from model.settings import ModelSettings
+from model.weights import without_memory
+from pixel160k.actions import unnormalise
+from pixel160k.prompts import Prompt
+
+_BACKBONES = {"openvla": OpenVLABackbone, "pi0": Pi0Backbone}
+
+
+class PolicyOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        actions: (batch, N_c, 7), normalised.
+        loss: the L1 loss, or None for a batch without actions.
+    """
+
+    actions: torch.Tensor
+    loss: torch.Tensor | None
+
+
+class PixelVLA(nn.Module):
+    """A robot policy that reads an image, an instruction, and any number of masks and visual prompts."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        tokenizer: Any,
+        statistics: Mapping[str, Any],
+        backbone: Backbone | None = None,
+    ) -> None:
+        """Build it with random weights.
+
+        Args:
+            settings: backbone and modules; `model.settings.PRESETS` has some.
+            tokenizer: the language model's, of transformers.
+            statistics: of the data sets to act in, by name, as dataset_statistics.json has them.
+            backbone: a trained one, of the settings' sizes; by default a random one.
+        """
+        super().__init__()
+        self.settings = settings
+        self.processor = Processor(settings, tokenizer, dict(statistics))
+        self.backbone: Any = backbone or _BACKBONES[settings.backbone.kind](settings.backbone)
+        vision = settings.backbone.vision
+        hidden_size = self.backbone.hidden_size
+        self.pixel_encoder = PixelAwareEncoder(
+            [vision.siglip.hidden_size] * len(vision.levels), hidden_size, settings.tokens_per_mask
+        )
+        self.prompt_encoder = PromptEncoder(hidden_size)
+        self.action_decoder = ActionDecoder(
+            self.backbone.query_size, settings.decoder_size, settings.chunk, settings.decoder_blocks
+        )
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, dtype: torch.dtype | None = None) -> Self:
+        """A trained policy, ready to act.
+
+        Args:
+            model: hub id or folder of a PixelVLA checkpoint.
+            dtype: of the parameters; by default each as it is stored.
+
+        Raises:
+            ValueError: it is not to be had, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
+        """
+        checkpoint = open_checkpoint(model)
+        if checkpoint.kind != "pixelvla":
+            raise ValueError(
+                f"{model} is a checkpoint of {checkpoint.kind}, which has no continuous action decoder; "
+                f"train one with: pixelcli train --stage cat --init {model}"
+            )
+        build = partial(cls, checkpoint.settings, checkpoint.tokenizer, checkpoint.statistics)
+        policy = without_memory(build)
+        load_policy(policy, checkpoint, dtype)
+        return policy.eval()
+
+    @classmethod
+    def start(
+        cls,
+        model: str | Path,
+        statistics: Mapping[str, Any],
+        overrides: Iterable[str] = (),
+        tokenizer: Any = None,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """A policy to train: a backbone with random modules around it.
+
+        Args:
+            model: a preset ("openvla-7b", "pi0", "small", "tiny"), or hub id or folder of an OpenVLA or π0 checkpoint.
+            statistics: of the data sets that it will learn to act in, by name, as dataset_statistics.json has them.
+            overrides: settings as `key=value`, such as "decoder_blocks=3" or "backbone.vision.image_size=448".
+            tokenizer: by default the checkpoint's.
+            dtype: of the backbone's trained parameters; by default each as it is stored. What is random is float32.
+            seed: of what is random.
+
+        Raises:
+            ValueError: as `model.presets.start`.
+        """
+        settings, backbone, tokenizer = presets.start(model, overrides, tokenizer, dtype, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(settings, tokenizer, statistics, backbone)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write everything that acting needs: weights, settings, statistics, tokenizer."""
+        save_checkpoint(folder, self, self.settings, self.processor.statistics, self.processor.tokenizer)
+
+    def forward(self, batch: Batch) -> PolicyOutput:
+        """Actions of a batch, and their loss where the batch holds the true ones."""
+        vision = self.backbone.vision(batch.pixel_values.to(next(self.backbone.parameters()).dtype))
+        sequence = self.backbone.embed(batch.input_ids.clamp(min=0))
+        sequence = fill(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
+        if batch.mask_used.shape[1]:
+            masks = self.pixel_encoder(vision.levels, batch.mask_weights)
+            sequence = fill(sequence, batch.input_ids, MASK, masks, batch.mask_used)
+            prompts = self.prompt_encoder(batch.prompts)
+            sequence = fill(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
+        queries = self.action_decoder.queries.expand(len(sequence), -1, -1)
+        actions = self.action_decoder(self.backbone.query(sequence, batch.attention_mask, queries, batch.state))
+        if batch.actions is None or batch.action_mask is None:
+            return PolicyOutput(actions, None)
+        return PolicyOutput(actions, l1_loss(actions, batch.actions, batch.action_mask))
+
+    @torch.inference_mode()
+    def predict_action(
+        self,
+        image: np.ndarray,
+        instruction: str,
+        masks: Sequence[np.ndarray] | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        dataset: str | None = None,
+        state: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The next actions of a robot.
+
+        Args:
+            image: RGB uint8 (height, width, 3), of any size.
+            instruction: what to do.
+            masks: of what the instruction is about, each bool (height, width).
+            prompts: points, lines, regions, masks in pixels of the image (`pixel160k.prompts`).
+            dataset: whose robot acts: a key of the checkpoint's statistics, as "bridge_orig".
+            state: float32 (S,) proprioception in robot units; only for π0.
+
+        Returns:
+            float32 (N_c, 7) in robot units: Δx, Δy, Δz, Δroll, Δpitch, Δyaw, and the gripper in [0, 1] with 1 = open.
+            What lies outside the range that the policy was trained on is cut off at its ends.
+
+        Raises:
+            ValueError: no statistics of `dataset` (lists those there are), or an input that is not as it should be.
+        """
+        statistics = self.processor.statistics_of(dataset)
+        observation = Observation(
+            image, instruction, () if masks is None else masks, () if prompts is None else prompts, state, dataset
+        )
+        batch = self.processor([observation]).to(self.action_decoder.queries.device)
+        actions = self(batch).actions[0].float().cpu().numpy()
+        scaled = np.array(statistics["action"]["mask"])
+        return unnormalise(np.clip(actions, np.where(scaled, -1, 0), 1), statistics)

@@ -1,0 +1,250 @@
+"""What a robot sees and is told -> tensors, through one geometry for the image, its masks and its prompts.
+
+Masks and prompts are sets: they are put in an order of their own (by kind and place), so that the order in which they were
+given never matters to a causal language model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from model.prompt_encoder import KINDS, MASK_CELL, PromptBatch
+from model.sequence import pad, sequence_ids
+from model.settings import FusedVisionSettings, ModelSettings
+from pixel160k.geometry import View, centre_crop_view, resize_view
+from pixel160k.prompts import Prompt, validate
+
+_IMAGENET = np.array(
+    [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32
+)  # mean and deviation of DINOv2's images
+_HALF = np.full((2, 3), 0.5, np.float32)  # of SigLIP's
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One step as the robot sees it and the user explains it. Coordinates are pixels of the image.
+
+    Attributes:
+        image: RGB uint8 (height, width, 3).
+        instruction: as the user or the data set words it.
+        masks: of what the instruction is about, each bool (height, width); an empty one says "not to be seen".
+        prompts: points, lines, regions and masks.
+        state: float32 (S,) proprioception in robot units; π0 reads it, OpenVLA does not.
+        dataset: the key of the statistics that scale the state; only read with a state.
+    """
+
+    image: np.ndarray
+    instruction: str
+    masks: Sequence[np.ndarray] = ()
+    prompts: Sequence[Prompt] = ()
+    state: np.ndarray | None = None
+    dataset: str | None = None
+
+
+class Batch(NamedTuple):
+    """Observations as tensors, and for training the actions that followed.
+
+    Attributes:
+        pixel_values: float32 (batch, 6, size, size): the image as DINOv2 and as SigLIP want it; π0: (batch, 3, size, size).
+        input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
+        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
+        mask_weights: float32 (batch, masks, patches), the share of each patch that a mask covers.
+        mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
+        prompts: (batch, prompts, ...).
+        prompt_used: bool (batch, prompts), which prompts have slots in the sequence; the others are padding.
+        state: float32 (batch, S) normalised, or None for OpenVLA.
+        actions: float32 (batch, N_c, 7) normalised, or None where they are asked for.
+        action_mask: bool (batch, N_c), false for steps past the end of the episode, or None.
+    """
+
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mask_weights: torch.Tensor
+    mask_used: torch.Tensor
+    prompts: PromptBatch
+    prompt_used: torch.Tensor
+    state: torch.Tensor | None = None
+    actions: torch.Tensor | None = None
+    action_mask: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
+        return self._replace(**moved, prompts=PromptBatch(*(tensor.to(device) for tensor in self.prompts)))
+
+
+class _Prompt(NamedTuple):
+    kind: int
+    places: np.ndarray  # float32 (places, 2), shares of the view
+    mask: np.ndarray | None  # float32 (side, side)
+
+
+class _Encoded(NamedTuple):
+    """One observation as arrays, before it is padded to the others of its batch."""
+
+    pixels: np.ndarray
+    ids: list[int]
+    masks: list[np.ndarray]
+    prompts: list[_Prompt]
+    state: np.ndarray | None
+
+
+class Processor:
+    """Makes batches for one policy: its resolution, its tokenizer, its statistics."""
+
+    def __init__(self, settings: ModelSettings, tokenizer: Any, statistics: dict[str, Any]) -> None:
+        """`tokenizer`: of transformers; `statistics`: by data set, in OpenVLA's names (dataset_statistics.json)."""
+        self.settings, self.tokenizer, self.statistics = settings, tokenizer, statistics
+
+    def statistics_of(self, dataset: str | None) -> dict[str, Any]:
+        """The statistics of a data set.
+
+        Raises:
+            ValueError: there are none of that name; lists those there are.
+        """
+        if dataset not in self.statistics:
+            known = ", ".join(sorted(self.statistics)) or "none: this checkpoint was never trained to act"
+            wanted = "name the data set whose robot acts" if dataset is None else f"no statistics of {dataset!r}"
+            raise ValueError(f"{wanted}; this checkpoint has statistics of: {known}")
+        return self.statistics[dataset]
+
+    def view(self, height: int, width: int) -> View:
+        """What a policy sees of an image when it acts: all of it, or the centre where it was trained on random crops."""
+        size = self.settings.backbone.vision.image_size
+        return centre_crop_view(height, width, size) if self.settings.random_crop else resize_view(height, width, size)
+
+    def __call__(self, observations: Sequence[Observation], views: Sequence[View] | None = None) -> Batch:
+        """Encode observations.
+
+        Args:
+            observations: one or more.
+            views: what to see of each, as random crops for training; by default what a policy sees when it acts.
+
+        Raises:
+            ValueError: an image, a mask, a prompt, an instruction or a state is not as `Observation` says; names it.
+        """
+        if views is None:
+            views = [self.view(*_checked_image(observation.image).shape[:2]) for observation in observations]
+        samples = [self._encode(observation, view) for observation, view in zip(observations, views, strict=True)]
+        ids, attention_mask = pad([sample.ids for sample in samples])
+        states = [sample.state for sample in samples if sample.state is not None]
+        return Batch(
+            torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            ids,
+            attention_mask,
+            *self._pad_masks(samples),
+            *self._pad_prompts(samples),
+            torch.from_numpy(np.stack(states)) if states else None,
+        )
+
+    def _encode(self, observation: Observation, view: View) -> _Encoded:
+        image = _checked_image(observation.image)
+        height, width = image.shape[:2]
+        grid = self.settings.backbone.vision.grid
+        masks = sorted(
+            (view.patch_weights(_checked_mask(mask, height, width), grid) for mask in observation.masks),
+            key=lambda weights: weights.ravel().tolist(),
+        )
+        for prompt in observation.prompts:
+            validate(prompt, height, width)
+        prompts = sorted((self._encode_prompt(prompt, view) for prompt in observation.prompts), key=_order)
+        if masks or prompts:  # what is absent takes the null token
+            masks = masks or [np.zeros((grid, grid), np.float32)]
+            prompts = prompts or [_Prompt(0, np.zeros((0, 2), np.float32), None)]
+        ids = sequence_ids(
+            self.tokenizer,
+            self.settings.backbone.kind,
+            observation.instruction,
+            grid**2,
+            len(masks) * self.settings.tokens_per_mask,
+            len(prompts),
+        )
+        return _Encoded(self._pixels(view.image(image)), ids, masks, prompts, self._state(observation))
+
+    def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:
+        side = self.settings.backbone.vision.grid * MASK_CELL
+        mask = None if prompt.mask is None else view.patch_weights(prompt.mask, side)
+        size = self.settings.backbone.vision.image_size
+        return _Prompt(KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
+
+    def _pixels(self, image: np.ndarray) -> np.ndarray:
+        """float32 (channels, size, size): the image normalised for each tower."""
+        towers = (_IMAGENET, _HALF) if isinstance(self.settings.backbone.vision, FusedVisionSettings) else (_HALF,)
+        unit = image.astype(np.float32) / 255
+        normalised = [(unit - mean) / deviation for mean, deviation in towers]
+        return np.concatenate(normalised, axis=2).transpose(2, 0, 1)
+
+    def _state(self, observation: Observation) -> np.ndarray | None:
+        """The state scaled by mean and deviation, as π0 was trained, and padded with zeros; None for OpenVLA."""
+        size = getattr(self.settings.backbone, "state_size", 0)
+        if not size:
+            return None
+        if observation.state is None:
+            raise ValueError("this policy reads the robot's state (proprioception); give it with the observation")
+        proprioception = self.statistics_of(observation.dataset)["proprio"]
+        mean, deviation = np.array(proprioception["mean"]), np.array(proprioception["std"])
+        state = np.asarray(observation.state)
+        if state.shape != mean.shape or len(mean) > size:
+            raise ValueError(
+                f"the state must be ({len(mean)},), as the statistics of {observation.dataset} have it, "
+                f"and at most {size}, not {state.shape}"
+            )
+        return np.pad((state - mean) / (deviation + 1e-8), (0, size - len(mean))).astype(np.float32)
+
+    def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        most, grid = max(len(sample.masks) for sample in samples), self.settings.backbone.vision.grid
+        weights = np.zeros((len(samples), most, grid**2), np.float32)
+        used = np.zeros((len(samples), most), bool)
+        for row, sample in enumerate(samples):
+            for place, mask in enumerate(sample.masks):
+                weights[row, place], used[row, place] = mask.ravel(), True
+        return torch.from_numpy(weights), torch.from_numpy(used)
+
+    def _pad_prompts(self, samples: Sequence[_Encoded]) -> tuple[PromptBatch, torch.Tensor]:
+        prompts = [prompt for sample in samples for prompt in sample.prompts]
+        most = max(len(sample.prompts) for sample in samples)
+        places = max((len(prompt.places) for prompt in prompts), default=0)
+        dense = any(prompt.mask is not None for prompt in prompts)
+        side = self.settings.backbone.vision.grid * MASK_CELL if dense else 0
+        shape = (len(samples), most)
+        batch = PromptBatch(
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(*shape, places, 2),
+            torch.zeros(*shape, places, dtype=torch.bool),
+            torch.zeros(*shape, side, side),
+        )
+        used = torch.zeros(shape, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            for place, prompt in enumerate(sample.prompts):
+                used[row, place] = True
+                batch.kinds[row, place] = prompt.kind
+                batch.places[row, place, : len(prompt.places)] = torch.from_numpy(prompt.places)
+                batch.present[row, place, : len(prompt.places)] = True
+                if prompt.mask is not None:
+                    batch.masks[row, place] = torch.from_numpy(prompt.mask)
+        return batch, used
+
+
+def _order(prompt: _Prompt) -> tuple[int, list[float], list[float]]:
+    """By kind, then from left to right."""
+    return prompt.kind, prompt.places.ravel().tolist(), [] if prompt.mask is None else prompt.mask.ravel().tolist()
+
+
+def _checked_image(image: np.ndarray) -> np.ndarray:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"the image must be RGB, uint8 (height, width, 3), not {_described(image)}")
+    return image
+
+
+def _checked_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (height, width):
+        raise ValueError(f"a mask must be bool ({height}, {width}), as its image, not {_described(mask)}")
+    return mask
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,328 @@
+"""The policy: from an image and what is pointed at to actions in robot units, and back from disk the same."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import SHARED
+from PIL import Image
+
+from cli import main
+from model.policy import PixelVLA
+from model.processor import Observation
+from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
+from model.tokenizer import byte_tokenizer
+from pixel160k.actions import normalise
+from pixel160k.geometry import random_crop_view, resize_view
+from pixel160k.prompts import line, mask_prompt, point, region, seeded_generator
+
+HEIGHT, WIDTH = 96, 128
+STATISTICS = {
+    "bridge_orig": {
+        "action": {
+            "mask": [True] * 6 + [False],
+            "q01": [-0.02] * 6 + [0.0],
+            "q99": [0.03] * 6 + [1.0],
+            "min": [-0.1] * 6 + [0.0],
+            "max": [0.1] * 6 + [1.0],
+        },
+        "proprio": {"mean": [0.2] * 7, "std": [0.5] * 7},
+    }
+}
+SMALLER = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.image_size=64"])
+PI0 = ModelSettings(
+    backbone=Pi0Settings(
+        vision=VisionSettings(
+            image_size=56, siglip=SiglipSettings(hidden_size=32, depth=2, heads=2, mlp_ratio=2), levels=(0, 1)
+        ),
+        language=GemmaSettings(hidden_size=48, intermediate_size=64),
+        expert=GemmaSettings(hidden_size=32, intermediate_size=48),
+        num_hidden_layers=2, num_attention_heads=2, head_dim=16, vocab_size=300,
+    ),
+    decoder_size=32,
+)  # fmt: skip
+
+
+def make(settings=PRESETS["tiny"]):
+    torch.manual_seed(0)
+    return PixelVLA(settings, byte_tokenizer(), STATISTICS).eval()
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return make()
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+
+
+def square(x, y, size=16):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y : y + size, x : x + size] = True
+    return mask
+
+
+EVERYTHING = {
+    "masks": [square(20, 30), square(80, 10)],
+    "prompts": [point(30.5, 40.5), line([(5, 5), (60, 70), (100, 20)]), region((20, 30, 36, 46)), mask_prompt(square(60, 60))],
+}  # fmt: skip
+
+
+def act(policy, instruction="Pick up the cup.", image=None, **arguments):
+    image = picture() if image is None else image
+    return policy.predict_action(image, instruction, dataset="bridge_orig", **arguments)
+
+
+@pytest.mark.parametrize("said", [{}, {"masks": EVERYTHING["masks"]}, {"prompts": EVERYTHING["prompts"]}, EVERYTHING])
+def test_actions_in_robot_units(policy, said):
+    actions = act(policy, **said)
+    assert actions.shape == (8, 7) and actions.dtype == np.float32
+    assert (np.abs(actions[:, :6] - 0.005) <= 0.025 + 1e-6).all()  # between the quantiles
+    assert ((actions[:, 6] >= 0) & (actions[:, 6] <= 1)).all()
+    np.testing.assert_array_equal(actions, act(policy, **said))
+
+
+def test_the_order_of_masks_and_prompts_means_nothing(policy):
+    turned = {name: given[::-1] for name, given in EVERYTHING.items()}
+    np.testing.assert_array_equal(act(policy, **turned), act(policy, **EVERYTHING))
+
+
+def test_what_is_pointed_at_counts(policy):
+    seen = [
+        act(policy),
+        act(policy, masks=[square(20, 30)]),
+        act(policy, masks=[square(24, 30)]),
+        act(policy, prompts=[point(30.5, 40.5)]),
+        act(policy, prompts=[point(33.5, 40.5)]),
+        act(policy, prompts=[region((20, 30, 36, 46))]),
+        act(policy, prompts=[mask_prompt(square(20, 30))]),
+        act(policy, prompts=[mask_prompt(square(20, 34))]),
+        act(policy, masks=[square(20, 30)], prompts=[mask_prompt(square(20, 30))]),
+    ]
+    for index, first in enumerate(seen):
+        for second in seen[index + 1 :]:
+            assert np.abs(first - second).max() > 1e-5
+
+
+def test_a_batch_gives_what_each_observation_gives_alone(policy):
+    observations = [
+        Observation(picture(1), "open the drawer"),
+        Observation(picture(2), "put the spoon on the towel", **EVERYTHING),
+        Observation(picture(3), "go", prompts=[point(1.5, 2.5)]),
+        Observation(picture(4), "go", masks=[np.zeros((HEIGHT, WIDTH), bool), square(3, 3)]),
+    ]
+    with torch.no_grad():
+        together = policy(policy.processor(observations)).actions
+        for observation, expected in zip(observations, together, strict=True):
+            alone = policy(policy.processor([observation])).actions[0]
+            torch.testing.assert_close(alone, expected, rtol=0, atol=2e-5)
+
+
+def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
+    batch = policy.processor([Observation(picture(), "Pick up the cup.")])
+    text = [1, *byte_tokenizer().encode("In: What action should the robot take to pick up the cup?\nOut:")]
+    backbone = policy.backbone
+    with torch.no_grad():
+        embedded = backbone.embed(torch.tensor([text]))
+        patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
+        sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
+        sequence = torch.cat(sequence, dim=1)
+        hidden = backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
+        expected = policy.action_decoder(hidden[:, -8:])
+        torch.testing.assert_close(policy(batch).actions, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop", ["all", "centre", "random"])
+@pytest.mark.parametrize("size", [(96, 128), (480, 640), (224, 224)])
+def test_masks_and_prompts_stay_on_their_image(policy, size, crop):
+    """A white disc on black: where its mask covers a patch the patch is as bright, and its centre stays its centre."""
+    image = np.zeros((*size, 3), np.uint8)
+    centre = round(size[1] * 0.6), round(size[0] * 0.3)
+    cv2.circle(image, centre, round(size[0] * 0.12), (255, 255, 255), -1)
+    mask = image[..., 0] > 0
+    x, y = centre[0] + 0.5, centre[1] + 0.5
+    view = {
+        "all": resize_view(*size, 224),
+        "centre": policy.processor.view(*size),
+        "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size)),
+    }[crop]
+    batch = policy.processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
+    brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
+    patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
+    weights = batch.mask_weights[0, 0].view(14, 14)
+    assert (patches - weights).abs().max() < 0.1
+    assert abs(float(patches.sum() / weights.sum()) - 1) < 0.02
+    fine = brightness.unflatten(0, (56, 4)).unflatten(2, (56, 4)).mean((1, 3))
+    assert (fine - batch.prompts.masks[0, 1]).abs().mean() < 0.01
+    seen_y, seen_x = np.argwhere(brightness.numpy() > 0.5).mean(0) + 0.5
+    assert batch.prompts.places[0, 0, 0].numpy() * 224 == pytest.approx([seen_x, seen_y], abs=1.0)
+
+
+def test_learns_from_every_module():
+    """A few steps on one batch: the loss falls, and each module has its part in it."""
+    torch.manual_seed(0)
+    policy = make(SMALLER).train()
+    observations = [Observation(picture(0), "go", **EVERYTHING)] * 2
+    observations[1] = Observation(picture(1), "go", masks=[np.zeros((HEIGHT, WIDTH), bool)])
+    actions = np.random.default_rng(0).uniform(-0.02, 0.03, (2, 8, 7))
+    actions[..., 6] = np.arange(8) % 2
+    batch = policy.processor(observations)._replace(
+        actions=torch.from_numpy(normalise(actions, STATISTICS["bridge_orig"])),
+        action_mask=torch.arange(8) < torch.tensor([[8], [5]]),
+    )
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(20):
+        loss = policy(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    for name in ("pixel_encoder", "prompt_encoder", "action_decoder", "backbone"):
+        module = getattr(policy, name)
+        assert all(parameter.grad is not None for parameter in module.parameters()), name
+        assert sum(parameter.grad.abs().sum() for parameter in module.parameters()) > 0
+
+
+def test_the_same_from_disk(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    again = PixelVLA.from_pretrained(tmp_path)
+    assert again.settings == policy.settings and not again.training
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    np.testing.assert_array_equal(act(again, **EVERYTHING), act(policy, **EVERYTHING))
+    rounded = PixelVLA.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert np.abs(act(rounded, **EVERYTHING) - act(policy, **EVERYTHING))[:, :6].max() < 0.002
+
+
+def test_pi0_reads_a_state_through_the_same_code(tmp_path):
+    policy = make(PI0)
+    states = [np.full(7, 0.1, np.float32), np.full(7, 0.6, np.float32)]
+    first, second = (act(policy, state=state, **EVERYTHING) for state in states)
+    assert first.shape == (8, 7) and np.abs(first - second).max() > 1e-5
+    assert np.abs(first - act(policy, state=states[0])).max() > 1e-5
+    observations = [
+        Observation(picture(), "go", state=states[0], dataset="bridge_orig"),
+        Observation(picture(), "open the drawer", **EVERYTHING, state=states[1], dataset="bridge_orig"),
+    ]
+    with torch.no_grad():
+        together = policy(policy.processor(observations)).actions
+        alone = policy(policy.processor(observations[:1])).actions
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=2e-5)
+    policy.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(act(PixelVLA.from_pretrained(tmp_path), state=states[0], **EVERYTHING), first)
+    with pytest.raises(ValueError, match="proprioception"):
+        act(policy)
+    with pytest.raises(ValueError, match=r"\(7,\)"):
+        act(policy, state=np.zeros(8, np.float32))
+
+
+@pytest.mark.parametrize("dataset", [None, "fractal20220817_data"])
+def test_acting_needs_the_right_statistics(policy, dataset):
+    with pytest.raises(ValueError, match="statistics of: bridge_orig"):
+        policy.predict_action(picture(), "go", dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"instruction": " . "}, "name the task"),
+        ({"image": picture().astype(np.float32)}, "uint8"),
+        ({"image": picture()[..., 0]}, "height, width, 3"),
+        ({"masks": [square(0, 0).astype(np.uint8)]}, "must be bool"),
+        ({"masks": [square(0, 0)[:-1]]}, r"\(96, 128\)"),
+        ({"prompts": [point(500.0, 3.0)]}, "500"),
+        ({"prompts": [mask_prompt(square(0, 0)[:-1])]}, "96"),
+    ],
+)
+def test_wrong_inputs_say_what_was_expected(policy, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        act(policy, **wrong)
+
+
+class TestStart:
+    @pytest.fixture
+    def openvla(self):
+        folder = SHARED / "data" / "openvla_tiny"
+        if not folder.is_dir():
+            pytest.skip(f"no {folder}; PIXELVLA_SHARED names the folder that holds data/")
+        return folder
+
+    def test_from_an_openvla_checkpoint(self, openvla):
+        policies = [
+            PixelVLA.start(openvla, STATISTICS, ["decoder_blocks=3"], byte_tokenizer(), dtype)
+            for dtype in (None, torch.bfloat16)
+        ]
+        assert len(policies[0].action_decoder.blocks) == 3
+        exact, rounded = (act(policy.eval(), **EVERYTHING) for policy in policies)
+        assert exact.shape == (8, 7)
+        assert policies[1].action_decoder.queries.dtype == torch.float32  # what is trained stays exact
+        assert np.abs(exact - rounded)[:, :6].max() < 0.003
+
+    def test_its_images_may_be_larger(self, openvla):
+        policy = PixelVLA.start(openvla, STATISTICS, ["backbone.vision.image_size=112"], byte_tokenizer())
+        assert policy.processor([Observation(picture(), "go")]).input_ids.eq(-1).sum() == 64
+        assert act(policy, **EVERYTHING).shape == (8, 7)
+
+    def test_it_is_no_policy_yet(self, openvla):
+        with pytest.raises(ValueError, match="--stage cat"):
+            PixelVLA.from_pretrained(openvla)
+
+    def test_from_a_preset_by_seed(self):
+        first, again, other = (PixelVLA.start("tiny", STATISTICS, seed=seed).eval() for seed in (0, 0, 1))
+        assert sum(parameter.numel() for parameter in first.parameters()) <= 3_000_000
+        np.testing.assert_array_equal(act(first), act(again))
+        assert np.abs(act(first) - act(other)).max() > 1e-4
+
+
+class TestCommand:
+    @pytest.fixture
+    def files(self, policy, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("predict")
+        policy.save_pretrained(folder / "policy")
+        Image.fromarray(picture()).save(folder / "image.png")
+        Image.fromarray(square(20, 30)).save(folder / "mask.png")
+        return folder
+
+    def run(self, files, *arguments):
+        command = ["predict", "--checkpoint", str(files / "policy"), "--image", str(files / "image.png")]
+        return CliRunner().invoke(main, [*command, "--instruction", "Pick up the cup.", *arguments])
+
+    def test_prints_what_the_policy_predicts_and_draws_what_was_said(self, policy, files, tmp_path):
+        said = ["--point", "30.5,40.5", "--line", "5,5,60,70,100,20", "--region", "20,30,36,46"]
+        said += ["--mask", str(files / "mask.png"), "--dataset", "bridge_orig"]
+        result = self.run(files, *said, "--json", "--draw", str(tmp_path / "said.png"))
+        assert result.exit_code == 0, result.output
+        prompts = [point(30.5, 40.5), line([(5, 5), (60, 70), (100, 20)]), region((20, 30, 36, 46))]
+        expected = act(policy, masks=[square(20, 30)], prompts=prompts)
+        np.testing.assert_allclose(json.loads(result.stdout), expected, rtol=0, atol=1e-6)
+        drawn = np.asarray(Image.open(tmp_path / "said.png"))
+        plain = cv2.resize(picture(), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+        changed = (drawn != plain).any(2)
+        assert drawn.shape == (4 * HEIGHT, 4 * WIDTH, 3)
+        assert changed[30 * 4 : 46 * 4, 20 * 4 : 36 * 4].all() and not changed[: 4 * 4].any()
+
+    def test_table(self, files):
+        result = self.run(files, "--dataset", "bridge_orig")
+        assert result.exit_code == 0 and "gripper" in result.stdout and "Δyaw" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            (["--dataset", "nowhere"], "bridge_orig"),
+            (["--point", "1"], "--point takes x,y"),
+            (["--line", "1,2"], "--line takes"),
+            (["--region", "1,2,x,4"], "--region takes"),
+            (["--point", "999,1"], "999"),
+            (["--mask", "IMAGE"], "several colours"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, files, wrong, says):
+        wrong = [str(files / "image.png") if word == "IMAGE" else word for word in wrong]
+        result = self.run(files, "--dataset", "bridge_orig", *wrong)
+        assert result.exit_code == 1 and says in result.stderr and len(result.stderr.splitlines()) == 1
