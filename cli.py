@@ -199,7 +199,7 @@ def browse(shards: Path, out: Path, limit: int) -> None:
     \b
     pixelcli browse --shards shards --out browse.html
     """
-    from pixel160k.browse import write_page
+    from pixel160k.browse_page import write_page
 
     episodes = write_page(shards, out, limit=limit)
     click.echo(f"{episodes} episodes; open {out} in a browser")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixel160k import browse, drawing, masks, shards
+from pixel160k import browse_page, drawing, masks, shards
 from pixel160k.prompts import sample_prompts
 from pixel160k.table import EpisodeAnnotation, Evidence
 
@@ -97,7 +97,7 @@ def directory(tmp_path):
 
 @pytest.fixture
 def page(directory, tmp_path):
-    assert browse.write_page(directory, tmp_path / "new" / "page.html") == 4
+    assert browse_page.write_page(directory, tmp_path / "new" / "page.html") == 4
     return (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
 
 
@@ -163,7 +163,7 @@ def test_buttons_count_the_cards_they_filter(page):
 
 
 def test_a_limit_is_said(directory, tmp_path):
-    assert browse.write_page(directory, tmp_path / "page.html", title="A <title>", limit=3) == 3
+    assert browse_page.write_page(directory, tmp_path / "page.html", title="A <title>", limit=3) == 3
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "This page shows the first 3 of 4 episodes." in page
     assert len(cards(page)) == 3
@@ -176,7 +176,7 @@ def test_no_limit_is_said_where_all_are_shown(page):
 
 def test_shards_without_an_episode_give_a_page_that_says_so(directory, tmp_path):
     shards.write_index(directory / "index.parquet", [])
-    assert browse.write_page(directory, tmp_path / "page.html") == 0
+    assert browse_page.write_page(directory, tmp_path / "page.html") == 0
     assert "The shards hold no episode." in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -184,12 +184,12 @@ def test_damaged_shards_say_what_to_do(directory, tmp_path):
     tar = directory / "drawn-train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(ValueError, match="pixelcli verify"):
-        browse.write_page(directory, tmp_path / "page.html")
+        browse_page.write_page(directory, tmp_path / "page.html")
     (directory / "index.parquet").unlink()
     with pytest.raises(ValueError, match="build these shards again"):
-        browse.write_page(directory, tmp_path / "page.html")
+        browse_page.write_page(directory, tmp_path / "page.html")
     with pytest.raises(ValueError, match="pixelcli build-shards"):
-        browse.write_page(tmp_path / "nowhere", tmp_path / "page.html")
+        browse_page.write_page(tmp_path / "nowhere", tmp_path / "page.html")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_damaged_shards_say_what_to_do(directory, tmp_path):
     ],
 )
 def test_finds_the_target_whatever_case_and_spaces(instruction, target, parts):
-    assert browse.split_at_target(instruction, target) == parts
+    assert browse_page.split_at_target(instruction, target) == parts
 
 
 def test_an_outline_runs_along_pixel_edges():
