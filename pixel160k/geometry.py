@@ -7,6 +7,7 @@ top left, boxes half-open; pixel centres are at + 0.5.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -43,7 +44,8 @@ class View:
     def prompt(self, prompt: Prompt) -> Prompt | None:
         """A prompt on the view; None where nothing of it is seen.
 
-        A point outside is not seen; a line or a region is clipped to the view, a mask loses what lies outside.
+        A point outside is not seen; a line ends where it leaves the view, a region is clipped to it, and a mask loses
+        what lies outside.
         """
         if prompt.mask is not None:
             mask = self.labels(prompt.mask)
@@ -54,8 +56,8 @@ class View:
             return Prompt("point", places) if (clipped == places).all() else None
         if prompt.kind == "region":
             return Prompt("region", clipped) if (clipped[0] < clipped[1]).all() else None
-        # Clipping moves a line's ends along the border; a line that runs outside all along has nothing left to say.
-        return Prompt("line", clipped) if (clipped != clipped[0]).any() else None
+        seen = _clip_line(places.astype(float), self.size)
+        return Prompt("line", np.array(seen, np.float32)) if seen else None
 
     def patch_weights(self, mask: np.ndarray, grid: int) -> np.ndarray:
         """`patch_weights` of what is seen of a mask, bool (height, width)."""
@@ -64,6 +66,19 @@ class View:
     def _crop(self, array: np.ndarray) -> np.ndarray:
         x0, y0, x1, y1 = self.box
         return array[y0:y1, x0:x1]
+
+
+def _clip_line(places: np.ndarray, size: int) -> list[np.ndarray]:
+    """The part of a line that runs inside a square; where it leaves and comes back, both places are joined."""
+    seen: list[np.ndarray] = []
+    for start, end in pairwise(places):
+        along = np.where(start == end, 1e-30, end - start)  # not 0, so that it never crosses a border beside it
+        borders = np.stack([-start / along, (size - start) / along])
+        enters, leaves = max(0, borders.min(0).max()), min(1, borders.max(0).min())
+        if enters < leaves:
+            first, last = np.clip([start + enters * along, start + leaves * along], 0, size)
+            seen += [last] if seen and (seen[-1] == first).all() else [first, last]
+    return seen
 
 
 def resize_view(height: int, width: int, size: int) -> View:

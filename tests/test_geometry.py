@@ -82,8 +82,13 @@ def test_what_a_crop_cuts_off_is_no_prompt():
     assert view.prompt(point(5, 70)) is None
     assert view.prompt(region((0, 0, 60, 70))).coordinates.tolist() == [[0, 0], [100, 100]]
     assert view.prompt(region((0, 0, 10, 20))) is None
-    assert view.prompt(line([(0, 20), (60, 70)])).coordinates.tolist() == [[0, 0], [100, 100]]
+    assert view.prompt(line([(0, 60), (60, 60)])).coordinates.tolist() == [[0, 80], [100, 80]]
+    assert view.prompt(line([(0, 60), (20, 80)])).coordinates.tolist() == [[0, 100], [20, 120]]  # keeps its direction
     assert view.prompt(line([(0, 0), (5, 5)])) is None
+    assert view.prompt(line([(5, 30), (5, 90)])) is None  # beside the view all along
+    there_and_back = line([(60, 60), (0, 60), (0, 100), (60, 100)])
+    assert view.prompt(there_and_back).coordinates.tolist() == [[100, 80], [0, 80], [0, 160], [100, 160]]
+    assert view.prompt(line([(60, 60), (60, 60)])).coordinates.tolist() == [[100, 80], [100, 80]]
     mask = np.zeros((130, 130), bool)
     mask[:30, :30] = True
     seen = view.prompt(mask_prompt(mask)).mask
