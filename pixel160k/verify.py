@@ -28,6 +28,7 @@ from pixel160k.table import ACCEPTED, CONTRADICTED, NOT_APPLICABLE, REASONS, REJ
 
 _KEY = re.compile(r"(?P<episode>[A-Za-z0-9_]+-[A-Za-z0-9_]+-\d{5}-\d{5})-(?P<step>\d{4,})")
 _BLOCK = tarfile.BLOCKSIZE
+_LABELS = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET, masks.NOT_ANNOTATED}
 
 
 @dataclass
@@ -205,11 +206,11 @@ class _Verification:
         """Check the members of a sample and keep what the checks of order and statistics need."""
         if missing := [name for name in shards.MEMBERS if name not in sample.members]:
             self._fault(sample.key, f"lacks {', '.join(missing)}")
-        labels = self._check_images(sample)
+        marked = self._check_images(sample)
         if "json" in sample.members:
             try:
                 sample.metadata = Metadata.model_validate_json(sample.members["json"])
-                self._check_metadata(sample.key, sample.metadata, labels)
+                self._check_metadata(sample.key, sample.metadata, marked)
             except ValidationError as error:
                 for fault in _explain(error):
                     self._fault(sample.key, f"its JSON: {fault}")
@@ -217,27 +218,29 @@ class _Verification:
         sample.state = self._read_floats(sample, "state.npy", None)
         sample.members = {}
 
-    def _check_images(self, sample: _Sample) -> np.ndarray | None:
-        """Decode both images; returns the labels where they can be used."""
+    def _check_images(self, sample: _Sample) -> tuple[set[int], int, int] | None:
+        """Decode both images; returns the labels that occur, height and width, where they can be used."""
         if not {"jpg", "mask.png"} <= set(sample.members):
             return None
         try:
             image = Image.open(io.BytesIO(sample.members["jpg"]), formats=["JPEG"])
             image.load()
             mask = Image.open(io.BytesIO(sample.members["mask.png"]), formats=["PNG"])
-            labels = np.asarray(mask)
+            if mask.mode != "P":
+                raise ValueError(f"the mask is no indexed image but {mask.mode}")
+            labels = set(np.flatnonzero(np.bincount(np.asarray(mask).ravel())).tolist())
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self._fault(sample.key, f"image or mask does not decode ({error})")
             return None
-        if mask.mode != "P" or not np.isin(labels, [0, 1, 2, masks.NOT_ANNOTATED]).all():
-            self._fault(sample.key, "the mask is no indexed image of the labels 0, 1, 2, 255")
+        if wrong := labels - _LABELS:
+            self._fault(sample.key, f"the mask holds label {min(wrong)}, which is none of 0, 1, 2, 255")
             return None
         if mask.size != image.size:
             self._fault(sample.key, "the mask is {}x{}, the image {}x{}".format(*mask.size, *image.size))
             return None
-        return labels
+        return labels, mask.height, mask.width
 
-    def _check_metadata(self, key: str, about: Metadata, labels: np.ndarray | None) -> None:
+    def _check_metadata(self, key: str, about: Metadata, marked: tuple[set[int], int, int] | None) -> None:
         rules = {
             f"its JSON is of {shards.sample_key(about.episode_id, about.step)}": key
             == shards.sample_key(about.episode_id, about.step),
@@ -260,12 +263,11 @@ class _Verification:
         for fault, sound in rules.items():
             if not sound:
                 self._fault(key, fault)
-        if labels is not None:
-            self._check_labels(key, about, labels)
+        if marked is not None:
+            self._check_marks(key, about, *marked)
 
-    def _check_labels(self, key: str, about: Metadata, labels: np.ndarray) -> None:
+    def _check_marks(self, key: str, about: Metadata, labels: set[int], height: int, width: int) -> None:
         """The labels agree with what the JSON says is marked, boxes and RLE with the image's size."""
-        height, width = labels.shape
         allowed = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET}
         if not about.object_mask_valid:
             allowed -= {masks.TARGET}
@@ -273,7 +275,7 @@ class _Verification:
             allowed -= {masks.GRIPPER}
         if allowed == {masks.BACKGROUND}:
             allowed = {masks.NOT_ANNOTATED}
-        if wrong := set(np.unique(labels).tolist()) - allowed:
+        if wrong := labels - allowed:
             self._fault(key, f"the mask holds label {min(wrong)}, which its JSON says is not marked here")
         for name in ("object_box", "region_box", "gripper_box"):
             x0, y0, x1, y1 = box = getattr(about, name)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scene import episode, write_scenes
 
 from annotate.annotate_job import annotate
@@ -81,6 +82,12 @@ def edit_member(directory, suffix, step, change):
 
 def edit_json(directory, at_step, **changes):
     edit_member(directory, "json", at_step, lambda data: json.dumps(json.loads(data) | changes).encode())
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def edit_array(directory, suffix, step, change):
@@ -229,8 +236,10 @@ def test_an_episode_in_two_shards(directory):
         ("jpg", lambda data: data[: len(data) // 2], "image or mask does not decode"),
         ("mask.png", lambda data: data[:60], "image or mask does not decode"),
         ("mask.png", lambda data: masks.encode_indexed_png(np.zeros((9, 8), np.uint8)), "the mask is 8x9, the image 256x256"),
-        ("mask.png", lambda data: masks.encode_indexed_png(np.full((256, 256), 7, np.uint8)), "of the labels 0, 1, 2, 255"),
+        ("mask.png", lambda data: masks.encode_indexed_png(np.full((256, 256), 7, np.uint8)), "the mask holds label 7, which is none of 0, 1, 2, 255"),
         ("mask.png", lambda data: masks.encode_indexed_png(np.full((256, 256), 1, np.uint8)), "holds label 1, which its JSON says"),
+        ("mask.png", lambda data: png(np.zeros((256, 256, 3), np.uint8)), "the mask is no indexed image but RGB"),
+        ("mask.png", lambda data: png(np.zeros((256, 256), bool)), "the mask is no indexed image but 1"),
         ("json", lambda data: data[:-1], "its JSON: "),
         ("json", lambda data: b"{}", "its JSON: dataset: field required"),
         ("json", lambda data: data.replace(b'"score": ', b'"score": NaN, "x": '), "its JSON: "),

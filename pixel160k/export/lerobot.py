@@ -21,6 +21,7 @@ from pixel160k.export.raw import RawSample, ShardReader
 
 _FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
 _FILES_A_CHUNK = 1000
+_ROWS_A_GROUP = 100  # of meta/episodes: a row group an episode would cost more memory than the episodes
 _FILE = "chunk-{:03d}/file-{:03d}.parquet"
 _ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 _PER_STEP = {"step", "object_mask_valid", "gripper_mask_valid"}  # the other keys of the JSON are the episode's
@@ -39,6 +40,7 @@ def export(reader: ShardReader, folder: Path, fps: float) -> dict[str, int]:
     first: RawSample | None = None
     size = (0, 0)
     frames = number = file_number = file_bytes = 0
+    described: list[dict[str, Any]] = []  # rows of meta/episodes, not yet written
     vectors: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
     pixels = np.zeros((3, 256), np.int64)
     (folder / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
@@ -61,15 +63,19 @@ def export(reader: ShardReader, folder: Path, fps: float) -> dict[str, int]:
             values = {"action": [sample.action for sample in episode], "observation.state": [s.state for s in episode]}
             statistics = {name: _vector_statistics(np.stack(rows)) for name, rows in values.items()}
             statistics[_camera(first)] = _image_statistics(counted, len(episode))
-            row = _episode_row(episode, number, frames, file_number, statistics)
+            described.append(_episode_row(episode, number, frames, file_number, statistics))
             if episode_writer is None:
                 path = folder / "meta" / "episodes" / _FILE.format(0, 0)
-                episode_writer = meta.enter_context(pq.ParquetWriter(path, _episode_schema(row)))
-            episode_writer.write_table(pa.Table.from_pylist([row], schema=episode_writer.schema))
+                episode_writer = meta.enter_context(pq.ParquetWriter(path, _episode_schema(described[0])))
+            if len(described) == _ROWS_A_GROUP:
+                episode_writer.write_table(pa.Table.from_pylist(described, schema=episode_writer.schema))
+                described = []
             for name, rows in values.items():
                 vectors[name].append(np.stack(rows))
             pixels += counted
             frames += len(episode)
+        if episode_writer is not None and described:
+            episode_writer.write_table(pa.Table.from_pylist(described, schema=episode_writer.schema))
     if first is None:
         raise ValueError(f"{reader.directory} holds no episodes, so there is nothing to export")
     statistics = {name: _vector_statistics(np.concatenate(parts)) for name, parts in vectors.items()}
