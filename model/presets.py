@@ -36,18 +36,18 @@ class Start(NamedTuple):
 def start(
     model: str | Path,
     overrides: Iterable[str] = (),
+    tokenizer: PreTrainedTokenizerFast | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
-    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Start:
     """The backbone that a policy starts from.
 
     Args:
         model: "openvla-7b", "pi0", "small" or "tiny"; or a hub id or folder of an OpenVLA or π0 checkpoint.
         overrides: settings as `key=value`, such as "decoder_blocks=3" or "backbone.vision.image_size=448".
+        tokenizer: by default the checkpoint's; π0's is PaliGemma's, which LeRobot keeps elsewhere.
         dtype: of trained parameters; by default each as it is stored. What is random is float32.
         seed: of what is random.
-        tokenizer: by default the checkpoint's; π0's is PaliGemma's, which LeRobot keeps elsewhere.
 
     Raises:
         ValueError: the model or its tokenizer is not to be had, its tensors do not fit (lists them), or a setting is wrong.
