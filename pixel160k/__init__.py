@@ -1,1 +1,27 @@
-"""Pixel-160K: the pixel-annotated robot data set and the toolkit to write, check and look at it."""
+"""Pixel-160K: the pixel-annotated robot data set and the toolkit to write, check and look at it.
+
+What is named here is imported when it is used, so that `import pixel160k` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixel160k.episodes import ShardDirectory
+    from pixel160k.loader import open_shards
+    from pixel160k.samples import Sample
+    from pixel160k.viewer import browse
+
+__all__ = ["Sample", "ShardDirectory", "browse", "open_shards"]
+
+_MODULES = {"Sample": "samples", "ShardDirectory": "episodes", "browse": "viewer", "open_shards": "loader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pixel160k' has no attribute {name!r}")
+    return getattr(import_module(f"pixel160k.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
