@@ -245,14 +245,15 @@ def predict(
     from rich.console import Console
 
     from model.policy import PixelVLA
-    from model.predict import action_table, draw, read_image, read_mask, read_prompts, read_state
+    from model.predict import action_table, read_image, read_mask, read_prompts, read_state
+    from pixel160k.painting import paint
 
     image, prompts = read_image(image_file), read_prompts(points, lines, regions)
     masks = [read_mask(file) for file in mask_files]
     policy = PixelVLA.from_pretrained(checkpoint).to(device)
     actions = policy.predict_action(image, instruction, masks, prompts, dataset, read_state(state))
     if drawing is not None:
-        Image.fromarray(draw(image, masks, prompts)).save(drawing)
+        Image.fromarray(paint(image, masks, prompts)).save(drawing)
     if as_json:
         click.echo(json.dumps(actions.tolist()))
     else:

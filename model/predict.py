@@ -1,9 +1,8 @@
 """`pixelcli predict`: one image and what the user points at -> a chunk of actions, and a picture of what was said."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
@@ -11,7 +10,6 @@ from rich.table import Table
 from pixel160k.prompts import Prompt, line, point, region
 
 ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
-_COLOURS = {"mask": (224, 64, 208), "point": (255, 210, 0), "line": (0, 200, 255), "region": (60, 220, 90)}  # RGB
 
 
 def read_prompts(points: Iterable[str], lines: Iterable[str], regions: Iterable[str]) -> list[Prompt]:
@@ -82,31 +80,6 @@ def read_mask(file: Path) -> np.ndarray:
     if len(np.unique(pixels[inside], axis=0)) > 1:
         raise ValueError(f"the mask {file} has several colours; make it black outside the object and white inside")
     return inside
-
-
-def draw(image: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> np.ndarray:
-    """A picture of an observation: masks tinted and outlined, prompts drawn over them; RGB uint8 (height, width, 3).
-
-    An image narrower than 512 pixels is enlarged by a whole number, so that marks do not hide what they mark.
-    """
-    scale = max(1, -(-512 // image.shape[1]))
-    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    for mask in [*masks, *(prompt.mask for prompt in prompts if prompt.mask is not None)]:
-        large = np.repeat(np.repeat(mask, scale, 0), scale, 1).astype(np.uint8)
-        tint = np.full_like(picture, _COLOURS["mask"])
-        picture = np.where(large[..., None].astype(bool), cv2.addWeighted(picture, 0.6, tint, 0.4, 0), picture)
-        outlines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, _COLOURS["mask"], 2)
-    for prompt in prompts:
-        places = np.round(prompt.coordinates * scale).astype(int).tolist()
-        if prompt.kind == "point":
-            cv2.circle(picture, places[0], 7, (0, 0, 0), -1, cv2.LINE_AA)
-            cv2.circle(picture, places[0], 5, _COLOURS["point"], -1, cv2.LINE_AA)
-        elif prompt.kind == "line":
-            cv2.polylines(picture, [np.array(places)], False, _COLOURS["line"], 3, cv2.LINE_AA)
-        elif prompt.kind == "region":
-            cv2.rectangle(picture, places[0], places[1], _COLOURS["region"], 2)
-    return picture
 
 
 def action_table(actions: np.ndarray) -> Table:
