@@ -96,7 +96,7 @@ class PixelVLA(nn.Module):
     def start(
         cls,
         model: str | Path,
-        statistics: Mapping[str, Any],
+        statistics: Mapping[str, Any] | None = None,
         overrides: Iterable[str] = (),
         tokenizer: Any = None,
         dtype: torch.dtype | None = None,
@@ -106,7 +106,8 @@ class PixelVLA(nn.Module):
 
         Args:
             model: a preset ("openvla-7b", "pi0", "small", "tiny"), or hub id or folder of an OpenVLA or π0 checkpoint.
-            statistics: of the data sets that it will learn to act in, by name, as dataset_statistics.json has them.
+            statistics: of the data sets that it will learn to act in, by name, as dataset_statistics.json has them; by
+                default those that the checkpoint brings.
             overrides: settings as `key=value`, such as "decoder_blocks=3" or "backbone.vision.image_size=448".
             tokenizer: by default the checkpoint's.
             dtype: of the backbone's trained parameters; by default each as it is stored. What is random is float32.
@@ -115,10 +116,10 @@ class PixelVLA(nn.Module):
         Raises:
             ValueError: as `model.presets.start`.
         """
-        settings, backbone, tokenizer = presets.start(model, overrides, tokenizer, dtype, seed)
+        settings, backbone, tokenizer, published = presets.start(model, overrides, tokenizer, dtype, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(settings, tokenizer, statistics, backbone)
+            return cls(settings, tokenizer, published if statistics is None else statistics, backbone)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that acting needs: weights, settings, statistics, tokenizer."""
@@ -167,11 +168,19 @@ class PixelVLA(nn.Module):
         Raises:
             ValueError: no statistics of `dataset` (lists those there are), or an input that is not as it should be.
         """
-        statistics = self.processor.statistics_of(dataset)
         observation = Observation(
             image, instruction, () if masks is None else masks, () if prompts is None else prompts, state, dataset
         )
-        batch = self.processor([observation]).to(self.action_decoder.queries.device)
-        actions = self(batch).actions[0].float().cpu().numpy()
-        scaled = np.array(statistics["action"]["mask"])
-        return unnormalise(np.clip(actions, np.where(scaled, -1, 0), 1), statistics)
+        return self.act([observation])[0]
+
+    @torch.inference_mode()
+    def act(self, observations: Sequence[Observation]) -> np.ndarray:
+        """`predict_action` for several observations at once: float32 (observations, N_c, 7) in robot units."""
+        statistics = [self.processor.statistics_of(observation.dataset) for observation in observations]
+        batch = self.processor(observations).to(self.action_decoder.queries.device)
+        actions = self(batch).actions.float().cpu().numpy()
+        chunks = []
+        for chunk, known in zip(actions, statistics, strict=True):
+            scaled = np.array(known["action"]["mask"])
+            chunks.append(unnormalise(np.clip(chunk, np.where(scaled, -1, 0), 1), known))
+        return np.stack(chunks)

@@ -26,11 +26,13 @@ class Start(NamedTuple):
         settings: of the whole policy.
         backbone: trained, or random where the preset has nothing to start from.
         tokenizer: its language model's.
+        statistics: of the data sets that a published checkpoint was trained on, by name, in OpenVLA's names.
     """
 
     settings: ModelSettings
     backbone: Backbone
     tokenizer: PreTrainedTokenizerFast
+    statistics: dict[str, Any]
 
 
 def start(
@@ -61,7 +63,7 @@ def start(
         raise ValueError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
     settings = ModelSettings.load(base=checkpoint.settings.model_dump(), overrides=overrides)
     backbone = with_settings(load_backbone(checkpoint, dtype), settings.backbone)
-    return Start(settings, backbone, tokenizer)
+    return Start(settings, backbone, tokenizer, checkpoint.statistics)
 
 
 def _from_scratch(preset: str, overrides: Iterable[str], tokenizer: PreTrainedTokenizerFast | None, seed: int) -> Start:
@@ -71,7 +73,7 @@ def _from_scratch(preset: str, overrides: Iterable[str], tokenizer: PreTrainedTo
         torch.manual_seed(seed)
         backbone = OpenVLABackbone(settings.backbone)
     own_tokenizer = byte_tokenizer() if preset == "tiny" else _read_smollm2(backbone.language_model)
-    return Start(settings, backbone, tokenizer or own_tokenizer)
+    return Start(settings, backbone, tokenizer or own_tokenizer, {})
 
 
 def _read_smollm2(language_model: LlamaForCausalLM) -> PreTrainedTokenizerFast:

