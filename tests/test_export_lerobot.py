@@ -172,7 +172,8 @@ def test_images_of_two_sizes_are_refused(tmp_path):
     annotate("libero", data, tmp_path / "annotations", AnnotateSettings(annotators="motion"), Execution())
     build_shards(tmp_path / "annotations", tmp_path / "shards", Execution(), include="all")
     with pytest.raises(
-        ValueError, match=r"has an image of 128x128 .* LeRobot wants one size; export such shards apart"
+        ValueError,
+        match=r"length of state \[128, 128, 8\], the first sample \[256, 256, 8\]: LeRobot wants one size; export such shards apart",
     ):
         export(tmp_path / "shards", "lerobot", tmp_path / "out", fps=5)
     assert not (tmp_path / "out").exists()

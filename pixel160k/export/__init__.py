@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pixel160k.episodes import ShardDirectory
 from pixel160k.export import annotations, coco, lerobot
-from pixel160k.export.raw import ShardReader
-from pixel160k.shards import read_manifest
+from pixel160k.export.steps import read_episodes
 
 FORMATS = ("lerobot", "coco", "hf")
 _FPS = {"sample": 5.0, "bridge_orig": 5.0, "fractal": 3.0}  # control rates of the sources; LIBERO's data sets differ
@@ -35,25 +35,28 @@ def export(
         progress: called with the number of samples read so far.
 
     Raises:
-        ValueError: no shards, damaged shards, an unknown format, an `out` that is not empty, or a missing `fps`.
+        ValueError: no shards, no samples in them or damaged ones, an unknown format, an `out` that is not empty, or a missing `fps`.
     """
     out = Path(out)
-    manifest = read_manifest(directory)
+    shards = ShardDirectory(directory)
+    if not shards.episode_ids:
+        raise ValueError(f"{directory} holds no samples, so there is nothing to export")
     if to not in FORMATS:
         raise ValueError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose a new --out")
-    reader = ShardReader(Path(directory), manifest, progress or (lambda samples: None))
+    rate = _control_rate(shards.manifest, fps) if to == "lerobot" else 0.0
+    episodes = read_episodes(shards, progress or (lambda samples: None))
     unfinished = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         if to == "lerobot":
-            counts = lerobot.export(reader, unfinished, _control_rate(manifest, fps))
+            counts = lerobot.export(episodes, shards.manifest, unfinished, rate)
         elif to == "coco":
-            counts = coco.export(reader, unfinished)
+            counts = coco.export(episodes, shards.manifest, unfinished)
         else:
-            counts = annotations.export(reader, unfinished)
+            counts = annotations.export(episodes, shards.manifest, unfinished)
         unfinished.replace(out)  # takes the place of an empty directory too
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

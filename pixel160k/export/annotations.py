@@ -4,6 +4,8 @@ No pixel and no action of the source is in it, so that the source's licence on i
 the CRC32C of the JPEG bytes, shows whether the joined image is the annotated one.
 """
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pixel160k.card import ORIGINS, arrow_type, metadata_features
-from pixel160k.export.raw import RawSample, ShardReader
-from pixel160k.masks import decode_indexed_png
+from pixel160k.export.steps import Step
 
 _JOIN = """\
 ```python
@@ -40,28 +41,29 @@ def features() -> list[dict[str, Any]]:
     ]
 
 
-def export(reader: ShardReader, folder: Path) -> dict[str, int]:
+def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
     """Write a Parquet file a shard and the data card into an empty folder; returns the number of rows."""
     schema = pa.schema({feature["name"]: arrow_type(feature) for feature in features()})
     (folder / "data").mkdir()
     written = 0
-    for name, episodes in reader.shards():
-        path = folder / "data" / f"{Path(name).stem}.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for episode in episodes:
-                writer.write_table(pa.Table.from_pylist([_row(sample) for sample in episode], schema=schema))
+    for file, of_file in itertools.groupby(
+        episodes, key=lambda episode: episode[0].about["episode_id"].rpartition("-")[0]
+    ):
+        with pq.ParquetWriter(folder / "data" / f"{file}.parquet", schema, compression="zstd") as writer:
+            for episode in of_file:
+                writer.write_table(pa.Table.from_pylist([_row(step) for step in episode], schema=schema))
                 written += len(episode)
-    (folder / "README.md").write_text(_card(reader.manifest, written), encoding="utf-8")
+    (folder / "README.md").write_text(_card(manifest, written), encoding="utf-8")
     return {"rows": written}
 
 
-def _row(sample: RawSample) -> dict[str, Any]:
-    height, width = decode_indexed_png(sample.mask_png).shape
-    return sample.about | {
+def _row(step: Step) -> dict[str, Any]:
+    height, width = step.labels.shape
+    return step.about | {
         "image_height": height,
         "image_width": width,
-        "image_crc32c": google_crc32c.value(sample.jpeg),
-        "mask": {"bytes": sample.mask_png, "path": f"{sample.key}.mask.png"},
+        "image_crc32c": google_crc32c.value(step.jpeg),
+        "mask": {"bytes": step.mask_png, "path": f"{step.key}.mask.png"},
     }
 
 

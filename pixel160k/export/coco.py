@@ -6,6 +6,7 @@ image without annotations would say that nothing is there. Where only one of obj
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,30 @@ import numpy as np
 
 from pixel160k import masks
 from pixel160k.card import ORIGINS
-from pixel160k.export.raw import RawSample, ShardReader
+from pixel160k.export.steps import Step
 from pixel160k.table import ACCEPTED
 
 GRIPPER_CATEGORY = "robot gripper"
 
 
-def export(reader: ShardReader, folder: Path) -> dict[str, int]:
+def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
     """Write `images/KEY.jpg` and `annotations.json` into an empty folder; returns images, annotations and categories."""
     (folder / "images").mkdir()
     categories = {GRIPPER_CATEGORY: 1}
     counts = {"images": 0, "annotations": 0}
     rest = folder / "annotations.part"  # both lists grow at once, but one file holds them one behind the other
     with open(folder / "annotations.json", "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
-        file.write(f'{{"info": {json.dumps(_info(reader.manifest))},\n"images": [')
-        for episode in reader.episodes():
-            for sample in episode:
-                about = sample.about
+        file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
+        for episode in episodes:
+            for step in episode:
+                about = step.about
                 if about["status"] != ACCEPTED or not (about["object_mask_valid"] or about["gripper_mask_valid"]):
                     continue
-                (folder / "images" / f"{sample.key}.jpg").write_bytes(sample.jpeg)
-                labels = masks.decode_indexed_png(sample.mask_png)
+                (folder / "images" / f"{step.key}.jpg").write_bytes(step.jpeg)
                 file.write(",\n" if counts["images"] else "\n")
                 counts["images"] += 1
-                file.write(json.dumps(_image(counts["images"], sample, labels)))
-                for category, mask in _instances(about, labels):
+                file.write(json.dumps(_image(counts["images"], step)))
+                for category, mask in _instances(about, step.labels):
                     number = categories.setdefault(category, len(categories) + 1)
                     part.write(",\n" if counts["annotations"] else "\n")
                     counts["annotations"] += 1
@@ -61,8 +61,8 @@ def _info(manifest: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _image(number: int, sample: RawSample, labels: np.ndarray) -> dict[str, Any]:
-    about = sample.about
+def _image(number: int, step: Step) -> dict[str, Any]:
+    about = step.about
     missing = []
     if not about["object_mask_valid"]:
         missing.append(_object_category(about))
@@ -70,9 +70,9 @@ def _image(number: int, sample: RawSample, labels: np.ndarray) -> dict[str, Any]
         missing.append(GRIPPER_CATEGORY)
     return {
         "id": number,
-        "file_name": f"{sample.key}.jpg",
-        "height": labels.shape[0],
-        "width": labels.shape[1],
+        "file_name": f"{step.key}.jpg",
+        "height": step.labels.shape[0],
+        "width": step.labels.shape[1],
         "episode_id": about["episode_id"],
         "step": about["step"],
         "instruction": about["instruction"],
