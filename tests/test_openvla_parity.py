@@ -1,11 +1,9 @@
 """What the backbone computes is what the original OpenVLA computes: on its own fixture, and on fixtures of other sizes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +11,14 @@ torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from click.testing import CliRunner  # noqa: E402
+from conftest import SHARED  # noqa: E402
 from openvla_format import Sizes, Tower, compute, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from model.openvla_checkpoint import load_openvla  # noqa: E402
 from model.parity import TOLERANCES, compare, main  # noqa: E402
 
-FIXTURE = Path(os.environ.get("PIXELVLA_SHARED", "../shared")) / "data" / "openvla_tiny"
+FIXTURE = SHARED / "data" / "openvla_tiny"
 FIXTURE_SIZES = Sizes(56, 14, 4, Tower(64, 4, 4, 4.0), Tower(48, 5, 4, 3.7362), 96, 3, 4, 4, 256, 576, 512)
 OTHERS = {
     "larger image": Sizes(84, 14, 4, Tower(32, 2, 2, 4.0), Tower(24, 3, 3, 3.7362), 64, 2, 4, 4, 96, 128, 100),

@@ -1,12 +1,14 @@
 """What policies start from: the same seed gives the same weights, and what is not to be had says how to get it."""
 
 import importlib.metadata
+from functools import partial
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
+from huggingface_hub import snapshot_download  # noqa: E402
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 
 from model.presets import start  # noqa: E402
@@ -82,20 +84,10 @@ def test_a_backbone_s_checkpoint_starts_a_policy_under_changed_settings(tmp_path
 
 @pytest.mark.parametrize(("preset", "model"), [("openvla-7b", "openvla/openvla-7b"), ("pi0", "lerobot/pi0_base")])
 def test_published_checkpoints_are_named_where_they_are_not_to_be_had(monkeypatch, tmp_path, preset, model):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("model.weights.snapshot_download", snapshot_in(tmp_path))
+    monkeypatch.setattr("model.weights.snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
     with pytest.raises(ValueError, match=f"^cannot load '{model}' .*folder") as error:
         start(preset)
     assert "\n" not in str(error.value)
-
-
-def snapshot_in(folder):
-    from functools import partial
-
-    from huggingface_hub import snapshot_download
-
-    return partial(snapshot_download, cache_dir=folder)
 
 
 def test_small_says_how_to_get_its_language_model(monkeypatch):
