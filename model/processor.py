@@ -149,8 +149,7 @@ class Processor:
             (view.patch_weights(_checked_mask(mask, height, width), grid) for mask in observation.masks),
             key=lambda weights: weights.ravel().tolist(),
         )
-        for prompt in observation.prompts:
-            validate(prompt, height, width)
+        _check_prompts(observation.prompts, height, width)
         prompts = sorted((self._encode_prompt(prompt, view) for prompt in observation.prompts), key=_order)
         if masks or prompts:  # what is absent takes the null token
             masks = masks or [np.zeros((grid, grid), np.float32)]
@@ -244,6 +243,13 @@ def _checked_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (height, width):
         raise ValueError(f"a mask must be bool ({height}, {width}), as its image, not {_described(mask)}")
     return mask
+
+
+def _check_prompts(prompts: Sequence[Prompt], height: int, width: int) -> None:
+    if isinstance(prompts, Prompt) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise ValueError("prompts must be a list of what point, line, region and mask_prompt of pixel160k.prompts make")
+    for prompt in prompts:
+        validate(prompt, height, width)
 
 
 def _described(value: object) -> str:

@@ -79,7 +79,7 @@ def sequence_ids(
         ids += _encode(tokenizer, after)
     else:
         ids += _encode(tokenizer, before + after)
-    if backbone == "openvla" and tokenizer.get_vocab().get("▁") == LLAMA_SPACE:
+    if backbone == "openvla" and tokenizer.convert_tokens_to_ids("▁") == LLAMA_SPACE:
         ids.append(LLAMA_SPACE)
     return ids
 

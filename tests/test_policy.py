@@ -236,6 +236,8 @@ def test_acting_needs_the_right_statistics(policy, dataset):
         ({"image": picture()[..., 0]}, "height, width, 3"),
         ({"masks": [square(0, 0).astype(np.uint8)]}, "must be bool"),
         ({"masks": [square(0, 0)[:-1]]}, r"\(96, 128\)"),
+        ({"prompts": point(5.0, 3.0)}, "list"),
+        ({"prompts": [(5.0, 3.0)]}, "mask_prompt"),
         ({"prompts": [point(500.0, 3.0)]}, "500"),
         ({"prompts": [mask_prompt(square(0, 0)[:-1])]}, "96"),
     ],

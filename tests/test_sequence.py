@@ -17,8 +17,8 @@ class LlamaLike:
 
     bos_token_id = 1
 
-    def get_vocab(self):
-        return {"▁": LLAMA_SPACE}
+    def convert_tokens_to_ids(self, token):
+        return {"▁": LLAMA_SPACE}[token]
 
     def encode(self, text, **_):
         return [100] * len(text.split())
