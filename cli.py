@@ -209,7 +209,7 @@ def browse(shards: Path, out: Path, limit: int) -> None:
 @click.option("--checkpoint", required=True, help="Folder or hub id of a trained policy.")
 @click.option("--image", "image_file", type=_file, required=True, help="What the robot's camera sees.")
 @click.option("--instruction", required=True, help="What to do.")
-@click.option("--point", "points", multiple=True, metavar="X,Y", help="A place, in pixels; all of these repeat.")
+@click.option("--point", "points", multiple=True, metavar="X,Y", help="A place in pixels; repeatable, as are the next.")
 @click.option("--line", "lines", multiple=True, metavar="X,Y,X,Y...", help="A line through places.")
 @click.option("--region", "regions", multiple=True, metavar="X0,Y0,X1,Y1", help="A box.")
 @click.option("--mask", "mask_files", type=_file, multiple=True, help="The object's pixels: an image, black outside.")
