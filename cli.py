@@ -206,6 +206,27 @@ def browse(shards: Path, out: Path, limit: int) -> None:
 
 
 @main.command()
+@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@click.option("--out", type=_directory, required=True, help="Where stats.png and stats.json go.")
+def stats(shards: Path, out: Path) -> None:
+    """Draw what shards hold: skills, objects, reasons, scores, lengths, actions (needs the extra [notebook]).
+
+    \b
+    pixelcli stats --shards shards --out stats
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pixel160k.data_figure import write_figure
+    from pixel160k.shards import read_manifest
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("stats", total=read_manifest(shards)["episodes"])
+        numbers = write_figure(shards, out, lambda episodes: bar.update(task, completed=episodes))
+    click.echo(f"{numbers['episodes']} episodes: {out / 'stats.png'}, {out / 'stats.json'}")
+
+
+@main.command()
 @click.option("--checkpoint", required=True, help="Folder or hub id of a trained policy.")
 @click.option("--image", "image_file", type=_file, required=True, help="What the robot's camera sees.")
 @click.option("--instruction", required=True, help="What to do.")
