@@ -2,7 +2,7 @@
 
 Everything is drawn in pixels of the source image: origin top left, boxes xyxy half-open, points at pixel centres
 (x + 0.5). An outline therefore runs along the edges of a mask's pixels, exact at any size. Colours and line widths are
-left to the page's style sheet (page.html), which knows the classes given here.
+left to the style sheet overlays.css, which knows the classes given here.
 """
 
 import base64
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from pixel160k.prompts import Prompt
 from pixel160k.table import Box, Point
 
 
@@ -88,6 +89,17 @@ def line_layer(ends: Iterable[Point], name: str) -> Markup:
 def points_layer(points: Iterable[Point], name: str) -> Markup:
     """Points as lines without length, which round caps turn into dots whose size does not grow with the picture."""
     return Markup('<path class="{}" d="{}"/>').format(name, "".join(f"M{_number(x)} {_number(y)}h0" for x, y in points))
+
+
+def prompt_layer(prompt: Prompt) -> Markup:
+    """A prompt, as points, a line, a box or a dashed outline."""
+    places = prompt.coordinates.tolist()
+    if prompt.mask is not None:
+        return mask_layer(prompt.mask, "prompt mask-prompt")
+    if prompt.kind == "region":
+        (x0, y0), (x1, y1) = places
+        return box_layer((x0, y0, x1, y1), "prompt")
+    return points_layer(places, "prompt point") if prompt.kind == "point" else line_layer(places, "prompt")
 
 
 def render(template: Path, values: dict[str, Any]) -> str:

@@ -85,6 +85,12 @@ class Sample:
         """
         return self._mask(masks.GRIPPER, "gripper_mask_valid")
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image with what is marked on it, and what is known of the sample."""
+        from pixel160k.sample_html import sample_html
+
+        return sample_html(self)
+
     def _mask(self, label: int, valid: str) -> np.ndarray | None:
         if self.labels is None:
             raise ValueError(f"{self.key} was read without its masks; ask for the member 'labels'")

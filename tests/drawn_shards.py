@@ -1,94 +1,98 @@
-"""Small shard directories written sample by sample: each sample's actions, state and image say which one it is."""
+"""Shards of four drawn episodes, small enough to know every byte of: one accepted, three rejected."""
 
+import io
 import json
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from pixel160k import masks, shards
-from pixel160k.actions import action_chunk, dataset_statistics
-from pixel160k.prompts import sample_prompts, seeded_generator
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.prompts import sample_prompts
+from pixel160k.table import EpisodeAnnotation, Evidence
 
-HORIZON, SIZE = 10, 32
-
-
-def object_mask(record):
-    """Where the target of an episode is on its first frame."""
-    mask = np.zeros((SIZE, SIZE), bool)
-    mask[4 : 10 + record % 7, 8:20] = True
-    return mask
+SIZE = 32
 
 
-def annotation(dataset, split, shard, record, steps):
-    """Every third episode is rejected; the others have a target on x_0 and a gripper at step 1."""
-    episode_id = f"{dataset}-{split}-{shard:05d}-{record:05d}"
-    rejected = record % 3 == 2
-    mask = object_mask(record)
-    found = {
-        "target_object": "cup",
-        "object_mask": masks.encode(mask),
-        "gripper_mask": masks.encode(mask.T),
-        "prompts": sample_prompts(mask, 3, seeded_generator(episode_id)),
+def disc(x, y, radius):
+    ys, xs = np.mgrid[:SIZE, :SIZE]
+    return (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+
+
+def jpeg(seed):
+    image = np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def annotation(record, **changed):
+    row = {
+        "episode_id": f"drawn-train-00000-{record:05d}",
+        "dataset": "drawn",
+        "split": "train",
+        "shard": 0,
+        "record": record,
+        "record_crc32c": 0,
+        "instruction": "pick up the red cup",
+        "num_steps": 4,
+        "first_step": 0,
+        "last_step": 3,
+        "image_height": SIZE,
+        "image_width": SIZE,
     }
-    return EpisodeAnnotation(
-        episode_id=episode_id,
-        dataset=dataset,
-        split=split,
-        shard=shard,
-        record=record,
-        record_crc32c=0,
-        instruction=f"move the cup {record}",
-        num_steps=steps,
-        first_step=0,
-        last_step=steps - 1,
-        close_step=1,
-        image_height=SIZE,
-        image_width=SIZE,
-        status="rejected" if rejected else "accepted",
-        reason="not_detected" if rejected else "",
-        **{} if rejected else found,
-    )
+    return EpisodeAnnotation(**row | changed)
 
 
-def episode_actions(record, steps):
-    """float32 (steps, 7): the record and the step, and a gripper that closes half way."""
-    actions = np.zeros((steps, 7), np.float32)
-    actions[:, 0], actions[:, 1], actions[:, 6] = record, np.arange(steps), np.arange(steps) < steps // 2
-    return actions
+TARGET, GRIPPER = disc(12, 20, 5), disc(20, 8, 4)
+ACCEPTED = annotation(
+    0,
+    instruction="pick up the  Red_Cup <script>alert('x')</script> & go",
+    target_object="red cup",
+    status="accepted",
+    close_step=2,
+    gripper_box=masks.box_of(GRIPPER),
+    gripper_mask=masks.encode(GRIPPER),
+    region_box=(2.0, 3.0, 28.0, 30.0),
+    object_mask=masks.encode(TARGET),
+    detection_score=0.5,
+    mask_score=0.25,
+    evidence=Evidence("supported", 0.75, 3),
+    prompts=sample_prompts(TARGET, 3, np.random.default_rng(0)),
+)
+NEVER_CLOSES = annotation(1, status="rejected", reason="no_gripper_close")
+CLOSES_TOO_LATE = annotation(
+    2,
+    instruction="lift the blue lid",
+    target_object="blue lid",
+    status="rejected",
+    reason="gripper_not_found",
+    close_step=3,
+    last_step=2,
+)
+NEVER_CLOSES_EITHER = annotation(3, status="rejected", reason="no_gripper_close", instruction="")
 
 
-def write_shards(out, files, dataset="drawn", split="train"):
-    """Write a directory of shards; `files` lists for each shard the number of steps of its episodes."""
-    out.mkdir(exist_ok=True)
-    index, entries, actions = [], [], []
-    for number, episodes in enumerate(files):
-        path = out / f"{dataset}-{split}-{number:05d}.tar"
-        with shards.ShardWriter(path) as writer:
-            for record, steps in enumerate(episodes):
-                row = annotation(dataset, split, number, record, steps)
-                actions.append(episode_actions(record, steps))
-                for step in range(steps):
-                    image = np.full((SIZE, SIZE, 3), (10 * number, 10 * record, 10 * step), np.uint8)
-                    jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-                    masked = shards.step_masks(row, step)
-                    chunk = action_chunk(actions[-1], step, steps - 1, HORIZON)
-                    writer.write(row, masked, jpeg, chunk, np.array([number, record, step], np.float32))
-        index += writer.index
-        digest = {"bytes": path.stat().st_size, "sha256": shards.sha256_of(path)}
-        entries.append({"name": path.name, "samples": len(writer.index)} | digest)
-    shards.write_index(out / "index.parquet", index)
-    together = np.concatenate(actions)
-    statistics = dataset_statistics(together, together, len(actions))
-    (out / "dataset_statistics.json").write_text(json.dumps({dataset: statistics}))
+def write_drawn_shards(out):
+    """Write a shard directory of the four episodes above; the JPEG of a step is `jpeg(10 * record + step)`."""
+    rows = [ACCEPTED, NEVER_CLOSES, CLOSES_TOO_LATE, NEVER_CLOSES_EITHER]
+    out.mkdir()
+    with shards.ShardWriter(out / "drawn-train-00000.tar") as writer:
+        for row in rows:
+            for step in range(row.first_step, row.last_step + 1):
+                masked = shards.step_masks(row, step)
+                writer.write(row, masked, jpeg(10 * row.record + step), np.zeros((50, 7)), np.zeros(8))
+    shards.write_index(out / "index.parquet", writer.index)
     manifest = {
         "format_version": shards.FORMAT_VERSION,
-        "dataset": dataset,
+        "dataset": "drawn",
         "include": "all",
-        "horizon": HORIZON,
-        "samples": len(index),
-        "episodes": len(actions),
-        "shards": entries,
+        "horizon": 50,
+        "samples": len(writer.index),
+        "episodes": len(rows),
+        "left_out": {"drawn-train-00000-00004": "bad_image"},
+        "annotated": {"status": {"accepted": 1, "failed": 1, "rejected": 3}, "reasons": {}},
+        "annotations": {"models": {"object": "drawn by hand"}, "settings": {"annotators": "<none>"}},
+        "software": "0",
     }
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
