@@ -13,6 +13,7 @@ from PIL import Image
 from cli import main
 from model.policy import PixelVLA
 from model.processor import Observation
+from model.sequence import MASK
 from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
 from model.tokenizer import byte_tokenizer
 from pixel160k.actions import normalise
@@ -187,6 +188,17 @@ def test_learns_from_every_module():
         module = getattr(policy, name)
         assert all(parameter.grad is not None for parameter in module.parameters()), name
         assert sum(parameter.grad.abs().sum() for parameter in module.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    "overrides", [["backbone.vision.levels=[3]"], ["tokens_per_mask=3"], ["chunk=4", "decoder_blocks=1"]], ids=" ".join
+)
+def test_sizes_are_settings(overrides):
+    policy = make(ModelSettings.load(base=SMALLER.model_dump(), overrides=overrides))
+    assert act(policy, **EVERYTHING).shape == (policy.settings.chunk, 7)
+    assert len(policy.pixel_encoder.projections) == len(policy.settings.backbone.vision.levels)
+    ids = policy.processor([Observation(picture(), "go", **EVERYTHING)]).input_ids
+    assert int((ids == MASK).sum()) == 2 * policy.settings.tokens_per_mask
 
 
 def test_the_same_from_disk(policy, tmp_path):
