@@ -83,8 +83,9 @@ def test_the_plain_reference_agrees_with_the_original_too():
 def test_other_sizes_batches_paddings_and_shards_agree(tmp_path, sizes, shards):
     differences = compare(write_fixture(tmp_path, sizes, shards))
     assert all(difference.passes for difference in differences), differences
-    alone = compare(write_fixture(tmp_path / "one", sizes, batch=1))
-    assert all(difference.passes for difference in alone), alone
+    for folder, changes in (("one", {"batch": 1}), ("left", {"padding": ((0, 1), (), (0,))})):
+        differences = compare(write_fixture(tmp_path / folder, sizes, **changes))
+        assert all(difference.passes for difference in differences), differences
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
