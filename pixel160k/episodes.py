@@ -12,12 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pixel160k import shards
 from pixel160k.samples import MEMBERS, Sample, check_chunk, check_members, decode
-
-_REPEATED = ["episode_id", "status", "shard"]  # columns whose values repeat: kept as numbers, each value once
 
 
 class ShardDirectory:
@@ -51,15 +48,14 @@ class ShardDirectory:
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
-        self.index = _read_index(self.directory / "index.parquet")
+        path = self.directory / "index.parquet"
+        self.index = shards.read_index_table(path, str(path))
         runs = pc.run_end_encode(self.index["episode_id"].cast(pa.string()).combine_chunks())
         self.episode_ids: list[str] = runs.values.to_pylist()
         ends = runs.run_ends.to_pylist()
         self._rows = dict(zip(self.episode_ids, zip([0, *ends], ends, strict=False), strict=True))
         if len(self._rows) != len(self.episode_ids):
-            raise ValueError(
-                f"{self.directory / 'index.parquet'} lists an episode in two places; `pixelcli verify` says more"
-            )
+            raise ValueError(f"{path} lists an episode in two places; `pixelcli verify` says more")
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -139,11 +135,3 @@ class ShardDirectory:
         if episode_id not in self._rows:
             raise ValueError(f"{self.directory} holds no episode {episode_id!r}")
         return self._rows[episode_id]
-
-
-def _read_index(path: Path) -> pa.Table:
-    """The index as a table: rows as objects would not fit at the size of the whole data set."""
-    try:
-        return pq.read_table(path, columns=shards.INDEX_SCHEMA.names, read_dictionary=_REPEATED)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); build these shards again") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -185,22 +185,50 @@ def read_index(path: Path) -> list[IndexRow]:
     return [IndexRow(**row) for row in pq.read_table(path, schema=INDEX_SCHEMA).to_pylist()]
 
 
+def read_index_table(file: Path | BinaryIO, where: str) -> pa.Table:
+    """The index as a table of the same columns, for whoever needs a few of very many rows; `where` is what errors name.
+
+    Columns whose values repeat (episode, status, shard) are dictionaries, each value held once.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        table = pq.read_table(file, columns=INDEX_SCHEMA.names, read_dictionary=["episode_id", "status", "shard"])
+        return table.unify_dictionaries().combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
+
+
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a shard directory.
 
     Raises:
         ValueError: there is none, or its format version is not this one's.
     """
-    path = Path(directory) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        content = (Path(directory) / "manifest.json").read_bytes()
+    except OSError:
+        content = b""
+    return parse_manifest(content, str(directory))
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """The manifest of the shards that lie at `where`, a folder or URL, from the bytes of its manifest.json.
+
+    Raises:
+        ValueError: it is none, or its format version is not this one's.
+    """
+    try:
+        manifest = json.loads(content)
+        version = manifest.get("format_version")
+    except (ValueError, AttributeError):
         raise ValueError(
-            f"{directory} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
+            f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
         ) from None
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {manifest.get('format_version')!r}; this software reads {FORMAT_VERSION}: "
+            f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
             "rebuild the shards, or install the version that wrote them"
         )
     return manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_shards import HORIZON, SIZE, episode_actions, object_mask, write_shards
+from numbered_shards import HORIZON, SIZE, episode_actions, object_mask, write_shards
 
 from pixel160k import ShardDirectory, masks, prompts, samples, shards
 
