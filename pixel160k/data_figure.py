@@ -177,12 +177,16 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
             axis.stairs(above, histogram["edges"], baseline=below, fill=True, color=_COLOURS[status], label=status)
             below = above
         axis.set_xlim(0, 1)
-    axis.legend(frameon=False, loc="upper left")
+        if below.any():
+            axis.legend(frameon=False, loc="upper left")
+        else:
+            _say_none(axis)
 
     steps, whole = _panels(
         rows[2], ["valid steps of an episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
     )
     steps.stairs(**_stairs(numbers["episode_steps"]), fill=True, color=_PLAIN)
+    steps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     whole.plot(range(1, numbers["horizon"] + 1), 100 * np.array(numbers["whole_chunks"]), color=_PLAIN)
     whole.set(ylim=(0, 102), xlim=(1, max(numbers["horizon"], 2)))
     whole.grid(alpha=0.3)
@@ -192,6 +196,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
         [*_panels(rows[3], names[:3]), *_panels(rows[4], names[3:])], numbers["actions"].values(), strict=True
     ):
         axis.stairs(**_stairs(histogram), fill=True, color=_PLAIN)
+        axis.xaxis.get_major_locator().set_params(nbins=6)
 
 
 def _panels(row: Any, titles: list[str]) -> list[Any]:
@@ -208,11 +213,16 @@ def _stairs(histogram: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"values": histogram["counts"], "edges": histogram["edges"]}
 
 
+def _say_none(axis: Any) -> None:
+    axis.text(0.5, 0.5, "none", ha="center", va="center", color="#5c6066", transform=axis.transAxes)
+    axis.spines[:].set_visible(False)
+    axis.set(xticks=[], yticks=[])
+
+
 def _bars(axis: Any, counts: dict[str, int], colour: str = _PLAIN) -> None:
     """The most frequent as bars, with their numbers; says how many others there are."""
     if not counts:
-        axis.text(0.5, 0.5, "none", ha="center", va="center", color="#5c6066", transform=axis.transAxes)
-        axis.set_axis_off()
+        _say_none(axis)
         return
     shown = dict(list(counts.items())[:_SHOWN])
     if others := len(counts) - len(shown):
