@@ -45,7 +45,7 @@ $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,foundation,export,notebook,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,train,export,notebook,dev]'
 	touch $@ $(VENV)/.core
 
 # lerobot wants other versions than the project's: its own environment, which one test runs in.
