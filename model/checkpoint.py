@@ -95,6 +95,8 @@ def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -
     Raises:
         ValueError: the settings ask for tensors that the trained backbone does not have in that shape; lists them.
     """
+    if settings == backbone.settings:
+        return backbone
     build: Any = type(backbone)
     changed = without_memory(partial(build, settings))
     trained, wanted = own_tensors(backbone), own_tensors(changed)
