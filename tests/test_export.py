@@ -4,14 +4,15 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import read_all
 from export_source import raw_samples, sample_shards
 from pycocotools.coco import COCO
 from scene import episode, write_scenes
@@ -24,6 +25,8 @@ from annotate.sources.sample import default_directory
 from cli import main
 from pixel160k import masks
 from pixel160k.export import FORMATS, export
+
+EXPORT_DOC = Path(__file__).parents[1] / "docs" / "export.md"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,16 @@ def test_damaged_shards_leave_nothing_behind(drawn, tmp_path, to):
 def test_no_shards(tmp_path):
     code, output = run("--shards", tmp_path, "--to", "coco", "--out", tmp_path / "out")
     assert code == 1 and "holds no shards" in output
+
+
+def test_shards_without_samples(tmp_path):
+    """Nothing accepted, nothing exported: said in one line, not by an empty data set."""
+    data = write_scenes(tmp_path / "data", [episode(instruction="pick it up")])
+    annotate("libero", data, tmp_path / "annotations", AnnotateSettings(annotators="motion"), Execution())
+    build_shards(tmp_path / "annotations", tmp_path / "shards", Execution())
+    code, output = run("--shards", tmp_path / "shards", "--to", "hf", "--out", tmp_path / "out")
+    assert code == 1 and "shards holds no samples, so there is nothing to export" in output
+    assert not (tmp_path / "out").exists()
 
 
 def test_lerobot_wants_a_control_rate_where_the_source_has_none(drawn, tmp_path):
@@ -167,11 +180,14 @@ def test_annotations_hold_no_image_and_no_action(shards, rows):
 
 
 def test_annotations_join_to_the_source(shards, rows):
-    """By episode id and step alone, every row finds its image in the RLDS records, and the checksum agrees."""
-    source = {found.identity.episode_id: found for found in read_all("sample", default_directory())}
+    """By episode id and step alone, by the code of docs/export.md, every row finds its image, and the checksum agrees."""
+    names = {"DATA_DIR": default_directory()}
+    exec(
+        re.search(r"```python\n(.*?)```", EXPORT_DOC.read_text(), re.DOTALL)[1].replace("bridge_orig", "sample"), names
+    )
     joined = 0
     for row, sample in zip(rows, raw_samples(shards), strict=True):
-        image = source[row["episode_id"]].images[row["step"]]
+        image = names["images"][row["episode_id"]][row["step"]]
         assert google_crc32c.value(image) == row["image_crc32c"]
         assert image == sample["jpg"]
         labels = np.asarray(row["mask"])
