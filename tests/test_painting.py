@@ -42,6 +42,23 @@ def test_a_mask_is_tinted_all_over(as_prompt):
     assert not seen[~cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))).astype(bool)].any()
 
 
+def test_the_gripper_lies_over_the_masks_in_its_own_colour():
+    mask, gripper = np.zeros((2, HEIGHT, WIDTH), bool)
+    mask[20:60, 20:60], gripper[40:80, 40:80] = True, True
+    image = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+    both, only_mask, only_gripper = (
+        paint(image, **marked).astype(int)
+        for marked in ({"masks": [mask], "gripper": gripper}, {"masks": [mask]}, {"gripper": gripper})
+    )
+    inside = SCALE * 50
+    assert (
+        both[inside, inside, 2] - both[inside, inside, 0] > only_mask[inside, inside, 2] - only_mask[inside, inside, 0]
+    )
+    assert (both[SCALE * 70, SCALE * 70] == only_gripper[SCALE * 70, SCALE * 70]).all()
+    assert (both[SCALE * 30, SCALE * 30] == only_mask[SCALE * 30, SCALE * 30]).all()
+    assert (both[SCALE * 40, SCALE * 50] == only_gripper[SCALE * 40, SCALE * 50]).all()  # its outline
+
+
 def test_the_image_given_stays_as_it_is():
     image = np.full((600, 800, 3), 120, np.uint8)
     painted = paint(image, prompts=[point(400, 300)])
