@@ -8,6 +8,7 @@ left to the style sheet overlays.css, which knows the classes given here.
 import base64
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,16 @@ def render(template: Path, values: dict[str, Any]) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a value that is not given.
     """
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@lru_cache(maxsize=4)
+def _environment(folder: Path) -> Any:
+    """Keeps compiled templates: compiling takes longer than everything else about a sample."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(template.name).render(values)
+    loader = FileSystemLoader([folder, Path(__file__).parent])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _number(value: float) -> str:

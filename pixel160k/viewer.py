@@ -67,7 +67,8 @@ class Viewer(widgets.VBox):
         self._directory = directory
         self._episodes = [_read_episode(directory, name) for name in directory.episode_ids[:limit]]
         self._matching = self._episodes
-        narrow, wide = widgets.Layout(width="230px"), widgets.Layout(width="min(100%, 620px)")
+        narrow, wide = widgets.Layout(width="230px"), widgets.Layout(width="min(100%, 534px)")
+        small = widgets.Layout(width="auto", margin="2px 12px 2px 2px")
         named = {"description_width": "70px"}
         self.status = widgets.Dropdown(
             options=_choices("any status", (episode.status for episode in self._episodes)), description="status",
@@ -79,13 +80,13 @@ class Viewer(widgets.VBox):
         )  # fmt: skip
         self.text = widgets.Text(placeholder="words of the instruction", description="text", layout=wide, style=named)
         self.layers = {
-            name: widgets.Checkbox(value=True, description=name, indent=False, layout=narrow) for name in LAYERS
+            name: widgets.Checkbox(value=True, description=name, indent=False, layout=small) for name in LAYERS
         }
         self.episode = widgets.IntSlider(description="episode", layout=wide, style=named)
         self.step = widgets.IntSlider(description="step", layout=wide, style=named)
         self._play = widgets.Play(interval=200, show_repeat=False)
-        self.to_first = widgets.Button(description="first frame")
-        self.to_close = widgets.Button(description="gripper closes")
+        self.to_first = widgets.Button(description="first frame", layout=small)
+        self.to_close = widgets.Button(description="gripper closes", layout=small)
         self.shown = widgets.HTML()
         self.picture = widgets.HTML()
         for widget, changed in (
