@@ -13,6 +13,7 @@ import pixel160k
 from pixel160k import drawing
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "browse_shards.ipynb"
+GUIDE = Path(__file__).parents[1] / "docs" / "notebook.md"
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,15 @@ def test_a_sample_shows_what_was_read_of_it(directory):
     shards = pixel160k.ShardDirectory(directory, members=("state",))
     html = shards.sample("drawn-train-00000-00000", 0)._repr_html_()
     assert "<img" not in html and "read without its image" in html and "object mask" not in html
+
+
+def test_the_guide_says_what_works(viewer, directory, monkeypatch):
+    monkeypatch.chdir(directory.parent)
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(code, names)
+    assert names["viewer"].shown.value == "0 of 4 episodes"  # none of these is rejected and about a bowl
+    assert names["picture"].shape == (512, 512, 3)
 
 
 @pytest.mark.slow
