@@ -15,10 +15,14 @@ Points = Annotated[list[Annotated[list[float], Field(min_length=2, max_length=2)
 
 
 class Strict(BaseModel):
+    """Base of the forms: no unknown key, no other type, no number that is not finite."""
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Shard(Strict):
+    """One tar in the manifest."""
+
     name: FileName
     bytes: Count
     sha256: Digest
@@ -26,6 +30,8 @@ class Shard(Strict):
 
 
 class Outcome(Strict):
+    """How many episodes the annotations have of each status and reason."""
+
     status: dict[str, Count]
     reasons: dict[str, Count]
 
@@ -48,6 +54,8 @@ class Manifest(Strict):
 
 
 class RLE(Strict):
+    """A run-length encoded mask; `size` is [height, width], both 0 where there is none."""
+
     size: Annotated[list[Count], Field(min_length=2, max_length=2)]
     counts: str
 

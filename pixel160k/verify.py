@@ -355,7 +355,7 @@ class _Verification:
             listed = indexed.pop(row["key"], None)
             if listed is None:
                 self._fault(row["key"], "in a shard, not in the index")
-            elif different := [column for column, value in row.items() if listed[column] != value]:
+            elif different := [column for column, value in row.items() if value not in (None, listed[column])]:
                 self._fault(row["key"], f"the index has another {', '.join(different)}")
         for key in sorted(indexed):
             self._fault(key, "in the index, in no shard")
