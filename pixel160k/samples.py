@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 from pixel160k import masks, prompts, shards
 from pixel160k.actions import ACTION_DIMENSIONS, chunk_mask
 from pixel160k.prompts import Prompt
+from pixel160k.table import Point
 
 # What can be asked for, and the member of the tar that holds it. The JSON is always read.
 MEMBERS = {
@@ -28,7 +30,7 @@ MEMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One step of one episode. What was not asked for is None, or empty.
+    """One step of one episode. What was not asked for is None, or empty. Arrays may be shared, and then are read-only.
 
     Attributes:
         key: the sample's key, `{episode_id}-{step:04d}`.
@@ -145,7 +147,7 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
             decoded["image"] = _image(members[suffix])
         if "labels" in wanted:
             suffix = "mask.png"
-            decoded["labels"] = masks.decode_indexed_png(members[suffix])
+            decoded["labels"] = _labels(members[suffix])
         if "actions" in wanted:
             suffix = "action.npy"
             actions = _floats(members[suffix], 2)
@@ -177,21 +179,47 @@ def _image(jpeg: bytes) -> np.ndarray:
     return image
 
 
+@lru_cache(maxsize=8)  # where nothing is annotated, the bytes are the same at every step
+def _labels(png: bytes) -> np.ndarray:
+    labels = masks.decode_indexed_png(png)
+    labels.flags.writeable = False
+    return labels
+
+
 def _floats(npy: bytes, dimensions: int) -> np.ndarray:
-    values = np.load(io.BytesIO(npy), allow_pickle=False)
-    if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != dimensions:
+    """As np.load(allow_pickle=False) would read it, which spends its time on headers that are all the same."""
+    begin = 10 + int.from_bytes(npy[8:10], "little")
+    shape, fortran, dtype = _npy_header(npy[:begin])
+    if dtype != np.float32 or len(shape) != dimensions or fortran:
         raise ValueError(f"no float32 array of {dimensions} dimensions")
-    return values
+    return np.frombuffer(npy, np.float32, offset=begin).reshape(shape).copy()
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("no .npy file of version 1.0")
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
-    """The visual prompts that the annotation job sampled, and the object's box and mask."""
     if about["prompt_step"] < 0:
         return ()
-    mask = masks.decode(about["object_mask"])
+    points, line = (tuple((x, y) for x, y in about[name]) for name in ("points", "line"))
+    return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
+
+
+@lru_cache(maxsize=128)  # an episode's samples all hold the same
+def _episode_prompts(
+    points: tuple[Point, ...], line: tuple[Point, ...], size: tuple[int, int], counts: str
+) -> tuple[Prompt, ...]:
+    """The visual prompts that the annotation job sampled, and the object's box and mask."""
+    mask = masks.decode({"size": list(size), "counts": counts})
+    mask.flags.writeable = False
     return (
-        *(prompts.point(x, y) for x, y in about["points"]),
-        prompts.line(about["line"]),
+        *(prompts.point(x, y) for x, y in points),
+        prompts.line(line),
         prompts.region(masks.box_of(mask)),
         prompts.mask_prompt(mask),
     )

@@ -128,7 +128,7 @@ def test_asking_for_what_there_is_not(directory, asked, fault):
         ("json", b'{"episode_id": "drawn-train-00000-00001", "step": 0}', "json is damaged .it is of drawn"),
         ("action.npy", npy(np.zeros((3, 6), np.float32)), r"action.npy is damaged .its shape is \(3, 6\)"),
         ("action.npy", npy(np.zeros((3, 7))), "action.npy is damaged .no float32"),
-        ("state.npy", npy(np.array([{}])), "state.npy is damaged .Object arrays cannot be loaded"),
+        ("state.npy", npy(np.array([{}])), "state.npy is damaged .no float32"),
         ("state.npy", b"", "state.npy is damaged"),
         ("state.npy", None, "lacks 'state.npy'"),
     ],
@@ -137,6 +137,20 @@ def test_damage_names_key_and_member(members, suffix, content, fault):
     damaged = {name: data for name, data in (members | {suffix: content}).items() if data is not None}
     with pytest.raises(ValueError, match=f"^{KEY}: {fault}"):
         samples.decode(KEY, damaged)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [">f4", "<f4", np.float64, np.int32])
+def test_only_arrays_as_the_shards_have_them_are_read(members, order, dtype):
+    content = npy(np.asarray(np.arange(21).reshape(3, 7), dtype, order=order))
+    if (order, dtype) == ("C", "<f4"):
+        np.testing.assert_array_equal(samples.decode(KEY, members | {"action.npy": content}).actions.ravel(), range(21))
+        for cut in (0, 5, 9, 20, len(content) - 1):
+            with pytest.raises(ValueError, match=r"action.npy is damaged"):
+                samples.decode(KEY, members | {"action.npy": content[:cut]})
+    else:
+        with pytest.raises(ValueError, match=r"action.npy is damaged"):
+            samples.decode(KEY, members | {"action.npy": content})
 
 
 class Bomb:
