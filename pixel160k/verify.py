@@ -267,7 +267,7 @@ class _Verification:
             self._check_marks(key, about, *marked)
 
     def _check_marks(self, key: str, about: Metadata, labels: set[int], height: int, width: int) -> None:
-        """The labels agree with what the JSON says is marked, boxes and RLE with the image's size."""
+        """The labels agree with what the JSON says is marked, boxes, points and RLE with the image's size."""
         allowed = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET}
         if not about.object_mask_valid:
             allowed -= {masks.TARGET}
@@ -281,6 +281,10 @@ class _Verification:
             x0, y0, x1, y1 = box = getattr(about, name)
             if tuple(box) != masks.NO_BOX and not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 self._fault(key, f"{name} {box} is no box in an image of {width}x{height}")
+        for name in ("points", "line"):
+            points = getattr(about, name)
+            if points != shards.NO_POINTS and not all(0 <= x <= width and 0 <= y <= height for x, y in points):
+                self._fault(key, f"{name} {points} lie outside the image of {width}x{height}")
         rle: masks.RLE = {"size": about.object_mask.size, "counts": about.object_mask.counts}
         if rle != shards.NO_RLE:
             try:

@@ -266,6 +266,7 @@ def test_contents_are_checked(directory, suffix, change, fault):
         ({"status": "rejected"}, "status rejected with reason ''"),
         ({"status": "rejected", "reason": "dull"}, "status rejected with reason 'dull'"),
         ({"object_box": [10.0, 10.0, 300.0, 20.0]}, "object_box [10.0, 10.0, 300.0, 20.0] is no box in an image of 256x256"),
+        ({"line": [[-1.0, -1.0], [9.0, 9.0]]}, "line [[-1.0, -1.0], [9.0, 9.0]] lie outside the image of 256x256"),
         ({"object_mask": {"size": [256, 256], "counts": "~~~~"}}, "object_mask is no RLE"),
         ({"object_mask": {"size": [8, 8], "counts": "0`1"}}, "object_mask is no RLE of an image of 256x256"),
         ({"instruction": "sing"}, "another instruction than at the step before"),
