@@ -174,8 +174,8 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
 
 def _image(jpeg: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError("no image")
+    if image is None or not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
+        raise ValueError("no image" if image is None else "the JPEG is cut")
     return image
 
 

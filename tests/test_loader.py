@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import tarfile
 import threading
 from collections import Counter
@@ -467,3 +468,18 @@ def test_images_keep_their_colours(directory):
         assert sample.image.shape == (SIZE, SIZE, 3)
         assert np.abs(sample.image.mean((0, 1)) - [10 * number, 10 * record, 10 * sample.step]).max() < 4
         assert sample.labels is None and sample.actions is None and sample.state is None and sample.prompts == ()
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    """Every code block of docs/loading.md, one after the other, on shards named as it names them."""
+    pytest.importorskip("torchdata", reason="extra [train]")
+    guide = (Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path / "shards", FILES, "libero_sample")
+    write_shards(tmp_path / "other", FILES[:3])
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["sample"].step == 3 and names["statistics"]["num_transitions"] == 22

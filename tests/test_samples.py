@@ -153,6 +153,13 @@ def test_only_arrays_as_the_shards_have_them_are_read(members, order, dtype):
             samples.decode(KEY, members | {"action.npy": content})
 
 
+def test_a_cut_jpeg_is_no_image(members):
+    for cut in (1, 100, len(members["jpg"]) // 2):
+        with pytest.raises(ValueError, match=f"^{KEY}: jpg is damaged"):
+            samples.decode(KEY, members | {"jpg": members["jpg"][:-cut]})
+    assert samples.decode(KEY, members | {"jpg": members["jpg"] + b"\0"}).image is not None
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
