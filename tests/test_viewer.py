@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -149,6 +150,13 @@ def test_the_guide_says_what_works(viewer, directory, monkeypatch):
         exec(code, names)
     assert names["viewer"].shown.value == "0 of 4 episodes"  # none of these is rejected and about a bowl
     assert names["picture"].shape == (512, 512, 3)
+
+
+def test_without_its_extra_the_viewer_says_how_to_get_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pixel160k.viewer", raising=False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match=r"pip install 'pixelvla\[notebook\]'"):
+        pixel160k.browse("shards")
 
 
 @pytest.mark.slow
