@@ -178,7 +178,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
             below = above
         axis.set_xlim(0, 1)
         if below.any():
-            axis.legend(frameon=False, loc="upper left")
+            axis.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
         else:
             _say_none(axis)
 
@@ -189,6 +189,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
     steps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     whole.plot(range(1, numbers["horizon"] + 1), 100 * np.array(numbers["whole_chunks"]), color=_PLAIN)
     whole.set(ylim=(0, 102), xlim=(1, max(numbers["horizon"], 2)))
+    whole.xaxis.get_major_locator().set_params(integer=True)
     whole.grid(alpha=0.3)
 
     names = [f"action {name} (steps)" for name in _ACTION_NAMES]
@@ -228,6 +229,8 @@ def _bars(axis: Any, counts: dict[str, int], colour: str = _PLAIN) -> None:
     if others := len(counts) - len(shown):
         shown[f"({others:,} others)"] = sum(counts.values()) - sum(shown.values())
     bars = axis.barh(range(len(shown)), list(shown.values()), color=colour)
+    if others:
+        bars[-1].set_color("#b5b9bf")
     labels = [shorten(name or "(none)", 30, placeholder="…").replace("$", r"\$") for name in shown]  # $ is TeX's
     axis.set_yticks(range(len(shown)), labels)
     axis.set_ylim(max(len(shown), _SHOWN // 2) - 0.5, -0.5)
