@@ -61,7 +61,7 @@ def _facts(sample: Sample) -> list[tuple[str, str]]:
     ]
     if sample.labels is not None:
         for name, mask in (("object mask", sample.object_mask), ("gripper mask", sample.gripper_mask)):
-            facts.append((name, _NOT_ANNOTATED if mask is None else f"{np.count_nonzero(mask):,} pixels"))
+            facts.append((name, _NOT_ANNOTATED if mask is None else _size(mask)))
     if sample.prompts:
         kinds = [prompt.kind for prompt in sample.prompts]
         counts = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
@@ -84,6 +84,11 @@ def _facts(sample: Sample) -> list[tuple[str, str]]:
     if sample.state is not None:
         facts.append(("state", _numbers(sample.state)))
     return facts
+
+
+def _size(mask: np.ndarray) -> str:
+    pixels = np.count_nonzero(mask)
+    return f"{pixels:,} pixel{'s' if pixels > 1 else ''}" if pixels else "nothing of it visible"
 
 
 def _numbers(values: np.ndarray) -> str:

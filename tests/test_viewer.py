@@ -133,6 +133,7 @@ def test_a_sample_shows_itself(directory):
     assert shows(html, 0, 0) and drawing.outline(TARGET) in html
     assert "&lt;script&gt;" in html and "<script" not in html  # of the instruction
     assert "<mark>Red_Cup</mark>" in html and "8, 4 of them the episode&#39;s own" in html
+    assert f"{TARGET.sum()} pixels" in html
     rejected = shards.sample("drawn-train-00000-00001", 3)._repr_html_()
     assert "the gripper never goes from open to closed" in rejected and "pixels" not in rejected
 
