@@ -12,7 +12,7 @@ from PIL import Image
 
 from cli import main
 from model.policy import PixelVLA
-from model.processor import Observation
+from model.processor import Observation, Processor
 from model.sequence import MASK
 from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
 from model.tokenizer import byte_tokenizer
@@ -47,7 +47,7 @@ PI0 = ModelSettings(
 )  # fmt: skip
 
 
-def make(settings=PRESETS["tiny"]):
+def make(settings=SMALLER):
     torch.manual_seed(0)
     return PixelVLA(settings, byte_tokenizer(), STATISTICS).eval()
 
@@ -139,8 +139,9 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
 
 @pytest.mark.parametrize("crop", ["all", "centre", "random"])
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (224, 224)])
-def test_masks_and_prompts_stay_on_their_image(policy, size, crop):
+def test_masks_and_prompts_stay_on_their_image(size, crop):
     """A white disc on black: where its mask covers a patch the patch is as bright, and its centre stays its centre."""
+    processor = Processor(PRESETS["tiny"], byte_tokenizer(), STATISTICS)
     image = np.zeros((*size, 3), np.uint8)
     centre = round(size[1] * 0.6), round(size[0] * 0.3)
     cv2.circle(image, centre, round(size[0] * 0.12), (255, 255, 255), -1)
@@ -148,10 +149,10 @@ def test_masks_and_prompts_stay_on_their_image(policy, size, crop):
     x, y = centre[0] + 0.5, centre[1] + 0.5
     view = {
         "all": resize_view(*size, 224),
-        "centre": policy.processor.view(*size),
+        "centre": processor.view(*size),
         "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size)),
     }[crop]
-    batch = policy.processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
+    batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
     brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
     patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
     weights = batch.mask_weights[0, 0].view(14, 14)
@@ -166,7 +167,7 @@ def test_masks_and_prompts_stay_on_their_image(policy, size, crop):
 def test_learns_from_every_module():
     """A few steps on one batch: the loss falls, and each module has its part in it."""
     torch.manual_seed(0)
-    policy = make(SMALLER).train()
+    policy = make().train()
     observations = [Observation(picture(0), "go", **EVERYTHING)] * 2
     observations[1] = Observation(picture(1), "go", masks=[np.zeros((HEIGHT, WIDTH), bool)])
     actions = np.random.default_rng(0).uniform(-0.02, 0.03, (2, 8, 7))
