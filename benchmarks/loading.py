@@ -251,7 +251,7 @@ def compare_times(directory: Path, buffer: int, rounds: int) -> None:
 def compare_memory(work: Path, directory: Path, sample: Path, buffer: int) -> None:
     """Print what open_shards and tfds hold beyond the imports, and whether open_shards' memory grows with the data."""
     print("\nmemory beyond imports, image only / all members")
-    ways = {
+    ways: dict[str, tuple[Callable[..., Iterable[Any]], Any]] = {
         "open_shards": (with_open_shards, directory),
         "tfds": (with_tfds, TIMED),
         "tfds, cut": (with_cut_tfds, TIMED),
