@@ -31,9 +31,16 @@ class OpenVLAOutput:
 
 
 def llama_config(settings: LanguageSettings) -> LlamaConfig:
-    """transformers' configuration of the language model."""
+    """transformers' configuration of the language model.
+
+    Random weights are as large as the width asks for: at LlamaConfig's 0.02, meant for thousands, a narrow model hardly attends.
+    """
     sizes = settings.model_dump(exclude={"rope_theta"})
-    return LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta})
+    return LlamaConfig(
+        **sizes,
+        initializer_range=settings.hidden_size**-0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+    )
 
 
 class OpenVLABackbone(nn.Module):

@@ -70,6 +70,9 @@ class FusedVision(nn.Module):
         self.dino.embeddings.register_parameter("mask_token", None)  # of DINOv2's training; no patch is masked here
         self.dino.register_module("layernorm", nn.Identity())
         self.siglip.register_module("post_layernorm", nn.Identity())
+        with torch.no_grad():
+            self.dino.embeddings.position_embeddings[0, 1:] = waves(settings.grid, settings.dino.hidden_size)
+            self.siglip.embeddings.position_embedding.weight.copy_(waves(settings.grid, settings.siglip.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> VisionOutput:
         """See a batch.
@@ -95,6 +98,19 @@ class FusedVision(nn.Module):
             patch_features=torch.cat([dino, siglip.last_hidden_state], dim=-1),
             levels=[blocks[level] for level in self.settings.levels],
         )
+
+
+def waves(grid: int, channels: int) -> torch.Tensor:
+    """Position embeddings to start from, (grid * grid, channels): sines and cosines of x, then of y, row by row.
+
+    From a quarter turn over the image to a quarter turn a patch. Random ones are faint beside the patches, and a small policy
+    trained from scratch takes long to learn where things are.
+    """
+    place = (torch.arange(grid) + 0.5) / grid
+    turns = torch.logspace(0, math.log2(grid), -(-channels // 4), base=2.0) * math.pi / 2
+    line = torch.cat([torch.sin(place[:, None] * turns), torch.cos(place[:, None] * turns)], dim=1)
+    both = torch.cat([line.expand(grid, -1, -1), line[:, None].expand(-1, grid, -1)], dim=-1)
+    return both.flatten(0, 1)[:, :channels]
 
 
 def resize_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:

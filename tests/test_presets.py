@@ -13,6 +13,7 @@ from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noq
 
 from model.presets import start  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
+from model.vision import waves  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
 
 STATISTICS = {"bridge_orig": {"num_transitions": 3}}
@@ -28,6 +29,18 @@ def test_tiny_starts_the_same_from_the_same_seed_and_leaves_other_chance_alone()
     tensors, again, different = (own_tensors(each.backbone) for each in (one, same, other))
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
     assert not torch.equal(tensors["projector.fc1.weight"], different["projector.fc1.weight"])
+
+
+def test_random_towers_know_where_their_patches_are():
+    backbone = start("tiny").backbone
+    grid, channels = 14, 96
+    assert torch.equal(backbone.vision_backbone.dino.embeddings.position_embeddings[0, 1:], waves(grid, channels))
+    assert torch.equal(backbone.vision_backbone.siglip.embeddings.position_embedding.weight, waves(grid, channels))
+    places = waves(grid, channels).unflatten(0, (grid, grid))
+    assert torch.equal(places[0, :, :48], places[5, :, :48])  # the first half is x, the second y
+    assert torch.equal(places[:, 0, 48:], places[:, 5, 48:])
+    apart = torch.cdist(places.flatten(0, 1), places.flatten(0, 1)).fill_diagonal_(9)
+    assert apart.min() > 0.5
 
 
 def test_tiny_s_tokenizer_fits_its_language_model():
