@@ -210,7 +210,7 @@ def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
     return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
 
 
-@lru_cache(maxsize=128)  # an episode's samples all hold the same
+@lru_cache(maxsize=64)  # an episode's samples all hold the same
 def _episode_prompts(
     points: tuple[Point, ...], line: tuple[Point, ...], size: tuple[int, int], counts: str
 ) -> tuple[Prompt, ...]:

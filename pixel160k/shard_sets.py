@@ -138,7 +138,7 @@ def _read_index(folder: str) -> pa.Table:
         content = _content(url)
     except OSError as error:
         raise ValueError(f"{url} cannot be read ({error}); build these shards again") from None
-    return shards.read_index_table(io.BytesIO(content), url)
+    return shards.read_index_table(io.BytesIO(content), url, ["episode_id", "step", "status", "shard"])
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:

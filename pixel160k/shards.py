@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -185,8 +186,8 @@ def read_index(path: Path) -> list[IndexRow]:
     return [IndexRow(**row) for row in pq.read_table(path, schema=INDEX_SCHEMA).to_pylist()]
 
 
-def read_index_table(file: Path | BinaryIO, where: str) -> pa.Table:
-    """The index as a table of the same columns, for whoever needs a few of very many rows; `where` is what errors name.
+def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] = tuple(INDEX_SCHEMA.names)) -> pa.Table:
+    """Columns of the index as a table, for whoever needs a few things of very many rows; `where` is what errors name.
 
     Columns whose values repeat (episode, status, shard) are dictionaries, each value held once.
 
@@ -194,9 +195,11 @@ def read_index_table(file: Path | BinaryIO, where: str) -> pa.Table:
         ValueError: it cannot be read.
     """
     try:
-        table = pq.read_table(file, columns=INDEX_SCHEMA.names, read_dictionary=["episode_id", "status", "shard"])
-        return table.unify_dictionaries().combine_chunks()
-    except (OSError, pa.ArrowException) as error:
+        # Not pq.read_table: it imports all of pyarrow.dataset, and its threads hold memory of their own.
+        with pq.ParquetFile(file, read_dictionary=["episode_id", "status", "shard"]) as parquet:
+            table = parquet.read(columns=list(columns), use_threads=False)
+        return table.select(columns).unify_dictionaries().combine_chunks()
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
 
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numbered_shards import HORIZON, SIZE, episode_actions, object_mask, write_shards
 
-from pixel160k import ShardDirectory, masks, prompts, samples, shards
+from pixel160k import ShardDirectory, masks, open_shards, prompts, samples, shards
 
 FILES = [[5, 3, 4], [6]]
 
@@ -252,3 +253,15 @@ def test_importing_is_light():
     ).stdout.split()
     assert float(seconds) < 0.5
     assert not {"apache_beam", "transformers", "torch", "webdataset", "tensorflow_datasets"} & set(modules)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and nothing else PAR1", None])
+def test_a_damaged_index_is_named(directory, damage):
+    path = directory / "index.parquet"
+    if damage is None:  # a sound file without the columns
+        pq.write_table(pq.read_table(path).drop_columns(["status"]), path)
+    else:
+        path.write_bytes(damage)
+    for opening in (ShardDirectory, open_shards):
+        with pytest.raises(ValueError, match=r"index.parquet cannot be read .*; build these shards again"):
+            opening(directory)
