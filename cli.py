@@ -265,13 +265,13 @@ def predict(
     from PIL import Image
     from rich.console import Console
 
-    from model.policy import PixelVLA
     from model.predict import action_table, read_image, read_mask, read_prompts, read_state
     from pixel160k.painting import paint
+    from train.checkpoints import load_policy
 
     image, prompts = read_image(image_file), read_prompts(points, lines, regions)
     masks = [read_mask(file) for file in mask_files]
-    policy = PixelVLA.from_pretrained(checkpoint).to(device)
+    policy = load_policy(checkpoint).to(device)
     actions = policy.predict_action(image, instruction, masks, prompts, dataset, read_state(state))
     if drawing is not None:
         Image.fromarray(paint(image, masks, prompts)).save(drawing)
@@ -279,6 +279,58 @@ def predict(
         click.echo(json.dumps(actions.tolist()))
     else:
         Console().print(action_table(actions))
+
+
+@main.command()
+@click.option("--stage", type=click.Choice(["pretrain", "cat", "pue"]), help="[default: the recipe's]")
+@click.option("--shards", multiple=True, required=True, help="Output of `pixelcli build-shards`; repeatable.")
+@click.option("--out", type=_directory, required=True, help="Where checkpoints and logs go.")
+@click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
+@click.option("--init", help="Start from this checkpoint, run, hub id or preset [default: the recipe's].")
+@click.option("--max-steps", type=click.IntRange(1), help="Steps in all [default: the recipe's].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+def train(
+    stage: str | None,
+    shards: tuple[str, ...],
+    out: Path,
+    recipe: str,
+    init: str | None,
+    max_steps: int | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+) -> None:
+    """Train a policy on shards: pretrain (everything), cat (the action decoder), pue (LoRA, the three modules).
+
+    Several processes or machines: start it with torchrun or accelerate launch, as the recipes show.
+
+    \b
+    pixelcli train --stage cat --recipe cat-openvla --shards shards --out runs/cat
+    pixelcli train --stage pue --recipe pue-openvla --shards shards --init runs/cat --out runs/pue
+    pixelcli train --stage pue --recipe pue-openvla --shards shards --init runs/cat --out runs/pue --resume
+    """
+    from train.run import train as run
+    from train.settings import load_recipe
+
+    chosen = {"stage": stage, "init": init, "max_steps": max_steps}
+    chosen_here = tuple(f"{key}={value}" for key, value in chosen.items() if value is not None)
+    checkpoint = run(load_recipe(recipe, (*overrides, *chosen_here)), shards, out, resume)
+    click.echo(f"the last checkpoint: {checkpoint}")
+
+
+@main.command()
+@click.option("--checkpoint", type=_directory, required=True, help="A checkpoint of cat or pue, or the run.")
+@click.option("--out", type=_directory, required=True, help="A new folder for the whole policy.")
+def merge(checkpoint: Path, out: Path) -> None:
+    """Make a checkpoint of training one policy that stands alone, the LoRA folded into the weights.
+
+    \b
+    pixelcli merge --checkpoint runs/pue --out policy
+    """
+    from train.checkpoints import merge as make_whole
+
+    make_whole(checkpoint, out)
+    click.echo(f"{out} holds the whole policy; act with: pixelcli predict --checkpoint {out}")
 
 
 @main.group()
@@ -308,6 +360,47 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
     for table in summary_tables(compare(annotations, truth or default_directory() / "truth.parquet", out, data_dir)):
         Console().print(table)
     click.echo(f"the worst cases: {out / 'worst.html'}")
+
+
+@evaluate.command("actions")
+@click.option("--checkpoint", required=True, help="A policy, or a run or checkpoint of training.")
+@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@click.option(
+    "--split", default="val", show_default=True, help="Evaluate on the episodes of this split; all: every one."
+)
+@click.option(
+    "--prompts",
+    default="none,point,mask,pixel_mask,wrong_point,wrong_mask,wrong_pixel_mask",
+    show_default=True,
+    help="What is pointed at: none, point, line, region, mask, pixel_mask, and each with wrong_ before it.",
+)
+@click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
+@click.option("--device", default="cpu", show_default=True, help="Of the policy: cpu, cuda, cuda:1, mps.")
+def evaluate_actions(checkpoint: str, shards: Path, split: str, prompts: str, out: Path, device: str) -> None:
+    """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
+
+    \b
+    pixelcli evaluate actions --checkpoint runs/pue --shards shards --out evaluation
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from evaluation.actions import evaluate as compare
+    from evaluation.actions import summary_table
+    from pixel160k.episodes import ShardDirectory
+    from train.checkpoints import load_policy
+
+    policy = load_policy(checkpoint).to(device)
+    directory = ShardDirectory(shards, chunk=policy.settings.chunk)
+    episodes = [e for e in directory.episode_ids if split in ("all", e.rsplit("-", 3)[1])]
+    if not episodes:
+        raise click.UsageError(f"{shards} holds no episode of the split {split!r}; give another with --split, or all")
+    console = Console(stderr=True)
+    result = compare(
+        policy, directory, episodes, prompts.split(","), out, lambda ids: track(ids, "episodes", console=console)
+    )
+    Console().print(summary_table(result))
+    click.echo(f"the page: {out / 'actions.html'}")
 
 
 @main.command()

@@ -61,7 +61,7 @@ def episode_actions(record, steps):
 def write_shards(out, files, dataset="drawn", split="train"):
     """Write a directory of shards; `files` lists for each shard the number of steps of its episodes."""
     out.mkdir(exist_ok=True)
-    index, entries, actions = [], [], []
+    index, entries, actions, states = [], [], [], []
     for number, episodes in enumerate(files):
         path = out / f"{dataset}-{split}-{number:05d}.tar"
         with shards.ShardWriter(path) as writer:
@@ -73,13 +73,14 @@ def write_shards(out, files, dataset="drawn", split="train"):
                     jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
                     masked = shards.step_masks(row, step)
                     chunk = action_chunk(actions[-1], step, steps - 1, HORIZON)
-                    writer.write(row, masked, jpeg, chunk, np.array([number, record, step], np.float32))
+                    states.append(np.array([number, record, step], np.float32))
+                    writer.write(row, masked, jpeg, chunk, states[-1])
         index += writer.index
         digest = {"bytes": path.stat().st_size, "sha256": shards.sha256_of(path)}
         entries.append({"name": path.name, "samples": len(writer.index)} | digest)
     shards.write_index(out / "index.parquet", index)
     together = np.concatenate(actions)
-    statistics = dataset_statistics(together, together, len(actions))
+    statistics = dataset_statistics(together, np.stack(states), len(actions))
     (out / "dataset_statistics.json").write_text(json.dumps({dataset: statistics}))
     manifest = {
         "format_version": shards.FORMAT_VERSION,

@@ -1,0 +1,184 @@
+"""How far a policy's actions are from the demonstrated ones on episodes that it never saw, and what pointing changes.
+
+No simulator and no robot: the error of each predicted chunk against what the demonstrator did next, in robot units. The
+same steps are asked with several prompts: none, the right object's, a wrong object's. Errors are means over episodes of
+an episode's mean, with 95% bootstrap intervals over episodes. Two trivial policies stand beside: the mean action of the
+training data, and repeating the last action.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from evaluation.annotation_measures import bootstrap_interval
+from model.policy import PixelVLA
+from model.processor import Observation
+from pixel160k import drawing
+from pixel160k.episodes import ShardDirectory
+from pixel160k.prompts import seeded_generator
+from pixel160k.samples import Sample
+from train.data import KINDS, PIXEL_MASK, point_at
+
+DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+PROMPTS = ("none", *KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*KINDS, PIXEL_MASK)))
+MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
+_BATCH = 32
+_TEMPLATE = Path(__file__).with_name("action_report.html")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Absolute errors of one way of acting on one episode, summed over the rows that count.
+
+    Attributes:
+        total: float64 (2, 7): over all rows, and over those before the gripper closes.
+        rows: how many rows each of the two sums is over.
+    """
+
+    total: np.ndarray
+    rows: np.ndarray
+
+
+def evaluate(
+    policy: PixelVLA,
+    directory: ShardDirectory,
+    episodes: Sequence[str],
+    prompts: Sequence[str],
+    out: Path | None = None,
+    progress: Callable[[Sequence[str]], Any] = iter,
+) -> dict[str, Any]:
+    """Measure a policy on episodes of a shard directory.
+
+    Args:
+        policy: with statistics of the shards' data set.
+        directory: opened with all members and the policy's chunk.
+        episodes: ids; those without any prompt are left out and counted, so that all conditions are over the same.
+        prompts: of `PROMPTS`. "wrong_" takes the prompts of another object: those of the episode that begins with the
+            very same picture, if there is one (two-alike scenes), else of an episode drawn by the id.
+        out: where evaluation.json and actions.html go; None writes nothing.
+        progress: wraps the loop over episodes.
+
+    Returns:
+        What evaluation.json holds: `episodes`, `left_out`, and by condition, the two trivial ones among them, `all` and
+        `before_close`: the mean absolute error of each dimension (`error`, 7) and of x and y together (`xy`, with
+        `xy_95`), in robot units (m and rad where the source has them, the gripper in [0, 1]).
+
+    Raises:
+        ValueError: an unknown prompt, no episode left, or no statistics of the data set.
+    """
+    if unknown := sorted(set(prompts) - set(PROMPTS)):
+        raise ValueError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
+    dataset = directory.manifest["dataset"]
+    mean = np.array(policy.processor.statistics_of(dataset)["action"]["mean"])
+    firsts = {episode: directory.sample(episode, directory.steps(episode)[0]) for episode in episodes}
+    pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
+    if not pointed:
+        raise ValueError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
+    wrong = _wrong_episodes(directory, pointed)
+    found: dict[str, list[Errors]] = defaultdict(list)
+    for episode in progress(list(pointed)):
+        samples = directory.episode(episode)
+        found[MEAN_ACTION].append(_errors(samples, [np.broadcast_to(mean, _actions(s).shape) for s in samples]))
+        found[REPEAT_LAST].append(_errors(samples, _repeated(samples)))
+        for kind in prompts:
+            source = pointed[wrong[episode]] if kind.startswith("wrong_") else None
+            found[kind].append(_errors(samples, _predict(policy, samples, kind.removeprefix("wrong_"), source)))
+    result = {
+        "dataset": dataset,
+        "episodes": len(pointed),
+        "left_out": len(firsts) - len(pointed),
+        "conditions": {name: _summary(errors) for name, errors in found.items()},
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        page = drawing.render(_TEMPLATE, {"title": f"{dataset}: held-out action error", **result, "names": DIMENSIONS})
+        (out / "actions.html").write_text(page, encoding="utf-8")
+    return result
+
+
+def summary_table(result: dict[str, Any]) -> Table:
+    """The result of `evaluate` for the terminal: a row a condition, the errors before the gripper closes and of all steps."""
+    table = Table(title=f"{result['dataset']}: mean absolute error, {result['episodes']} held-out episodes")
+    for name in ("", "x, y before the close [95%]", "x, y", *DIMENSIONS):
+        table.add_column(name, justify="right" if name else "left")
+    for name, condition in result["conditions"].items():
+        before, whole = condition["before_close"], condition["all"]
+        told = "–" if before["xy"] is None else "{:.4f} [{:.4f}, {:.4f}]".format(before["xy"], *before["xy_95"])
+        table.add_row(name, told, f"{whole['xy']:.4f}", *(f"{error:.4f}" for error in whole["error"]))
+    return table
+
+
+def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> dict[str, str]:
+    """For every episode another whose object is not its own."""
+    pictures = defaultdict(list)
+    for episode, sample in pointed.items():
+        pictures[hashlib.sha256(directory.members(episode, sample.step)["jpg"]).digest()].append(episode)
+    twins = {episode: group for group in pictures.values() for episode in group}
+    chosen = {}
+    for episode in pointed:
+        others = [other for other in twins[episode] if other != episode] or [o for o in pointed if o != episode]
+        if not others:
+            raise ValueError("a wrong object's prompts come from another episode, and there is only one")
+        chosen[episode] = others[seeded_generator("wrong prompt", episode).integers(len(others))]
+    return chosen
+
+
+def _predict(policy: PixelVLA, samples: Sequence[Sample], kind: str, source: Sample | None) -> Iterator[np.ndarray]:
+    """Chunks of actions in robot units, (N_c, 7) a sample; prompts of `source` instead of the samples' own, if given."""
+    for begin in range(0, len(samples), _BATCH):
+        observations = []
+        for sample in samples[begin : begin + _BATCH]:
+            assert sample.image is not None
+            masks, prompts = point_at(source or sample, kind)
+            observations.append(
+                Observation(sample.image, sample.instruction, masks, prompts, sample.state, sample.dataset)
+            )
+        yield from policy.act(observations)
+
+
+def _repeated(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
+    """Before each step's first action the one before it; at the start none was made: no motion, the gripper open."""
+    last = np.array([0, 0, 0, 0, 0, 0, 1.0])
+    for sample in samples:
+        yield np.broadcast_to(last, _actions(sample).shape)
+        last = _actions(sample)[0]
+
+
+def _actions(sample: Sample) -> np.ndarray:
+    assert sample.actions is not None
+    return sample.actions
+
+
+def _errors(samples: Sequence[Sample], predictions: Iterator[np.ndarray] | Sequence[np.ndarray]) -> Errors:
+    total, rows = np.zeros((2, len(DIMENSIONS))), np.zeros(2, int)
+    for sample, predicted in zip(samples, predictions, strict=True):
+        difference = np.abs(predicted - _actions(sample))
+        steps = sample.step + np.arange(len(difference))
+        for place, counted in enumerate(
+            (sample.action_mask, sample.action_mask & (steps < sample.about["close_step"]))
+        ):
+            total[place] += difference[counted].sum(0)
+            rows[place] += counted.sum()
+    return Errors(total, rows)
+
+
+def _summary(errors: Sequence[Errors]) -> dict[str, Any]:
+    summary = {}
+    for place, name in enumerate(("all", "before_close")):
+        means = np.array([error.total[place] / error.rows[place] for error in errors if error.rows[place]])
+        xy = means[:, :2].mean(1).tolist() if len(means) else []
+        summary[name] = {
+            "episodes": len(means),
+            "error": [round(value, 6) for value in means.mean(0).tolist()] if len(means) else [],
+            "xy": round(float(np.mean(xy)), 6) if xy else None,
+            "xy_95": [round(bound, 6) for bound in bootstrap_interval(xy) or []],
+        }
+    return summary

@@ -1,0 +1,327 @@
+"""Training: what moves and what does not, resuming to the bit, and failures that are loud and cheap."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+pytest.importorskip("peft", reason="needs the extra [train]")
+
+from click.testing import CliRunner  # noqa: E402
+from numbered_shards import write_shards  # noqa: E402
+from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from test_pi0 import SETTINGS as PI0_SIZES  # noqa: E402
+from transformers import PI0ForConditionalGeneration  # noqa: E402
+
+from cli import main  # noqa: E402
+from model.pi0 import pi0_config  # noqa: E402
+from model.policy import PixelVLA  # noqa: E402
+from model.tokenizer import byte_tokenizer  # noqa: E402
+from pixel160k.episodes import ShardDirectory  # noqa: E402
+from train import checkpoints, run, stages  # noqa: E402
+from train.settings import RECIPES, load_recipe  # noqa: E402
+
+SMALL = (
+    "model=[backbone.vision.image_size=48]",
+    "held_out_share=0.2",
+    "batch_size=2",
+    "evaluate_batches=1",
+    "report_to=[]",
+)
+QUICK = (*SMALL, "max_steps=2", "save_every=2", "evaluate_every=2", "warmup_steps=0", "workers=0", "log_every=1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Four shards of numbered pictures, most episodes accepted."""
+    return str(write_shards(tmp_path_factory.mktemp("train") / "shards", [[12] * 4] * 4))
+
+
+def train(shards, out, *overrides, recipe="tiny-sample", resume=False):
+    return run.train(load_recipe(recipe, (*QUICK, *overrides)), [shards], Path(out), resume)
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """The three stages in a row, two steps each: the folders of their runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(shards, folder / "pretrain")
+    train(shards, folder / "cat", "stage=cat", f"init={folder / 'pretrain'}")
+    train(shards, folder / "pue", "stage=pue", f"init={folder / 'cat'}", "learning_rate=0.01")
+    return folder
+
+
+def observe(shards):
+    directory = ShardDirectory(shards)
+    return directory.sample(directory.episode_ids[0], 0)
+
+
+def act(policy, shards, **pointing):
+    sample = observe(shards)
+    return policy.predict_action(sample.image, sample.instruction, dataset=sample.dataset, **pointing)
+
+
+# --- what is trained
+
+
+def test_cat_moves_the_action_decoder_alone(trained):
+    before, after = (checkpoints.load_policy(trained / stage).state_dict() for stage in ("pretrain", "cat"))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"action_decoder"}
+
+
+def test_pue_moves_adapters_and_modules_alone(trained, shards):
+    settings = load_recipe("tiny-sample", (*QUICK, "stage=pue", f"init={trained / 'cat'}"))
+    policy, _ = run.build(settings, {}, resumed=checkpoints.latest(trained / "pue"))
+    started, _ = run.build(settings, {}, resumed=None)
+    before, after = started.state_dict(), policy.state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in moved} == {"backbone", "pixel_encoder", "prompt_encoder", "action_decoder"}
+    assert all(".lora_" in name for name in moved if name.startswith("backbone."))
+    adapted = set(stages.lora_layers(policy))
+    assert any("q_proj" in name for name in adapted) and any("down_proj" in name for name in adapted)
+    assert not any("lm_head" in name for name in adapted)
+    assert not any(".lora_" in name for name in after if "vision" in name or "projector" in name.split(".")[1])
+    assert "adapters 0 of" not in stages.describe(policy) and "backbone 0 of" in stages.describe(policy)
+
+
+def test_merged_predictions_are_those_of_the_adapter(trained, shards, tmp_path):
+    settings = load_recipe("tiny-sample", (*QUICK, "stage=pue", f"init={trained / 'cat'}"))
+    statistics = ShardDirectory(shards).statistics
+    policy, _ = run.build(settings, {"drawn": statistics}, resumed=checkpoints.latest(trained / "pue"))
+    with_adapter = act(policy.eval(), shards)
+    result = CliRunner().invoke(
+        main, ["merge", "--checkpoint", str(trained / "pue"), "--out", str(tmp_path / "policy")], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    merged = PixelVLA.from_pretrained(tmp_path / "policy")
+    np.testing.assert_allclose(act(merged, shards), with_adapter, atol=1e-5)
+    np.testing.assert_array_equal(act(merged, shards), act(checkpoints.load_policy(trained / "pue"), shards))
+    with pytest.raises(ValueError, match="no checkpoint of cat or pue"):
+        checkpoints.merge(trained / "pretrain", tmp_path / "again")
+
+
+def test_a_checkpoint_holds_everything_and_no_pickle_of_ours(trained):
+    files = {path.name for path in checkpoints.latest(trained / "pue").iterdir()}
+    assert files == {
+        "adapter", "config.json", "dataset_statistics.json", "modules.safetensors", "recipe.yaml", "tokenizer.json",
+        "tokenizer_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "progress.json", "trainer_state.json",
+    }  # fmt: skip
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with torch.serialization.safe_globals(
+            [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        ):
+            torch.load(checkpoints.latest(trained / "pue") / name, weights_only=True)
+
+
+def tiny_openvla(folder):
+    sizes = Sizes(
+        image=56, dino=Tower(32, 3, 2, 4.0), siglip=Tower(24, 3, 2, 4.0), hidden=32, layers=2, heads=2, kv_heads=2,
+        mlp=48, vocab=320, pad=0,
+    )  # fmt: skip
+    write_checkpoint(folder, sizes, random_weights(sizes))
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_pi0(folder):
+    sizes = PI0_SIZES.model_copy(update={"vocab_size": 320})
+    torch.manual_seed(0)
+    PI0ForConditionalGeneration(pi0_config(sizes)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_runs(recipe, shards, tmp_path):
+    """Two steps of each recipe as it is shipped, its models exchanged for tiny ones of the same kind."""
+    changes = ["report_to=[]", "workers=0", "held_out_share=0.2", "evaluate_batches=1", "batch_size=2"]
+    if recipe.endswith(("openvla", "pi0")):
+        init = (tiny_pi0 if recipe.endswith("pi0") else tiny_openvla)(tmp_path / "vla")
+        if recipe.startswith("pue"):
+            run.train(load_recipe("cat-openvla", (*changes, f"init={init}", "max_steps=2")), [shards], tmp_path / "cat")
+            init = tmp_path / "cat"
+        changes.append(f"init={init}")
+    else:
+        changes.append("model=[backbone.vision.image_size=48]")
+        if recipe == "small-sample":  # its language model is a package of its own: the same recipe with the tiny one
+            changes.append("init=tiny")
+    result = CliRunner().invoke(
+        main,
+        ["train", "--recipe", recipe, "--shards", shards, "--out", str(tmp_path / "out"), "--max-steps", "2"]
+        + [part for change in changes for part in ("--set", change)],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0 and "checkpoint-2" in result.output
+    sample = observe(shards)
+    policy = checkpoints.load_policy(tmp_path / "out")
+    actions = policy.predict_action(sample.image, "pick it up", dataset="drawn", state=sample.state)
+    assert actions.shape == (8, 7) and np.isfinite(actions).all()
+
+
+# --- resuming
+
+
+LONG = (
+    *SMALL,
+    "max_steps=20",
+    "save_every=5",
+    "evaluate_every=10",
+    "log_every=1",
+    "keep=3",
+    "batch_size=2",
+    "workers=1",
+)
+
+
+def losses(out):
+    state = json.loads((checkpoints.latest(out) / "trainer_state.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
+
+
+def start(out, shards, stage, init, *more):
+    code = "import torch; torch.set_num_threads(1); from cli import main; main()"
+    arguments = ["train", "--stage", stage, "--init", init, "--shards", shards, "--out", str(out), *more]
+    arguments += [part for change in LONG for part in ("--set", change)]
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "pue"])
+def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
+    init = "tiny" if stage == "pretrain" else str(trained / "cat")
+    whole = start(tmp_path / "whole", shards, stage, init)
+    assert whole.wait(300) == 0, whole.stderr.read().decode()[-2000:]
+    killed = start(tmp_path / "killed", shards, stage, init)
+    while not (tmp_path / "killed" / "checkpoint-10").exists():
+        assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
+    resumed = start(tmp_path / "killed", shards, stage, init, "--resume")
+    assert resumed.wait(300) == 0, resumed.stderr.read().decode()[-2000:]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 20
+    for name in ("modules.safetensors", "adapter/adapter_model.safetensors", "model.safetensors"):
+        first, second = (tmp_path / run / "checkpoint-20" / name for run in ("whole", "killed"))
+        assert first.exists() == second.exists()
+        if first.exists():
+            assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "pue"])
+def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
+    overrides = [*QUICK, f"stage={stage}", "init=tiny" if stage == "pretrain" else f"init={trained / 'cat'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "cli",
+        "train",
+    ]
+    command += ["--shards", shards, "--out", str(tmp_path / "out"), *(p for c in overrides for p in ("--set", c))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    progress = json.loads((tmp_path / "out" / "checkpoint-2" / "progress.json").read_text())
+    assert progress["account"]["samples"] == 4  # of one process
+    assert "8 samples" in done.stdout
+    checkpoints.load_policy(tmp_path / "out")
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=pue"], "pue starts from a checkpoint of cat"),
+        (["stage=pue", "init={runs}/pretrain"], "is one of pretrain: run pixelcli train --stage cat first"),
+        (["stage=cat", "init={runs}/pue"], "is a checkpoint of pue"),
+        (["init=nowhere"], "--init one of openvla-7b, pi0, small, tiny"),
+        (["stage=cat", "init=/nowhere/at/all"], "/nowhere/at/all"),
+        (["learning_rates=1"], "did you mean 'learning_rate'"),
+        (["stage=pue", "init={runs}/cat", "lora.targets=[nothing]"], "fit no layer of the language model"),
+        (["prompts.point=0", "prompts.line=0", "prompts.region=0", "prompts.mask=0"], "set text_only to 1"),
+        (["held_out_share=1"], "every sample of these shards is held out"),
+    ],
+)
+def test_what_cannot_be_is_said_before_it_begins(overrides, message, trained, shards, tmp_path):
+    overrides = [override.format(runs=trained) for override in overrides]
+    with pytest.raises(ValueError, match=message) as error:
+        train(shards, tmp_path / "out", *overrides)
+    assert "\n" not in str(error.value)
+    assert checkpoints.latest(tmp_path / "out") is None
+
+
+def test_a_run_is_never_begun_over_another(trained, shards, tmp_path):
+    with pytest.raises(ValueError, match="go on with --resume or choose another --out"):
+        train(shards, trained / "pretrain")
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train(shards, tmp_path, resume=True)
+
+
+def test_missing_statistics_and_other_formats_are_refused(shards, tmp_path):
+    copy = write_shards(tmp_path / "copy", [[4]])
+    (copy / "dataset_statistics.json").unlink()
+    with pytest.raises(ValueError, match="holds no statistics of drawn"):
+        train(str(copy), tmp_path / "out")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    with pytest.raises(ValueError, match="format version 99"):
+        train(str(copy), tmp_path / "out")
+
+
+def test_too_few_shards_for_the_processes(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ValueError, match="4 shards"):
+        train(shards, tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):
+    train(shards, tmp_path / "out")
+    good = load_file(checkpoints.latest(tmp_path / "out") / "model.safetensors")
+    monkeypatch.setattr("model.policy.l1_loss", lambda predicted, *_: predicted.sum() * float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is nan at step 3, in the batch of drawn-train-\d+") as error:
+        train(shards, tmp_path / "out", "max_steps=9", resume=True)
+    assert "\n" not in str(error.value)
+    assert checkpoints.latest(tmp_path / "out").name == "checkpoint-2"
+    kept = load_file(checkpoints.latest(tmp_path / "out") / "model.safetensors")
+    assert all(torch.equal(kept[name], good[name]) for name in good)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):
+    train(shards, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-2").rglob("*") if path.is_file()}
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(PixelVLA, "save_pretrained", full)
+    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be written .*No space left on device"):
+        train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+    monkeypatch.undo()
+    train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]

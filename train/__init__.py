@@ -1,0 +1,1 @@
+"""Two-stage visuomotor instruction tuning: recipes, data collation, the trainer, checkpoints that resume."""

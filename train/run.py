@@ -1,0 +1,86 @@
+"""One training run from recipe and shards to checkpoints: `pixelcli train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.policy import PixelVLA
+from model.settings import PRESETS
+from train import checkpoints, stages
+from train.settings import TrainSettings
+from train.stream import HeldOut, open_stream, statistics_of
+from train.trainer import PolicyTrainer
+
+
+def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: bool = False) -> Path:
+    """Train, and return the last checkpoint.
+
+    Args:
+        settings: the recipe.
+        shards: one or more shard directories, each a data set; all are used alike.
+        out: where checkpoints go; one of them holds all that a resumed run or a later stage needs.
+        resume: go on from the last checkpoint in `out`.
+
+    Raises:
+        ValueError: one line that says what is wrong with recipe, start, shards or `out`, before anything is trained; or
+            the loss was not finite.
+    """
+    last = checkpoints.latest(out)
+    if resume and last is None:
+        raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+    if not resume and last is not None:
+        raise ValueError(f"{out} holds checkpoints of an earlier run; go on with --resume or choose another --out")
+    torch.manual_seed(settings.seed)
+    statistics = statistics_of(shards)
+    policy, base = build(settings, statistics, last)
+    stream = open_stream(policy.processor, settings, shards)
+    trainer = PolicyTrainer(policy, settings, base, stream, HeldOut(policy.processor, settings, shards), out)
+    if trainer.is_world_process_zero():
+        print(stages.describe(policy), flush=True)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.is_world_process_zero():
+        print(trainer.account.summary(), flush=True)
+    finished = checkpoints.latest(out)
+    assert finished is not None
+    return finished
+
+
+def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | None) -> tuple[PixelVLA, str]:
+    """The policy of a run, prepared for its stage, and what its frozen backbone comes from.
+
+    Raises:
+        ValueError: the run cannot start from `settings.init`; says what it can start from.
+    """
+    if settings.stage == "pretrain":
+        if settings.init not in PRESETS:
+            raise ValueError(
+                f"pretrain starts a preset from nothing: --init one of {', '.join(PRESETS)}, not {settings.init!r}"
+            )
+        policy = (
+            checkpoints.load_policy(resumed)
+            if resumed
+            else PixelVLA.start(settings.init, statistics, settings.model, seed=settings.seed)
+        )
+        stages.prepare(policy, settings)
+        return policy, ""
+    init = checkpoints.latest(Path(settings.init)) or settings.init
+    came_from = checkpoints.stage_of(init)
+    if settings.stage == "pue" and came_from not in ("cat", "pue"):
+        raise ValueError(
+            f"pue starts from a checkpoint of cat, whose action decoder is trained, and {settings.init} is "
+            f"{f'one of {came_from}' if came_from else 'none'}: run pixelcli train --stage cat first"
+        )
+    if settings.stage == "cat" and came_from in ("cat", "pue"):
+        raise ValueError(f"cat starts from a pretrained VLA, and {settings.init} is a checkpoint of {came_from}")
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    if came_from:
+        policy = checkpoints.load_policy(init, dtype)
+        policy.processor.statistics.update(statistics)
+    else:
+        policy = PixelVLA.start(str(init), statistics, settings.model, dtype=dtype, seed=settings.seed)
+    if resumed:
+        checkpoints.load_part(policy, resumed)
+    stages.prepare(policy, settings)
+    return policy, checkpoints.base_of(init)

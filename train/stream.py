@@ -1,0 +1,118 @@
+"""Shards as batches: an endless, resumable stream to train on, and a fixed few batches of episodes never trained on."""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from model.processor import Processor
+from pixel160k.loader import ShardLoader, open_shards
+from pixel160k.prompts import seeded_generator
+from pixel160k.samples import Sample
+from pixel160k.table import ACCEPTED
+from train.data import Collator
+from train.settings import TrainSettings
+
+
+def statistics_of(shards: Sequence[str]) -> dict[str, Any]:
+    """The statistics of every data set in shard directories, by name.
+
+    Raises:
+        ValueError: a directory holds no shards, or no statistics.
+    """
+    return open_shards(shards, members=()).statistics
+
+
+def is_held_out(episode_id: str, settings: TrainSettings) -> bool:
+    """Whether an episode is never trained on: by its split, or drawn by its id."""
+    if episode_id.rsplit("-", 3)[1] == settings.held_out_split:
+        return True
+    return bool(seeded_generator("held out", episode_id).random() < settings.held_out_share)
+
+
+def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> StatefulDataLoader:
+    """The training batches of this process, without end: epoch after epoch, each in another order.
+
+    Raises:
+        ValueError: nothing to train on, or fewer shards than processes and workers together; says the arithmetic.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    loader = _open(processor, settings, shards, rank, processes)
+    return StatefulDataLoader(
+        _Endless(loader, settings),
+        batch_size=settings.batch_size,
+        num_workers=settings.workers,
+        collate_fn=Collator(processor, settings, augment=True),
+    )
+
+
+class _Endless(IterableDataset):
+    """Epoch after epoch of a loader, as (epoch, sample), without the episodes that are held out."""
+
+    def __init__(self, loader: ShardLoader, settings: TrainSettings) -> None:
+        super().__init__()
+        self._loader, self._settings = loader, settings
+
+    def __iter__(self) -> Iterator[tuple[int, Sample]]:
+        given = True
+        while True:
+            before, given = given, False
+            for sample in self._loader:
+                if not is_held_out(sample.episode_id, self._settings):
+                    given = True
+                    yield self._loader.epoch, sample
+            if not given and not before:  # the rest of a resumed epoch may be empty, a whole one may not
+                raise ValueError("every sample of these shards is held out; lower held_out_share")
+            self._loader.set_epoch(self._loader.epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loader.load_state_dict(state)
+
+
+class HeldOut:
+    """A fixed few batches of held-out samples, seen as a policy sees them when it acts."""
+
+    def __init__(self, processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> None:
+        """Read the samples; the batches are made anew at each evaluation, since they are larger.
+
+        Raises:
+            ValueError: no episode is held out.
+        """
+        wanted = settings.batch_size * settings.evaluate_batches
+        samples = (s for s in _open(processor, settings, shards) if is_held_out(s.episode_id, settings))
+        read = list(islice(samples, wanted))
+        self._samples = [
+            read[begin : begin + settings.batch_size] for begin in range(0, len(read), settings.batch_size)
+        ]
+        if not self._samples:
+            raise ValueError("no episode of these shards is held out to evaluate on; raise held_out_share")
+        self._collate = Collator(processor, settings, augment=False)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for samples in self._samples:
+            yield self._collate([(0, sample) for sample in samples])
+
+
+def _open(
+    processor: Processor, settings: TrainSettings, shards: Sequence[str], rank: int = 0, processes: int = 1
+) -> ShardLoader:
+    members = ["image", "actions", "state"] + (["labels", "prompts"] if settings.stage == "pue" else [])
+    return open_shards(
+        shards,
+        members=members,
+        chunk=processor.settings.chunk,
+        status=ACCEPTED if settings.stage == "pue" or settings.status == "accepted" else None,
+        shuffle_buffer=settings.shuffle_buffer,
+        seed=settings.seed,
+        rank=rank,
+        world_size=processes,
+    )

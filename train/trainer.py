@@ -1,0 +1,170 @@
+"""Hugging Face's Trainer with what a policy needs: our loader, our checkpoints, a loss that may not be NaN, an account."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from model.policy import PixelVLA
+from train import checkpoints
+from train.cost import Account, FlopCount
+from train.settings import TrainSettings
+from train.stream import HeldOut
+
+PROGRESS = "progress.json"  # where the stream and the account stand
+
+
+class PolicyTrainer(Trainer):
+    """Trains one policy by one recipe."""
+
+    def __init__(
+        self, policy: PixelVLA, settings: TrainSettings, base: str, stream: Any, held_out: HeldOut, out: Path
+    ) -> None:
+        """Train `policy`, prepared for its stage.
+
+        Args:
+            policy: see `train.stages.prepare`.
+            settings: the recipe.
+            base: see `train.checkpoints.save`.
+            stream: the training batches, with `state_dict` and `load_state_dict`.
+            held_out: batches to evaluate on.
+            out: where checkpoints go.
+        """
+        self._settings, self._base, self._stream, self._held_out, self._out = settings, base, stream, held_out, out
+        self._flops = FlopCount(policy)
+        super().__init__(policy, _arguments(settings, out), eval_dataset=held_out)
+        self.account = Account(self.args.world_size)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean already
+
+    def get_train_dataloader(self) -> Any:
+        """Our own stream: it splits by process and worker, and resumes, by itself."""
+        return _Timed(self._stream, self.account)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The held-out batches, always the same."""
+        return self._held_out
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"batch": inputs["batch"].to(self.args.device), "keys": inputs["keys"]}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The L1 loss of a batch.
+
+        Raises:
+            ValueError: it is not finite; names the samples.
+        """
+        output = model(inputs["batch"])
+        if not torch.isfinite(output.loss):
+            raise ValueError(
+                f"the loss is {output.loss.item()} at step {self.state.global_step + 1}, in the batch of "
+                f"{', '.join(inputs['keys'])}; the last checkpoint is kept: look at these samples, or lower learning_rate"
+            )
+        return (output.loss, output) if return_outputs else output.loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """The held-out loss of a batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Learn from a batch, and put it to the account."""
+        self.account.add(inputs["batch"], self._flops(inputs["batch"]))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the account to what is logged."""
+        super().log(logs | self.account.so_far(), start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside its place and rename it, so that there is never half of one; then drop old ones."""
+        out, unfinished = self._out, self._out / ".unfinished"
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.args.output_dir = str(unfinished)
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            raise ValueError(
+                f"{out / f'checkpoint-{self.state.global_step}'} cannot be written ({error}); the checkpoint before it is "
+                "whole: make room and go on with --resume"
+            ) from None
+        finally:
+            self.args.output_dir = str(out)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
+            (unfinished / name / PROGRESS).write_text(json.dumps(progress))
+            shutil.rmtree(out / name, ignore_errors=True)
+            (unfinished / name).rename(out / name)
+            unfinished.rmdir()
+            rotate_checkpoints(output_dir=str(out), save_total_limit=self._settings.keep, use_mtime=False)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            checkpoints.save(Path(output_dir or self._out), self.policy, self._settings, self._base)
+
+    @property
+    def policy(self) -> PixelVLA:
+        """The policy without what distributes it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The weights are there already: the policy was built from this checkpoint (train/run.py).
+        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text())
+        self._stream.load_state_dict(progress["stream"])
+        self.account.load_state_dict(progress["account"])
+
+
+class _Timed:
+    """A stream that tells the account how long each batch was waited for."""
+
+    def __init__(self, stream: Any, account: Account) -> None:
+        self._stream, self._account = stream, account
+
+    def __iter__(self) -> Any:
+        batches = iter(self._stream)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._account.waited += time.perf_counter() - began
+            yield batch
+
+
+def _arguments(settings: TrainSettings, out: Path) -> TrainingArguments:
+    """The recipe in the words of transformers."""
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        bf16=settings.dtype == "bfloat16",
+        seed=settings.seed,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_every,
+        eval_strategy="steps",
+        eval_steps=settings.evaluate_every,
+        prediction_loss_only=True,
+        ignore_data_skip=True,  # the stream goes on where it was, nothing is skipped
+        report_to=list(settings.report_to),
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        ddp_find_unused_parameters=True,  # a batch without masks leaves the pixel-aware encoder out
+        disable_tqdm=False,
+    )
