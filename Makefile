@@ -15,7 +15,7 @@ define need
 	echo "installing$$missing"; $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null
 endef
 
-.PHONY: demo test lint checkpoints clean
+.PHONY: demo test test-lerobot lint checkpoints clean
 
 demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, make the page
 	rm -rf demo
@@ -25,8 +25,11 @@ demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shard
 	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
 
-test: $(VENV)/.all $(LEROBOT)/.all lint  ## run every test, the slow ones too
+test: $(VENV)/.all lint  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest
+
+test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot package itself: 8 GB to install, CI does it
+	$(VENV)/bin/python -m pytest tests/test_export_lerobot.py
 
 lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
