@@ -29,8 +29,8 @@ class ShardLoader(IterableDataset):
     """An iterable of samples, and a torch `IterableDataset`; `open_shards` makes it.
 
     Iterating gives the samples of the epoch that `set_epoch` said; it has that order as often as it is iterated. Give
-    it to a `DataLoader` with `collate_fn` of your own, and for exact resuming to torchdata's `StatefulDataLoader`. One
-    iteration at a time: the state is that of the last one begun.
+    it to a `DataLoader` with a `collate_fn` of your own, for exact resuming to torchdata's `StatefulDataLoader`; not
+    with `persistent_workers`, which never hear of `set_epoch`. One iteration at a time: the state is that of the last.
 
     Attributes:
         statistics: of each data set by its name, in OpenVLA's names, as `pixel160k.actions.normalise` takes them.
@@ -51,7 +51,7 @@ class ShardLoader(IterableDataset):
     ) -> None:
         """See `open_shards`."""
         super().__init__()
-        self.statistics = {one.dataset: one.statistics for one in sets}
+        self.statistics = {shard_set.dataset: shard_set.statistics for shard_set in sets}
         self.epoch = epoch
         self._sets = sets
         self._quotas = quotas(sets, weights)
@@ -63,9 +63,7 @@ class ShardLoader(IterableDataset):
         self._current = epoch  # the epoch of the last iteration, and how many of its samples it gave
         self._position = 0
         self._finished = False
-        self._parts(
-            epoch, Reader(rank, world_size)
-        )  # too few shards for the ranks is said here, not in the first epoch
+        self._parts(epoch, Reader(rank, world_size))  # says here already that there are too few shards for the ranks
 
     def __len__(self) -> int:
         """The number of samples of this rank in the epoch, over all workers."""
@@ -117,11 +115,13 @@ class ShardLoader(IterableDataset):
         turns = mixture(counts, shuffled, seeded_generator("mixture", *place))
         given = np.bincount(turns[:begin], minlength=len(counts))
         streams = []
-        for one, of_set, count, first in zip(self._sets, dealt, counts, given, strict=True):
+        for shard_set, of_set, count, first in zip(self._sets, dealt, counts, given, strict=True):
             order = np.arange(count)
             if shuffled:
-                order = window_shuffle(count, self._shuffle_buffer, seeded_generator("samples", *place, one.dataset))
-            streams.append(self._stream(one, of_set, order[first:]))
+                order = window_shuffle(
+                    count, self._shuffle_buffer, seeded_generator("samples", *place, shard_set.dataset)
+                )
+            streams.append(self._stream(shard_set, of_set, order[first:]))
         for turn in turns[begin:]:
             sample = next(streams[turn])
             self._position += 1
@@ -130,11 +130,11 @@ class ShardLoader(IterableDataset):
             next(stream, None)  # lets each see the end of its last shard
         self._finished = True
 
-    def _stream(self, one: ShardSet, of_set: list[Part], order: np.ndarray) -> Iterator[Sample]:
+    def _stream(self, shard_set: ShardSet, of_set: list[Part], order: np.ndarray) -> Iterator[Sample]:
         """The samples of a data set in this order, which numbers the kept ones of all parts from front to back."""
         wanted = np.zeros(sum(int(part.kept.sum()) for part in of_set), bool)
         wanted[order] = True
-        encoded = self._read(one, of_set, wanted)
+        encoded = self._read(shard_set, of_set, wanted)
         held: dict[int, tuple[str, dict[str, Any]]] = {}
         for due in order:
             while due not in held:
@@ -148,7 +148,9 @@ class ShardLoader(IterableDataset):
             yield sample
         next(encoded, None)
 
-    def _read(self, one: ShardSet, of_set: list[Part], wanted: np.ndarray) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    def _read(
+        self, shard_set: ShardSet, of_set: list[Part], wanted: np.ndarray
+    ) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """The wanted samples, encoded, from front to back: their number, shard and members."""
         number = 0
         for part in of_set:
@@ -156,15 +158,15 @@ class ShardLoader(IterableDataset):
             due = np.full(len(part.kept), -1)
             due[part.kept] = np.where(wanted[first:number], np.arange(first, number), -1)
             if (due >= 0).any():
-                for members, place in zip(self._read_shard(one, part.shard), due.tolist(), strict=True):
+                for members, place in zip(self._read_shard(shard_set, part.shard), due.tolist(), strict=True):
                     if place >= 0:
                         yield place, part.shard.url, members
 
-    def _read_shard(self, one: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
+    def _read_shard(self, shard_set: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
         """All samples of a tar, encoded, of their members those that are decoded; each checked to be the one expected."""
         suffixes = {"json", *(MEMBERS[name] for name in self._members)}
         samples = webdataset.tarfile_to_samples(select_files=lambda name: name.partition(".")[2] in suffixes)
-        expected = (one.key(shard, number) for number in range(len(shard.steps)))
+        expected = (shard_set.key(shard, number) for number in range(len(shard.steps)))
         stream = samples([{"url": shard.url}])
         while True:
             key = next(expected, None)
@@ -188,8 +190,8 @@ class ShardLoader(IterableDataset):
     def _parts(self, epoch: int, reader: Reader) -> list[list[Part]]:
         shuffled = self._shuffle_buffer > 0
         return [
-            parts(one, quota, self._seed, epoch, shuffled, reader)
-            for one, quota in zip(self._sets, self._quotas, strict=True)
+            parts(shard_set, quota, self._seed, epoch, shuffled, reader)
+            for shard_set, quota in zip(self._sets, self._quotas, strict=True)
         ]
 
     def _reader(self) -> Reader:
@@ -203,7 +205,7 @@ class ShardLoader(IterableDataset):
             "seed": self._seed,
             "shuffle_buffer": self._shuffle_buffer,
             **dataclasses.asdict(self._reader()),
-            "samples": {one.dataset: quota for one, quota in zip(self._sets, self._quotas, strict=True)},
+            "samples": {shard_set.dataset: quota for shard_set, quota in zip(self._sets, self._quotas, strict=True)},
             "content": self._content,
         }
 
@@ -253,16 +255,16 @@ def open_shards(
         raise ValueError(f"status is {ACCEPTED!r}, {REJECTED!r} or None for both, not {status!r}")
     wanted = check_members(members)
     sets = open_sets(sources, split, status)
-    for one in sets:
-        check_chunk(chunk, one.horizon, one.folder)
+    for shard_set in sets:
+        check_chunk(chunk, shard_set.horizon, shard_set.folder)
     return ShardLoader(sets, wanted, chunk, weights, shuffle_buffer, seed, epoch, rank, world_size)
 
 
 def _fingerprint(sets: Sequence[ShardSet]) -> str:
     """SHA-256 (hex) of which shards are read and which of their samples are wanted."""
     digest = hashlib.sha256()
-    for one in sets:
-        for shard in one.shards:
-            digest.update(f"{one.dataset}/{shard.url.rpartition('/')[2]}/{len(shard.wanted)}".encode())
+    for shard_set in sets:
+        for shard in shard_set.shards:
+            digest.update(f"{shard_set.dataset}/{shard.url.rpartition('/')[2]}/{len(shard.wanted)}".encode())
             digest.update(np.packbits(shard.wanted).tobytes())
     return digest.hexdigest()

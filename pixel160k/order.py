@@ -41,15 +41,15 @@ def quotas(sets: Sequence[ShardSet], weights: Mapping[str, float] | None) -> lis
         ValueError: the weights are not one positive number a data set.
     """
     if weights is None:
-        return [one.samples for one in sets]
-    names = [one.dataset for one in sets]
+        return [shard_set.samples for shard_set in sets]
+    names = [shard_set.dataset for shard_set in sets]
     if set(weights) != set(names) or not all(0 < weight < float("inf") for weight in weights.values()):
         raise ValueError(f"weights need a positive number for each data set ({', '.join(names)}), not {dict(weights)}")
-    epoch = max(one.samples / weights[one.dataset] for one in sets)
-    return [max(one.samples, round(epoch * weights[one.dataset])) for one in sets]
+    epoch = max(shard_set.samples / weights[shard_set.dataset] for shard_set in sets)
+    return [max(shard_set.samples, round(epoch * weights[shard_set.dataset])) for shard_set in sets]
 
 
-def parts(one: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, reader: Reader) -> list[Part]:
+def parts(shard_set: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, reader: Reader) -> list[Part]:
     """The shards of a data set that a reader gets in an epoch, in their order.
 
     Each pass over the set shuffles its shards and deals them out to ranks, and a rank's to its workers. Where the quota
@@ -59,20 +59,20 @@ def parts(one: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, read
         ValueError: there are more readers than shards; states the arithmetic.
     """
     readers = reader.world_size * reader.workers
-    if len(one.shards) < readers:
+    if len(shard_set.shards) < readers:
         raise ValueError(
-            f"{one.dataset} has {len(one.shards)} shards with wanted samples, but {reader.world_size} ranks x "
+            f"{shard_set.dataset} has {len(shard_set.shards)} shards with wanted samples, but {reader.world_size} ranks x "
             f"{reader.workers} workers = {readers} readers need a shard each; use fewer workers or ranks"
         )
     dealt = []
-    for number in range(-(-quota // one.samples)):
-        generator = seeded_generator("shards", seed, epoch, one.dataset, number)
-        kept = [shard.wanted for shard in one.shards]
-        if (left := quota - number * one.samples) < one.samples:
+    for number in range(-(-quota // shard_set.samples)):
+        generator = seeded_generator("shards", seed, epoch, shard_set.dataset, number)
+        kept = [shard.wanted for shard in shard_set.shards]
+        if (left := quota - number * shard_set.samples) < shard_set.samples:
             kept = _draw(kept, left, generator)
-        order = generator.permutation(len(one.shards)) if shuffled else np.arange(len(one.shards))
+        order = generator.permutation(len(shard_set.shards)) if shuffled else np.arange(len(shard_set.shards))
         mine = order[reader.rank :: reader.world_size][reader.worker :: reader.workers]
-        dealt += [Part(one.shards[place], kept[place]) for place in mine]
+        dealt += [Part(shard_set.shards[place], kept[place]) for place in mine]
     return dealt
 
 
@@ -87,8 +87,8 @@ def _draw(wanted: list[np.ndarray], count: int, generator: np.random.Generator) 
 def window_shuffle(count: int, held: int, generator: np.random.Generator) -> np.ndarray:
     """An order of the numbers below `count`, int64 (count,), for which a reader from front to back holds `held` samples.
 
-    Each number is put off by a random time below twice `held`. When one is due, all before it were read, and what was
-    read and is not due yet was put off long enough: on average half of the window's samples, never all of them.
+    Each number is put off by a random time below twice `held`. When one is due, all before it were read, and of the
+    last 2 x `held` of these on average half were put off until later; never more than all of them.
     """
     return np.argsort(np.arange(count) + generator.random(count) * (2 * held), kind="stable")
 
