@@ -6,7 +6,7 @@ Only what is asked for is decoded, and nothing is ever unpickled: a member is de
 import io
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -61,13 +61,13 @@ class Sample:
     target_object: str
     status: str
     reason: str
-    image: np.ndarray | None
-    labels: np.ndarray | None
-    prompts: tuple[Prompt, ...]
-    actions: np.ndarray | None
-    action_mask: np.ndarray | None
-    state: np.ndarray | None
-    about: dict[str, Any]
+    image: np.ndarray | None = field(repr=False)
+    labels: np.ndarray | None = field(repr=False)
+    prompts: tuple[Prompt, ...] = field(repr=False)
+    actions: np.ndarray | None = field(repr=False)
+    action_mask: np.ndarray | None = field(repr=False)
+    state: np.ndarray | None = field(repr=False)
+    about: dict[str, Any] = field(repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
