@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import tarfile
 import threading
 from collections import Counter
@@ -306,7 +307,7 @@ def test_weights_need_a_positive_number_for_each_set(two_sets, weights):
         open_keys(two_sets, weights=weights)
 
 
-def test_tars_patterns_and_urls_name_the_same_shards(directory):
+def test_tars_and_patterns_name_shards(directory):
     pattern = f"{directory}/drawn-train-{{00001..00003}}.tar"
     some = [key for key in all_keys(directory) if key.split("-")[2] in ("00001", "00002", "00003")]
     assert keys(open_keys(pattern, shuffle_buffer=0)) == some
@@ -314,13 +315,18 @@ def test_tars_patterns_and_urls_name_the_same_shards(directory):
     assert keys(open_keys(tars, shuffle_buffer=0)) == some
     with pytest.raises(ValueError, match=r"manifest.json lists no drawn-train-00006.tar"):
         open_keys(f"{directory}/drawn-train-{{00005..00006}}.tar")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads URLs with curl")
+def test_urls_are_read_as_folders_are(directory, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
-    handler.func.log_message = lambda *_: None
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        loader = open_keys(url + "/drawn-train-{00001..00003}.tar")
-        assert keys(loader) == keys(open_keys(pattern))
+        url, pattern = f"http://127.0.0.1:{server.server_port}", "drawn-train-{00001..00003}.tar"
+        loader = open_keys(f"{url}/{pattern}")
+        assert keys(loader) == keys(open_keys(f"{directory}/{pattern}"))
         assert loader.statistics == open_keys(directory).statistics
         with pytest.raises(ValueError, match="/nowhere holds no shards"):
             open_keys(f"{url}/nowhere")
