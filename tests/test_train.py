@@ -30,7 +30,7 @@ from train import checkpoints, run, stages  # noqa: E402
 from train.settings import RECIPES, load_recipe  # noqa: E402
 
 SMALL = (
-    "model=[backbone.vision.image_size=48]",
+    "model=[backbone.vision.image_size=48, backbone.vision.patch_size=16]",
     "held_out_share=0.2",
     "batch_size=2",
     "evaluate_batches=1",
@@ -119,7 +119,7 @@ def test_a_checkpoint_holds_everything_and_no_pickle_of_ours(trained):
     files = {path.name for path in checkpoints.latest(trained / "pue").iterdir()}
     assert files == {
         "adapter", "config.json", "dataset_statistics.json", "modules.safetensors", "recipe.yaml", "tokenizer.json",
-        "tokenizer_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "progress.json", "trainer_state.json",
+        "tokenizer_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "progress-0.json", "trainer_state.json",
     }  # fmt: skip
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with torch.serialization.safe_globals(
@@ -157,7 +157,7 @@ def test_every_recipe_runs(recipe, shards, tmp_path):
             init = tmp_path / "cat"
         changes.append(f"init={init}")
     else:
-        changes.append("model=[backbone.vision.image_size=48]")
+        changes.append("model=[backbone.vision.image_size=48, backbone.vision.patch_size=16]")
         if recipe == "small-sample":  # its language model is a package of its own: the same recipe with the tiny one
             changes.append("init=tiny")
     result = CliRunner().invoke(
@@ -228,25 +228,25 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
 @pytest.mark.parametrize("stage", ["pretrain", "pue"])
 def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
     overrides = [*QUICK, f"stage={stage}", "init=tiny" if stage == "pretrain" else f"init={trained / 'cat'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "cli",
-        "train",
+
+    def launch(out, steps, *more):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "cli"]
+        command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
+        command += [part for override in overrides for part in ("--set", override)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    told = launch(tmp_path / "out", 2)
+    progress = [
+        json.loads((tmp_path / "out" / "checkpoint-2" / f"progress-{rank}.json").read_text()) for rank in (0, 1)
     ]
-    command += ["--shards", shards, "--out", str(tmp_path / "out"), *(p for c in overrides for p in ("--set", c))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    progress = json.loads((tmp_path / "out" / "checkpoint-2" / "progress.json").read_text())
-    assert progress["account"]["samples"] == 4  # of one process
-    assert "8 samples" in done.stdout
+    assert [one["account"]["samples"] for one in progress] == [4, 4]
+    assert "8 samples" in told
     checkpoints.load_policy(tmp_path / "out")
+    assert "16 samples" in launch(tmp_path / "out", 4, "--resume")
 
 
 # --- failures

@@ -16,8 +16,6 @@ from train.cost import Account, FlopCount
 from train.settings import TrainSettings
 from train.stream import HeldOut
 
-PROGRESS = "progress.json"  # where the stream and the account stand
-
 
 class PolicyTrainer(Trainer):
     """Trains one policy by one recipe."""
@@ -88,6 +86,7 @@ class PolicyTrainer(Trainer):
         out, unfinished = self._out, self._out / ".unfinished"
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()  # the other processes write into it as well
         self.args.output_dir = str(unfinished)
         try:
             super()._save_checkpoint(model, trial)
@@ -98,15 +97,21 @@ class PolicyTrainer(Trainer):
             ) from None
         finally:
             self.args.output_dir = str(out)
+        name = f"checkpoint-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()
+        progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
+        (unfinished / name / self._progress_file).write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
-            (unfinished / name / PROGRESS).write_text(json.dumps(progress))
             shutil.rmtree(out / name, ignore_errors=True)
             (unfinished / name).rename(out / name)
             unfinished.rmdir()
             rotate_checkpoints(output_dir=str(out), save_total_limit=self._settings.keep, use_mtime=False)
+
+    @property
+    def _progress_file(self) -> str:
+        """Where this process notes its place in the data and its account; each has its own shards."""
+        return f"progress-{self.args.process_index}.json"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -119,7 +124,13 @@ class PolicyTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The weights are there already: the policy was built from this checkpoint (train/run.py).
-        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text())
+        try:
+            progress = json.loads((Path(resume_from_checkpoint) / self._progress_file).read_text())
+        except OSError:
+            raise ValueError(
+                f"{resume_from_checkpoint} was written by fewer processes than the {self.args.world_size} that resume it; "
+                "start as many as then"
+            ) from None
         self._stream.load_state_dict(progress["stream"])
         self.account.load_state_dict(progress["account"])
 
