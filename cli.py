@@ -365,9 +365,7 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
 @evaluate.command("actions")
 @click.option("--checkpoint", required=True, help="A policy, or a run or checkpoint of training.")
 @click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
-@click.option(
-    "--split", default="val", show_default=True, help="Evaluate on the episodes of this split; all: every one."
-)
+@click.option("--split", help="Only episodes of this split [default: those that training held out].")
 @click.option(
     "--prompts",
     default="none,point,mask,pixel_mask,wrong_point,wrong_mask,wrong_pixel_mask",
@@ -376,7 +374,7 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
 )
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
 @click.option("--device", default="cpu", show_default=True, help="Of the policy: cpu, cuda, cuda:1, mps.")
-def evaluate_actions(checkpoint: str, shards: Path, split: str, prompts: str, out: Path, device: str) -> None:
+def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: str, out: Path, device: str) -> None:
     """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
 
     \b
@@ -388,13 +386,22 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str, prompts: str, ou
     from evaluation.actions import evaluate as compare
     from evaluation.actions import summary_table
     from pixel160k.episodes import ShardDirectory
-    from train.checkpoints import load_policy
+    from train.checkpoints import load_policy, recipe_of
+    from train.stream import is_held_out
 
+    recipe = recipe_of(checkpoint)
+    if recipe is None and split is None:
+        raise click.UsageError(f"{checkpoint} does not say what it was trained on; name the episodes with --split")
     policy = load_policy(checkpoint).to(device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    episodes = [e for e in directory.episode_ids if split in ("all", e.rsplit("-", 3)[1])]
+    episodes = [
+        episode
+        for episode in directory.episode_ids
+        if (is_held_out(episode, recipe) if recipe and split is None else episode.rsplit("-", 3)[1] == split)
+    ]
     if not episodes:
-        raise click.UsageError(f"{shards} holds no episode of the split {split!r}; give another with --split, or all")
+        wanted = "that training held out" if split is None else f"of the split {split!r}"
+        raise click.UsageError(f"{shards} holds no episode {wanted}; name a split with --split")
     console = Console(stderr=True)
     result = compare(
         policy, directory, episodes, prompts.split(","), out, lambda ids: track(ids, "episodes", console=console)

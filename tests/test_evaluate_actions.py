@@ -144,4 +144,5 @@ def test_the_command(directory, tmp_path):
     assert result.exit_code == 0
     assert "wrong_mask" in json.loads((tmp_path / "out" / "evaluation.json").read_text())["conditions"]
     assert CHUNK <= HORIZON
-    assert "no episode of the split 'val'" in CliRunner().invoke(main, arguments).output
+    assert "no episode of the split 'val'" in CliRunner().invoke(main, [*arguments, "--split", "val"]).output
+    assert "does not say what it was trained on" in CliRunner().invoke(main, arguments).output

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -27,10 +26,10 @@ _CONFIG, _MODULES, _ADAPTER, _RECIPE = "config.json", "modules.safetensors", "ad
 _STATISTICS = "dataset_statistics.json"
 
 
-def stage_of(model: str | Path) -> str:
-    """The stage that a checkpoint comes out of: "pretrain", "cat" or "pue"; "" for one that no stage here wrote."""
-    recipe = Path(model) / _RECIPE
-    return yaml.safe_load(recipe.read_text(encoding="utf-8"))["stage"] if recipe.is_file() else ""
+def recipe_of(model: str | Path) -> TrainSettings | None:
+    """The recipe by which a checkpoint, or the last one of a run, was trained; None for one that was not trained here."""
+    recipe = (latest(Path(model)) or Path(model)) / _RECIPE
+    return TrainSettings.load(recipe) if recipe.is_file() else None
 
 
 def save(folder: Path, policy: PixelVLA, settings: TrainSettings, base: str) -> None:

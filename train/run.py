@@ -66,7 +66,8 @@ def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | N
         stages.prepare(policy, settings)
         return policy, ""
     init = checkpoints.latest(Path(settings.init)) or settings.init
-    came_from = checkpoints.stage_of(init)
+    recipe = checkpoints.recipe_of(init)
+    came_from = recipe.stage if recipe else ""
     if settings.stage == "pue" and came_from not in ("cat", "pue"):
         raise ValueError(
             f"pue starts from a checkpoint of cat, whose action decoder is trained, and {settings.init} is "
