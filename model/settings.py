@@ -195,11 +195,12 @@ PRESETS: dict[str, ModelSettings] = {
         ),
         decoder_size=512,
     ),
+    # Few patches, since time on a CPU goes with them: see docs/model.md.
     "tiny": ModelSettings(
         backbone=OpenVLASettings(
             vision=FusedVisionSettings(
                 image_size=224,
-                patch_size=16,
+                patch_size=28,
                 dino=DinoSettings(hidden_size=96, depth=5, heads=3, mlp_ratio=3),
                 siglip=SiglipSettings(hidden_size=96, depth=5, heads=3, mlp_ratio=3),
                 levels=(1, 3),

@@ -33,7 +33,9 @@ STATISTICS = {
         "proprio": {"mean": [0.2] * 7, "std": [0.5] * 7},
     }
 }
-SMALLER = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.image_size=64"])
+SMALLER = ModelSettings.load(
+    base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.image_size=64", "backbone.vision.patch_size=16"]
+)
 PI0 = ModelSettings(
     backbone=Pi0Settings(
         vision=VisionSettings(
@@ -141,7 +143,8 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (224, 224)])
 def test_masks_and_prompts_stay_on_their_image(size, crop):
     """A white disc on black: where its mask covers a patch the patch is as bright, and its centre stays its centre."""
-    processor = Processor(PRESETS["tiny"], byte_tokenizer(), STATISTICS)
+    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.patch_size=16"])
+    processor = Processor(settings, byte_tokenizer(), STATISTICS)
     image = np.zeros((*size, 3), np.uint8)
     centre = round(size[1] * 0.6), round(size[0] * 0.3)
     cv2.circle(image, centre, round(size[0] * 0.12), (255, 255, 255), -1)
