@@ -88,19 +88,19 @@ class PolicyTrainer(Trainer):
             shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()  # the other processes write into it as well
         self.args.output_dir = str(unfinished)
+        name = f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
+            (unfinished / name / self._progress_file).write_text(json.dumps(progress))
         except OSError as error:
             raise ValueError(
-                f"{out / f'checkpoint-{self.state.global_step}'} cannot be written ({error}); the checkpoint before it is "
+                f"{out / name} cannot be written ({error}); the checkpoint before it is "
                 "whole: make room and go on with --resume"
             ) from None
         finally:
             self.args.output_dir = str(out)
-        name = f"checkpoint-{self.state.global_step}"
-        self.accelerator.wait_for_everyone()
-        progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
-        (unfinished / name / self._progress_file).write_text(json.dumps(progress))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(out / name, ignore_errors=True)
