@@ -105,14 +105,15 @@ def evaluate(
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """The result of `evaluate` for the terminal: a row a condition, the errors before the gripper closes and of all steps."""
+    """The result of `evaluate` for the terminal, a row a condition; every dimension stands in the page."""
     table = Table(title=f"{result['dataset']}: mean absolute error, {result['episodes']} held-out episodes")
-    for name in ("", "x, y before the close [95%]", "x, y", *DIMENSIONS):
+    for name in ("", "x, y before the close [95%]", "x, y", "z", "gripper"):
         table.add_column(name, justify="right" if name else "left")
     for name, condition in result["conditions"].items():
         before, whole = condition["before_close"], condition["all"]
         told = "–" if before["xy"] is None else "{:.4f} [{:.4f}, {:.4f}]".format(before["xy"], *before["xy_95"])
-        table.add_row(name, told, f"{whole['xy']:.4f}", *(f"{error:.4f}" for error in whole["error"]))
+        errors = dict(zip(DIMENSIONS, whole["error"], strict=True))
+        table.add_row(name, told, f"{whole['xy']:.4f}", f"{errors['z']:.4f}", f"{errors['gripper']:.4f}")
     return table
 
 
