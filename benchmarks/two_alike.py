@@ -1,0 +1,97 @@
+"""Does pointing help? The tiny policy on scenes with two alike bowls, where only a prompt says which one is meant.
+
+    python benchmarks/two_alike.py --out DIR [--episodes 200] [--seeds 0 1 2]
+
+Records the scenes (split by initial state), annotates them by motion, builds shards, trains the three stages from nothing
+for each seed, and compares held-out x and y errors before the gripper closes: with the right object's prompt, with none,
+with the wrong one's. What DIR already holds is used again. Needs the extras [sim] and [train]; on one idle core about 25
+minutes to record, and as long for each seed.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from annotate import annotate_job, shards_job
+from annotate.jobs import Execution
+from annotate.settings import AnnotateSettings
+from evaluation.actions import evaluate
+from pixel160k.episodes import ShardDirectory
+from simulation import truth
+from simulation.two_alike import record_two_alike
+from train import checkpoints
+from train.run import train
+from train.settings import load_recipe
+from train.stream import is_held_out
+
+PROMPTS = ("none", "point", "mask", "pixel_mask", "wrong_point", "wrong_mask", "wrong_pixel_mask")
+STEPS = {"pretrain": 1400, "cat": 60, "pue": 2000}
+SETTINGS = (
+    "held_out_share=0", "report_to=[]", "learning_rate=6e-4", "warmup_steps=200", "save_every=200", "evaluate_every=200",
+    "evaluate_batches=8", "keep=1",
+)  # fmt: skip
+
+
+def prepare(out: Path, episodes: int) -> Path:
+    """Record, annotate and build what is not there yet; returns the shards."""
+    recorded, annotations, shards = out / "recorded", out / "annotations", out / "shards"
+    if not (recorded / truth.FILE_NAME).exists():
+        record_two_alike(episodes, 1, recorded, files=8)
+    annotate_job.annotate("libero", recorded, annotations, AnnotateSettings(annotators="motion"), Execution())
+    shards_job.build_shards(annotations, shards, Execution(), recorded, "accepted")
+    return shards
+
+
+def run_stages(shards: Path, out: Path, seed: int) -> Path:
+    """Train one stage after the other; returns the run of the last."""
+    init = "tiny"
+    for stage, steps in STEPS.items():
+        run = out / stage
+        last = checkpoints.latest(run)
+        if last is None or last.name != f"checkpoint-{steps}":
+            changes = (f"stage={stage}", f"init={init}", f"seed={seed}", f"max_steps={steps}")
+            train(load_recipe("tiny-sample", (*SETTINGS, *changes)), [str(shards)], run, resume=last is not None)
+        init = str(run)
+    return run
+
+
+def measure(shards: Path, run: Path, out: Path) -> dict[str, Any]:
+    """The held-out errors of a run."""
+    policy, recipe = checkpoints.load_policy(run), checkpoints.recipe_of(run)
+    assert recipe is not None
+    directory = ShardDirectory(shards, chunk=policy.settings.chunk)
+    episodes = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
+    return evaluate(policy, directory, episodes, PROMPTS, out)
+
+
+def main() -> None:
+    """Print a row a condition: the error of each seed, and what pointing saves of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    shards = prepare(arguments.out, arguments.episodes)
+    results = []
+    for seed in arguments.seeds:
+        folder = arguments.out / f"seed_{seed}"
+        results.append(measure(shards, run_stages(shards, folder, seed), folder / "evaluation")["conditions"])
+    table = Table(
+        "condition", *(f"seed {seed}: x, y before the close [95%]" for seed in arguments.seeds), "mean", "all, L1"
+    )
+    for name in results[0]:
+        before = [result[name]["before_close"] for result in results]
+        told = ["{:.3f} [{:.3f}, {:.3f}]".format(one["xy"], *one["xy_95"]) for one in before]
+        whole = statistics.mean(statistics.mean(result[name]["all"]["error"]) for result in results)
+        table.add_row(name, *told, f"{statistics.mean(one['xy'] for one in before):.3f}", f"{whole:.3f}")
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    main()
