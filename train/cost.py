@@ -30,7 +30,9 @@ class FlopCount:
         if any(parameters[name].requires_grad for name in parameters if _reads(name) == "vision"):
             sees_gradients["vision"] = True
         for name, parameter in parameters.items():
-            if parameter.ndim >= 2 and not any(word in name for word in ("embed", "lm_head", "queries", ".kind.")):
+            if parameter.ndim >= 2 and not any(
+                word in name for word in ("token", "position_embedding", "lm_head", "queries", ".kind.")
+            ):
                 reads = _reads(name)
                 passes = 1 + sees_gradients[reads] + parameter.requires_grad
                 self._a_token[reads] += 2 * passes * parameter.numel()
