@@ -211,7 +211,7 @@ PRESETS: dict[str, ModelSettings] = {
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                vocab_size=320,  # 3 special tokens and 256 bytes (model/tokenizer.py), padded to a multiple of 64
+                vocab_size=320,  # that of model/tokenizer.py
                 tie_word_embeddings=True,
                 pad_token_id=0,
             ),

@@ -1,16 +1,29 @@
-"""The tokenizer of the `tiny` preset: every byte is a token, so it needs no files and knows every instruction."""
+"""The tokenizer of the `tiny` preset: bytes and a few words, so that it needs no files and knows every instruction.
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+The words are those that all sequences share and those of many instructions. Spelled in bytes they would be half of all that
+a tiny policy reads, and so half of its time.
+"""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-_SPECIAL = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2; the 256 bytes follow
+_SPECIAL = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2; the 256 bytes follow, then pieces of words
+_SIZE = 320
+_WORDS = """In: What action should the robot take to pick up the black bowl and place it on the plate, refer to?\nOut:
+In: What action should the robot take to put the cream cheese in the basket, refer to?\nOut:"""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 259 ids: padding, BOS, EOS, and the bytes of UTF-8."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*_SPECIAL, *alphabet])}, merges=[]))
+    """A tokenizer of 320 ids: padding, BOS, EOS, the bytes of UTF-8, and pieces that make frequent words one token."""
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_SIZE,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_WORDS], trainer)
     pad, bos, eos = _SPECIAL
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)

@@ -43,7 +43,7 @@ PI0 = ModelSettings(
         ),
         language=GemmaSettings(hidden_size=48, intermediate_size=64),
         expert=GemmaSettings(hidden_size=32, intermediate_size=48),
-        num_hidden_layers=2, num_attention_heads=2, head_dim=16, vocab_size=300,
+        num_hidden_layers=2, num_attention_heads=2, head_dim=16, vocab_size=320,
     ),
     decoder_size=32,
 )  # fmt: skip

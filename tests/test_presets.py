@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from huggingface_hub import snapshot_download  # noqa: E402
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 
 from model.presets import start  # noqa: E402
@@ -16,6 +18,7 @@ from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.vision import waves  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
 
+TOKENIZER = byte_tokenizer()
 STATISTICS = {"bridge_orig": {"num_transitions": 3}}
 SIZES = Sizes(28, 14, 4, Tower(16, 3, 2, 4.0), Tower(24, 3, 2, 3.7362), 32, 2, 4, 2, 48, 320, 0, statistics=STATISTICS)
 
@@ -50,6 +53,17 @@ def test_tiny_s_tokenizer_fits_its_language_model():
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert special == (language.bos_token_id, language.eos_token_id, language.pad_token_id)
     assert sum(tensor.numel() for tensor in own_tensors(backbone).values()) < 2.7e6
+
+
+@given(st.text())
+def test_tiny_s_tokenizer_gives_every_text_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text, split_special_tokens=True)) == text
+
+
+def test_tiny_s_tokenizer_knows_the_words_of_every_sequence():
+    tokens = [TOKENIZER.decode([token]) for token in TOKENIZER.encode("In: What action should the robot take to")]
+    assert tokens == ["In", ":", " What", " action", " should", " the", " robot", " take", " to"]
+    assert byte_tokenizer().get_vocab() == TOKENIZER.get_vocab()
 
 
 def test_tiny_learns_in_its_first_steps():
