@@ -125,12 +125,16 @@ def save_checkpoint(
     settings: ModelSettings,
     statistics: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerFast | None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a whole policy; `config.json` comes last, so that a folder cut short is not taken for a checkpoint."""
+    """Write a whole policy; `config.json` comes last, so that a folder cut short is not taken for a checkpoint.
+
+    `tensors`: by default the policy's `own_tensors`; gathered ones where FSDP has spread them over processes.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)
-    save_weights(policy, folder)
+    save_weights(own_tensors(policy) if tensors is None else tensors, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     _write_json(folder / _STATISTICS, dict(statistics))

@@ -121,9 +121,9 @@ class PixelVLA(nn.Module):
             torch.manual_seed(seed)
             return cls(settings, tokenizer, published if statistics is None else statistics, backbone)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write everything that acting needs: weights, settings, statistics, tokenizer."""
-        save_checkpoint(folder, self, self.settings, self.processor.statistics, self.processor.tokenizer)
+    def save_pretrained(self, folder: str | Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write everything that acting needs: weights, settings, statistics, tokenizer; `tensors` as `save_checkpoint`."""
+        save_checkpoint(folder, self, self.settings, self.processor.statistics, self.processor.tokenizer, tensors)
 
     def forward(self, batch: Batch) -> PolicyOutput:
         """Actions of a batch, and their loss where the batch holds the true ones."""

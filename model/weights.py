@@ -97,10 +97,11 @@ class Source:
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers by name; of tied ones the first."""
+    tensors = module.state_dict(keep_vars=True)
     first: dict[int, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in tensors.items():
         first.setdefault(id(tensor), name)
-    return {name: module.state_dict(keep_vars=True)[name] for name in first.values()}
+    return {name: tensors[name] for name in first.values()}
 
 
 def same_names(module: nn.Module) -> dict[str, Source]:
@@ -165,9 +166,9 @@ def tie(module: nn.Module) -> None:
             part.tie_weights()
 
 
-def save_weights(module: nn.Module, folder: Path) -> None:
-    """Write every tensor of a module under its own name, in shards of at most 5 GB, in the types that they have."""
-    save_torch_state_dict({name: tensor.detach() for name, tensor in own_tensors(module).items()}, folder)
+def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write the `own_tensors` of a module under their names, in shards of at most 5 GB, in the types that they have."""
+    save_torch_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, folder)
 
 
 def _open(file: Path) -> Any:

@@ -224,29 +224,29 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
             assert first.read_bytes() == second.read_bytes()
 
 
+def launch(shards, out, steps, overrides, *more, program=("-m", "cli")):
+    """Two processes of torchrun; what they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *program]
+    command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
+    command += [part for override in overrides for part in ("--set", override)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "pue"])
 def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
     overrides = [*QUICK, f"stage={stage}", "init=tiny" if stage == "pretrain" else f"init={trained / 'cat'}"]
-
-    def launch(out, steps, *more):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "cli"]
-        command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
-        command += [part for override in overrides for part in ("--set", override)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    told = launch(tmp_path / "out", 2)
+    told = launch(shards, tmp_path / "out", 2, overrides)
     progress = [
         json.loads((tmp_path / "out" / "checkpoint-2" / f"progress-{rank}.json").read_text()) for rank in (0, 1)
     ]
     assert [one["account"]["samples"] for one in progress] == [4, 4]
     assert "8 samples" in told
     checkpoints.load_policy(tmp_path / "out")
-    assert "16 samples" in launch(tmp_path / "out", 4, "--resume")
+    assert "16 samples" in launch(shards, tmp_path / "out", 4, overrides, "--resume")
 
 
 # --- failures
@@ -264,6 +264,7 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
         (["stage=pue", "init={runs}/cat", "lora.targets=[nothing]"], "fit no layer of the language model"),
         (["prompts.point=0", "prompts.line=0", "prompts.region=0", "prompts.mask=0"], "set text_only to 1"),
         (["held_out_share=1"], "every sample of these shards is held out"),
+        (["fsdp=true"], "fsdp spreads a policy over several processes, .*torchrun"),
     ],
 )
 def test_what_cannot_be_is_said_before_it_begins(overrides, message, trained, shards, tmp_path):

@@ -6,18 +6,20 @@ backbone; `adapter/`, the LoRA in PEFT's format; statistics, tokenizer and recip
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint import open_checkpoint
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
-from model.weights import locate, read_json
+from model.weights import locate, own_tensors, read_json
 from train.settings import TrainSettings, write_recipe
 from train.stages import language_model, lora_layers, merge_adapter
 
@@ -32,28 +34,42 @@ def recipe_of(model: str | Path) -> TrainSettings | None:
     return TrainSettings.load(recipe) if recipe.is_file() else None
 
 
-def save(folder: Path, policy: PixelVLA, settings: TrainSettings, base: str) -> None:
+def gather(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint holds, name by name in the policy: every tensor, or those that a stage did not leave in its base.
+
+    Those that FSDP has spread over the processes come back whole, on the CPU: then every process must go through all.
+    """
+    for name, tensor in own_tensors(policy).items():
+        if settings.stage == "pretrain" or not name.startswith("backbone.") or ".lora_" in name:
+            if isinstance(tensor, DTensor):
+                tensor = tensor.full_tensor().to("cpu", copy=True)  # without the padding that is gathered with it
+            yield name, tensor.detach()
+
+
+def save(
+    folder: Path, policy: PixelVLA, tensors: Mapping[str, torch.Tensor], settings: TrainSettings, base: str
+) -> None:
     """Write what a later run or a robot needs; `config.json` last, so that a folder cut short is no checkpoint.
 
     Args:
         folder: a new one.
         policy: as it was trained.
+        tensors: of the policy, by `gather`.
         settings: the recipe of the run.
         base: what the frozen backbone comes from; not read where everything is trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(settings, folder / _RECIPE)
     if settings.stage == "pretrain":
-        policy.save_pretrained(folder)
+        policy.save_pretrained(folder, tensors)
         return
-    state = {
-        name: tensor.detach().contiguous()
-        for name, tensor in policy.state_dict().items()
-        if not name.startswith("backbone.")
-    }
-    save_file(state, folder / _MODULES, metadata={"format": "pt"})
+    modules = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith("backbone.")}
+    save_file(modules, folder / _MODULES, metadata={"format": "pt"})
     if lora_layers(policy):
-        language_model(policy).save_pretrained(folder / _ADAPTER)
+        model = language_model(policy)
+        prefix = next(name for name, module in policy.named_modules() if module is model) + "."
+        adapter = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name not in modules}
+        model.save_pretrained(folder / _ADAPTER, state_dict=adapter)
     policy.processor.tokenizer.save_pretrained(folder)
     (folder / _STATISTICS).write_text(json.dumps(policy.processor.statistics, indent=2, sort_keys=True) + "\n")
     config = {"model_type": PART, "base": base, "settings": policy.settings.model_dump(mode="json")}

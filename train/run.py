@@ -1,5 +1,6 @@
 """One training run from recipe and shards to checkpoints: `pixelcli train`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,20 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
         ValueError: one line that says what is wrong with recipe, start, shards or `out`, before anything is trained; or
             the loss was not finite.
     """
+    if settings.fsdp and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ValueError(
+            "fsdp spreads a policy over several processes, one a GPU: start them with torchrun --nproc-per-node N -m cli "
+            "train ..., or leave it out, --set fsdp=false"
+        )
     last = checkpoints.latest(out)
     if resume and last is None:
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
     if not resume and last is not None:
         raise ValueError(f"{out} holds checkpoints of an earlier run; go on with --resume or choose another --out")
+    if last and (written := checkpoints.recipe_of(last)) and written.fsdp != settings.fsdp:
+        raise ValueError(
+            f"the optimizer of {last} was saved with fsdp={str(written.fsdp).lower()} and only goes on so; --set it"
+        )
     torch.manual_seed(settings.seed)
     statistics = statistics_of(shards)
     policy, base = build(settings, statistics, last)

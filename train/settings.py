@@ -61,6 +61,7 @@ class TrainSettings(Settings):
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained stays float32
     gradient_checkpointing: bool = False
+    fsdp: bool = False  # spread parameters, gradients and optimizer over the GPUs, where one does not hold a policy
     colour_jitter: bool = True
     prompts: PromptSettings = PromptSettings()  # read by pue alone
     lora: LoraSettings = LoraSettings()  # read by pue alone

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from model.pi0 import Pi0Backbone
 from model.policy import PixelVLA
-from train import checkpoints
+from train import checkpoints, stages
 from train.cost import Account, FlopCount
 from train.settings import TrainSettings
 from train.stream import HeldOut
@@ -32,10 +37,15 @@ class PolicyTrainer(Trainer):
             stream: the training batches, with `state_dict` and `load_state_dict`.
             held_out: batches to evaluate on.
             out: where checkpoints go.
+
+        Raises:
+            ValueError: FSDP is asked for where there are no GPUs.
         """
         self._settings, self._base, self._stream, self._held_out, self._out = settings, base, stream, held_out, out
         self._flops = FlopCount(policy)
-        super().__init__(policy, _arguments(settings, out), eval_dataset=held_out)
+        super().__init__(policy, _arguments(policy, settings, out), eval_dataset=held_out)
+        if settings.fsdp and not self.is_fsdp_enabled:  # accelerate leaves CPUs to DDP without a word
+            raise ValueError("fsdp spreads a policy over GPUs, and there are none here: leave it out, --set fsdp=false")
         self.account = Account(self.args.world_size)
         self.model_accepts_loss_kwargs = False  # the loss is a mean already
 
@@ -113,9 +123,38 @@ class PolicyTrainer(Trainer):
         """Where this process notes its place in the data and its account; each has its own shards."""
         return f"progress-{self.args.process_index}.json"
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what `train.checkpoints.save` does, of what all processes hold."""
+        gathered = checkpoints.gather(self.policy, self._settings)
+        tensors = {name: tensor for name, tensor in gathered if self.args.should_save}
         if self.args.should_save:
-            checkpoints.save(Path(output_dir or self._out), self.policy, self._settings, self._base)
+            checkpoints.save(Path(output_dir or self._out), self.policy, tensors, self._settings, self._base)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._settings.fsdp:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        # As transformers does, but without the whole policy once more, frozen backbone and all.
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        assert self.lr_scheduler is not None
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        prepared = super()._prepare_for_training(*arguments)
+        if self._settings.fsdp:
+            model: Any = self.model
+            # A batch without masks leaves the pixel-aware encoder out, and that of another process may not: what is left
+            # out has gradients of zeros, so that all send the same.
+            model.set_reduce_scatter_unused_params(True)
+            if isinstance(self.policy.backbone, Pi0Backbone):
+                # Of its last layer keys and values alone are read, so that the backward pass would not gather it again.
+                language: Any = stages.language_model(self.policy)
+                language.layers[-1].set_reshard_after_forward(False)
+                if self._settings.stage == "pue":  # with and without masks, gradients come in the same order
+                    language.enable_input_require_grads()
+        return prepared
 
     @property
     def policy(self) -> PixelVLA:
@@ -152,9 +191,13 @@ class _Timed:
             yield batch
 
 
-def _arguments(settings: TrainSettings, out: Path) -> TrainingArguments:
+def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> TrainingArguments:
     """The recipe in the words of transformers."""
-    return TrainingArguments(
+    sharding: dict[str, Any] = {}
+    if settings.fsdp:
+        blocks = {type(part).__name__ for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)}
+        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sorted(blocks)}}
+    arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,
@@ -178,4 +221,11 @@ def _arguments(settings: TrainSettings, out: Path) -> TrainingArguments:
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         ddp_find_unused_parameters=True,  # a batch without masks leaves the pixel-aware encoder out
         disable_tqdm=False,
+        **sharding,
     )
+    if settings.fsdp and arguments.bf16:
+        # The policy makes bfloat16 of its inputs itself, but not of places on the image and of the true actions.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    return arguments

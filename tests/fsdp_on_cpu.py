@@ -1,0 +1,44 @@
+"""`pixelcli` with FSDP on CPUs, for the tests: torch shards there as well, accelerate alone keeps it to accelerators.
+
+accelerate takes its branch of FSDP for the distributed types of a list, and MULTI_CPU is not in it (accelerate/state.py). Here
+one name of that list, of hardware that no test has, means MULTI_CPU. Everything else is the real path, looked at.
+"""
+
+import accelerate.state
+import torch
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
+from cli import main
+from train import run
+from train.trainer import PolicyTrainer
+
+
+class _WithCpus:
+    def __getattr__(self, name):
+        return getattr(DistributedType, "MULTI_CPU" if name == "MULTI_SDAA" else name)
+
+
+class _Watched(PolicyTrainer):
+    """Says that parameters really are spread over the processes, and that frozen ones are the same bits afterwards."""
+
+    def train(self, **arguments):
+        frozen = {name: p.detach().clone() for name, p in self.policy.named_parameters() if not p.requires_grad}
+        super().train(**arguments)
+        after = self.policy.state_dict()
+        assert all(torch.equal(after[name].full_tensor(), tensor) for name, tensor in frozen.items())
+        print(f"process {self.args.process_index}: {len(frozen)} frozen parameters unchanged")
+
+    def _prepare_for_training(self, *arguments):
+        prepared = super()._prepare_for_training(*arguments)
+        parameters = list(self.policy.parameters())
+        assert all(isinstance(parameter, DTensor) for parameter in parameters)
+        here, whole = (sum(p.numel() for p in some) for some in ([p.to_local() for p in parameters], parameters))
+        print(f"process {self.args.process_index}: holds {here / whole:.1f} of the policy")
+        return prepared
+
+
+if __name__ == "__main__":
+    accelerate.state.DistributedType = _WithCpus()
+    run.PolicyTrainer = _Watched
+    main()
