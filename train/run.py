@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
             "fsdp spreads a policy over several processes, one a GPU: start them with torchrun --nproc-per-node N -m cli "
             "train ..., or leave it out, --set fsdp=false"
         )
+    for package in settings.report_to:
+        found = find_spec(package)
+        if found is None or found.origin is None:  # W&B's own folder "wandb", where a run was started, has none
+            raise ValueError(f"{package} of report_to is not installed: pip install {package}, or --set report_to=[]")
     last = checkpoints.latest(out)
     if resume and last is None:
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
@@ -49,12 +54,32 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
     trainer = PolicyTrainer(policy, settings, base, stream, HeldOut(policy.processor, settings, shards), out)
     if trainer.is_world_process_zero():
         print(stages.describe(policy), flush=True)
+        if "wandb" in settings.report_to:
+            _open_wandb(settings, out)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
         print(trainer.account.summary(), flush=True)
     finished = checkpoints.latest(out)
     assert finished is not None
     return finished
+
+
+def _open_wandb(settings: TrainSettings, out: Path) -> None:
+    """Begin the run that transformers then logs to, with the whole recipe, and its files beside the checkpoints.
+
+    Raises:
+        ValueError: W&B will not have it: nobody is logged in, say.
+    """
+    import wandb
+
+    out.mkdir(parents=True, exist_ok=True)
+    project = os.environ.get("WANDB_PROJECT", "pixelvla")
+    try:
+        wandb.init(project=project, name=out.name, dir=out, config={"recipe": settings.model_dump(mode="json")})
+    except wandb.Error as error:
+        raise ValueError(
+            f"W&B cannot be reported to: {error} Or set WANDB_MODE=offline, or --set report_to=[]"
+        ) from None
 
 
 def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | None) -> tuple[PixelVLA, str]:
