@@ -43,6 +43,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.place = nn.Linear(4 * _OCTAVES, _WIDTH)
         self.kind = nn.Embedding(len(KINDS), _WIDTH)
+        nn.init.normal_(self.place.weight, std=0.5)  # so that where weighs as much as what, whose embedding varies by 1
         self.shape = nn.Sequential(
             nn.Conv2d(1, _WIDTH // 16, 2, stride=2), nn.GroupNorm(1, _WIDTH // 16), nn.GELU(),
             nn.Conv2d(_WIDTH // 16, _WIDTH // 4, 2, stride=2), nn.GroupNorm(1, _WIDTH // 4), nn.GELU(),
@@ -76,8 +77,11 @@ class PromptEncoder(nn.Module):
 def fourier(places: torch.Tensor) -> torch.Tensor:
     """Sines and cosines of coordinates (..., 2) at octaves of half a period an image: float32 (..., 32).
 
-    Nothing is learned or drawn, and all is computed in float32, so that a bfloat16 model still tells pixels apart.
+    The finer a wave, the lower: at equal heights three quarters of what is seen of a place would be its last few pixels, and
+    that which half of the image it is in would drown. Nothing is learned or drawn, and all is computed in float32, so that a
+    bfloat16 model still tells pixels apart.
     """
-    waves = math.pi * 2.0 ** torch.arange(_OCTAVES, device=places.device)
-    phases = (places.float()[..., None] * waves).flatten(-2)
-    return torch.cat([phases.sin(), phases.cos()], dim=-1)
+    octaves = 2.0 ** torch.arange(_OCTAVES, device=places.device)
+    phases = places.float()[..., None] * math.pi * octaves
+    waves = torch.cat([phases.sin(), phases.cos()], dim=-2) / octaves.sqrt()
+    return waves.flatten(-2)
