@@ -383,8 +383,8 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
     from rich.console import Console
     from rich.progress import track
 
+    from evaluation.action_report import summary_table
     from evaluation.actions import evaluate as compare
-    from evaluation.actions import summary_table
     from pixel160k.episodes import ShardDirectory
     from train.checkpoints import load_policy, recipe_of
     from train.stream import is_held_out

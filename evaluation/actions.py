@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from evaluation.action_report import DEMONSTRATED, DIMENSIONS, EXAMPLES, Example, write_page
 from evaluation.annotation_measures import bootstrap_interval
 from model.policy import PixelVLA
 from model.processor import Observation
-from pixel160k import drawing
 from pixel160k.episodes import ShardDirectory
 from pixel160k.prompts import seeded_generator
 from pixel160k.samples import Sample
 from train.data import KINDS, PIXEL_MASK, point_at
 
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 PROMPTS = ("none", *KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*KINDS, PIXEL_MASK)))
 MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
 _BATCH = 32
-_TEMPLATE = Path(__file__).with_name("action_report.html")
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,19 @@ def evaluate(
         raise ValueError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
     wrong = _wrong_episodes(directory, pointed)
     found: dict[str, list[Errors]] = defaultdict(list)
+    examples = []
     for episode in progress(list(pointed)):
         samples = directory.episode(episode)
         found[MEAN_ACTION].append(_errors(samples, [np.broadcast_to(mean, _actions(s).shape) for s in samples]))
         found[REPEAT_LAST].append(_errors(samples, _repeated(samples)))
+        moves = {DEMONSTRATED: _actions(samples[0])[samples[0].action_mask, :2]}
         for kind in prompts:
             source = pointed[wrong[episode]] if kind.startswith("wrong_") else None
-            found[kind].append(_errors(samples, _predict(policy, samples, kind.removeprefix("wrong_"), source)))
+            predicted = list(_predict(policy, samples, kind.removeprefix("wrong_"), source))
+            found[kind].append(_errors(samples, predicted))
+            moves[kind] = predicted[0][:, :2]
+        if len(examples) < EXAMPLES:
+            examples.append(Example(samples[0], directory.members(episode, samples[0].step)["jpg"], moves))
     result = {
         "dataset": dataset,
         "episodes": len(pointed),
@@ -99,22 +102,8 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        page = drawing.render(_TEMPLATE, {"title": f"{dataset}: held-out action error", **result, "names": DIMENSIONS})
-        (out / "actions.html").write_text(page, encoding="utf-8")
+        write_page(result, examples, out / "actions.html")
     return result
-
-
-def summary_table(result: dict[str, Any]) -> Table:
-    """The result of `evaluate` for the terminal, a row a condition; every dimension stands in the page."""
-    table = Table(title=f"{result['dataset']}: mean absolute error, {result['episodes']} held-out episodes")
-    for name in ("", "x, y before the close [95%]", "x, y", "z", "gripper"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, condition in result["conditions"].items():
-        before, whole = condition["before_close"], condition["all"]
-        told = "–" if before["xy"] is None else "{:.4f} [{:.4f}, {:.4f}]".format(before["xy"], *before["xy_95"])
-        errors = dict(zip(DIMENSIONS, whole["error"], strict=True))
-        table.add_row(name, told, f"{whole['xy']:.4f}", f"{errors['z']:.4f}", f"{errors['gripper']:.4f}")
-    return table
 
 
 def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> dict[str, str]:

@@ -13,7 +13,8 @@ from click.testing import CliRunner  # noqa: E402
 from numbered_shards import HORIZON, SIZE, write_shards  # noqa: E402
 
 from cli import main  # noqa: E402
-from evaluation.actions import MEAN_ACTION, REPEAT_LAST, evaluate, summary_table  # noqa: E402
+from evaluation.action_report import DEMONSTRATED, summary_table  # noqa: E402
+from evaluation.actions import MEAN_ACTION, REPEAT_LAST, evaluate  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from pixel160k.episodes import ShardDirectory  # noqa: E402
 
@@ -65,6 +66,8 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
     page = (tmp_path / "out" / "actions.html").read_text()
     assert "wrong_point" in page and "1 more have no prompts" in page
+    first_moves = [page.count(f"<title>{name}</title>") for name in (DEMONSTRATED, "none", "point", "wrong_point")]
+    assert first_moves == [3] * 4 and page.count("move right") == 3 + 1  # a line an episode, and the key
     assert summary_table(result).row_count == 5
 
 

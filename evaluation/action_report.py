@@ -1,0 +1,84 @@
+"""What people see of an evaluation of actions: a table for the terminal, and a page with the first moves of a few episodes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from rich.table import Table
+
+from pixel160k import drawing
+from pixel160k.samples import Sample
+
+DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+EXAMPLES = 12  # episodes whose first moves the page shows
+_TEMPLATE = Path(__file__).with_name("action_report.html")
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first moves of an episode.
+
+    Attributes:
+        sample: its first.
+        jpeg: the sample's image.
+        moves: by condition float (N_c, 2): x and y of the first chunk, and under `DEMONSTRATED` the demonstrator's.
+    """
+
+    sample: Sample
+    jpeg: bytes
+    moves: Mapping[str, np.ndarray]
+
+
+DEMONSTRATED = "demonstrated"
+
+
+def summary_table(result: dict[str, Any]) -> Table:
+    """The result of `evaluate` for the terminal, a row a condition; every dimension stands in the page."""
+    table = Table(title=f"{result['dataset']}: mean absolute error, {result['episodes']} held-out episodes")
+    for name in ("", "x, y before the close [95%]", "x, y", "z", "gripper"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, condition in result["conditions"].items():
+        before, whole = condition["before_close"], condition["all"]
+        told = "–" if before["xy"] is None else "{:.4f} [{:.4f}, {:.4f}]".format(before["xy"], *before["xy_95"])
+        errors = dict(zip(DIMENSIONS, whole["error"], strict=True))
+        table.add_row(name, told, f"{whole['xy']:.4f}", f"{errors['z']:.4f}", f"{errors['gripper']:.4f}")
+    return table
+
+
+def write_page(result: dict[str, Any], examples: Sequence[Example], file: Path) -> None:
+    """Write the page: bars, a table of every dimension, and the examples."""
+    reach = max((np.abs(move.cumsum(0)).max() for one in examples for move in one.moves.values()), default=0) or 1
+    cards = [
+        {
+            "episode": one.sample.episode_id,
+            "instruction": one.sample.instruction,
+            "picture": _picture(one),
+            "paths": {name: _path(name, move, reach) for name, move in one.moves.items()},
+        }
+        for one in examples
+    ]
+    values = {"title": f"{result['dataset']}: held-out action error", "names": DIMENSIONS, "cards": cards, **result}
+    file.write_text(drawing.render(_TEMPLATE, values), encoding="utf-8")
+
+
+def _picture(example: Example) -> Markup:
+    prompts = [prompt for prompt in example.sample.prompts if prompt.kind in ("mask", "point")]
+    marked = {
+        prompt.kind: prompt for prompt in reversed(prompts)
+    }  # the first of either kind, as the policy was given it
+    layers = [drawing.mask_layer(marked["mask"].mask, "target")] if "mask" in marked else []
+    layers += [drawing.prompt_layer(marked["point"])] if "point" in marked else []
+    assert example.sample.image is not None
+    return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and what is meant")
+
+
+def _path(condition: str, moves: np.ndarray, reach: float) -> Markup:
+    """Where the moves lead from the middle of a square of 200, x to the right and y up."""
+    places = np.concatenate([np.zeros((1, 2)), moves.cumsum(0)]) * (95 / reach, -95 / reach)
+    kind = {DEMONSTRATED: DEMONSTRATED, "none": "plain"}.get(
+        condition, "wrong" if condition.startswith("wrong_") else "right"
+    )
+    return drawing.line_layer([(x, y) for x, y in places.tolist()], f"move {kind}")
