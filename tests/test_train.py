@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,15 @@ def test_every_recipe_runs(recipe, shards, tmp_path):
     policy = checkpoints.load_policy(tmp_path / "out")
     actions = policy.predict_action(sample.image, "pick it up", dataset="drawn", state=sample.state)
     assert actions.shape == (8, 7) and np.isfinite(actions).all()
+
+
+def test_a_run_says_in_plain_lines_how_it_goes(shards, tmp_path, capsys):
+    train(shards, tmp_path / "out")
+    said = capsys.readouterr().out.splitlines()
+    for line in (r"step 1: loss 0\.\d{4}, learning rate 1\.0e-03, 2 samples, \d+\.\d% of the time waiting for data",
+                 r"step 2: held-out loss 0\.\d{4}, 4 samples, .*"):  # fmt: skip
+        assert any(re.fullmatch(line, one.strip()) for one in said), said
+    assert not any("grad_norm" in one or "train_runtime" in one for one in said)
 
 
 # --- resuming

@@ -1,6 +1,7 @@
 """Shards as batches: an endless, resumable stream to train on, and a fixed few batches of episodes never trained on."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -41,12 +42,14 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     loader = _open(processor, settings, shards, rank, processes)
-    return StatefulDataLoader(
-        _Endless(loader, settings),
-        batch_size=settings.batch_size,
-        num_workers=settings.workers,
-        collate_fn=Collator(processor, settings, augment=True),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own affair
+        return StatefulDataLoader(
+            _Endless(loader, settings),
+            batch_size=settings.batch_size,
+            num_workers=settings.workers,
+            collate_fn=Collator(processor, settings, augment=True),
+        )
 
 
 class _Endless(IterableDataset):

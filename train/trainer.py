@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
@@ -18,6 +18,7 @@ from model.pi0 import Pi0Backbone
 from model.policy import PixelVLA
 from train import checkpoints, stages
 from train.cost import Account, FlopCount
+from train.progress import Progress
 from train.settings import TrainSettings
 from train.stream import HeldOut
 
@@ -46,6 +47,8 @@ class PolicyTrainer(Trainer):
         super().__init__(policy, _arguments(policy, settings, out), eval_dataset=held_out)
         if settings.fsdp and not self.is_fsdp_enabled:  # accelerate leaves CPUs to DDP without a word
             raise ValueError("fsdp spreads a policy over GPUs, and there are none here: leave it out, --set fsdp=false")
+        if self.pop_callback(ProgressCallback):  # a notebook has another, a table
+            self.add_callback(Progress)
         self.account = Account(self.args.world_size)
         self.model_accepts_loss_kwargs = False  # the loss is a mean already
 
