@@ -17,12 +17,16 @@ endef
 
 .PHONY: demo test test-lerobot lint checkpoints clean
 
-demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, make the page
+demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, train a tiny policy on them, make the pages
 	rm -rf demo
 	$(PIXELCLI) annotate --src sample --out demo/annotations
 	$(PIXELCLI) build-shards --annotations demo/annotations --out demo/shards --include all
 	$(PIXELCLI) verify --shards demo/shards
-	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation
+	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation/annotations
+	$(PIXELCLI) train --stage pretrain --shards demo/shards --out demo/runs/pretrain
+	$(PIXELCLI) train --stage cat --init demo/runs/pretrain --max-steps 100 --shards demo/shards --out demo/runs/cat
+	$(PIXELCLI) train --stage pue --init demo/runs/cat --shards demo/shards --out demo/runs/pue
+	$(PIXELCLI) evaluate actions --checkpoint demo/runs/pue --shards demo/shards --out demo/evaluation/actions
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
 
 test: $(VENV)/.all lint  ## run every test, the slow ones too
@@ -43,7 +47,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[foundation]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.prompt_encoder import KINDS, PromptBatch, PromptEncoder
+from model.prompt_encoder import KINDS, PromptBatch, PromptEncoder, fourier
 
 SIDE = 16  # of dense masks
 
@@ -74,6 +74,14 @@ def test_a_point_moved_by_a_pixel_is_another_point(pixel, shift):
     there = [here[0] + shift[0] / 224, here[1] + shift[1] / 224]
     moved = ENCODER(batch(prompt("point", [here]), prompt("point", [there])))[0]
     assert (moved[0] - moved[1]).abs().max() > 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(place, st.booleans())
+def test_the_further_apart_two_places_the_less_alike_their_waves(here, upwards):
+    shifts = torch.tensor([1 / 224, 1 / 64, 1 / 16, 1 / 4, 1 / 2])[:, None] * torch.eye(2)[int(upwards)]
+    apart = (fourier(torch.tensor(here) + shifts) - fourier(torch.tensor(here))).norm(dim=-1)
+    assert (apart.diff() > 0).all()
 
 
 def test_moved_lines_regions_and_masks_differ():
