@@ -384,24 +384,14 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
     from rich.progress import track
 
     from evaluation.action_report import summary_table
+    from evaluation.actions import choose_episodes
     from evaluation.actions import evaluate as compare
     from pixel160k.episodes import ShardDirectory
     from train.checkpoints import load_policy, recipe_of
-    from train.stream import is_held_out
 
-    recipe = recipe_of(checkpoint)
-    if recipe is None and split is None:
-        raise click.UsageError(f"{checkpoint} does not say what it was trained on; name the episodes with --split")
-    policy = load_policy(checkpoint).to(device)
+    policy, recipe = load_policy(checkpoint).to(device), recipe_of(checkpoint)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    episodes = [
-        episode
-        for episode in directory.episode_ids
-        if (is_held_out(episode, recipe) if recipe and split is None else episode.rsplit("-", 3)[1] == split)
-    ]
-    if not episodes:
-        wanted = "that training held out" if split is None else f"of the split {split!r}"
-        raise click.UsageError(f"{shards} holds no episode {wanted}; name a split with --split")
+    episodes = choose_episodes(directory, recipe, split)
     console = Console(stderr=True)
     result = compare(
         policy, directory, episodes, prompts.split(","), out, lambda ids: track(ids, "episodes", console=console)

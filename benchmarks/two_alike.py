@@ -21,17 +21,16 @@ from rich.table import Table
 from annotate import annotate_job, shards_job
 from annotate.jobs import Execution
 from annotate.settings import AnnotateSettings
-from evaluation.actions import evaluate
+from evaluation.actions import choose_episodes, evaluate
 from pixel160k.episodes import ShardDirectory
 from simulation import truth
 from simulation.two_alike import record_two_alike
 from train import checkpoints
 from train.run import train
 from train.settings import load_recipe
-from train.stream import is_held_out
 
 PROMPTS = ("none", "point", "mask", "pixel_mask", "wrong_point", "wrong_mask", "wrong_pixel_mask")
-STEPS = {"pretrain": 1200, "cat": 60, "pue": 3000}
+STEPS = {"pretrain": 1200, "cat": 60, "pue": 2600}
 SETTINGS = (
     "held_out_share=0", "report_to=[]", "learning_rate=1e-3", "warmup_steps=100", "save_every=200", "evaluate_every=400",
     "evaluate_batches=8", "keep=1",
@@ -63,11 +62,9 @@ def run_stages(shards: Path, out: Path, seed: int) -> Path:
 
 def measure(shards: Path, run: Path, out: Path) -> dict[str, Any]:
     """The held-out errors of a run."""
-    policy, recipe = checkpoints.load_policy(run), checkpoints.recipe_of(run)
-    assert recipe is not None
+    policy = checkpoints.load_policy(run)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    episodes = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
-    return evaluate(policy, directory, episodes, PROMPTS, out)
+    return evaluate(policy, directory, choose_episodes(directory, checkpoints.recipe_of(run)), PROMPTS, out)
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from pixel160k.episodes import ShardDirectory
 from pixel160k.prompts import seeded_generator
 from pixel160k.samples import Sample
 from train.data import KINDS, PIXEL_MASK, point_at
+from train.settings import TrainSettings
+from train.stream import is_held_out
 
 PROMPTS = ("none", *KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*KINDS, PIXEL_MASK)))
 MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
@@ -41,6 +43,29 @@ class Errors:
 
     total: np.ndarray
     rows: np.ndarray
+
+
+def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, split: str | None = None) -> list[str]:
+    """The ids of the episodes to measure a policy on: those that its training held out, or those of a split.
+
+    Args:
+        directory: where they are.
+        recipe: of the training (`train.checkpoints.recipe_of`); not read with a split.
+        split: as "val".
+
+    Raises:
+        ValueError: neither of the two is given, or there are no such episodes.
+    """
+    if split is not None:
+        chosen = [episode for episode in directory.episode_ids if episode.rsplit("-", 3)[1] == split]
+    elif recipe is not None:
+        chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
+    else:
+        raise ValueError("the checkpoint does not say what it was trained on; name the episodes with --split")
+    if not chosen:
+        wanted = "that training held out" if split is None else f"of the split {split!r}"
+        raise ValueError(f"{directory.directory} holds no episode {wanted}; name a split with --split")
+    return chosen
 
 
 def evaluate(
