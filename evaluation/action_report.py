@@ -69,7 +69,8 @@ def _picture(example: Example) -> Markup:
     marked = {
         prompt.kind: prompt for prompt in reversed(prompts)
     }  # the first of either kind, as the policy was given it
-    layers = [drawing.mask_layer(marked["mask"].mask, "target")] if "mask" in marked else []
+    masks = [prompt.mask for prompt in marked.values() if prompt.mask is not None]
+    layers = [drawing.mask_layer(mask, "target") for mask in masks]
     layers += [drawing.prompt_layer(marked["point"])] if "point" in marked else []
     assert example.sample.image is not None
     return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and what is meant")

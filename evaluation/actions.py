@@ -105,7 +105,7 @@ def evaluate(
         raise ValueError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
     wrong = _wrong_episodes(directory, pointed)
     found: dict[str, list[Errors]] = defaultdict(list)
-    examples = []
+    examples: list[Example] = []
     for episode in progress(list(pointed)):
         samples = directory.episode(episode)
         found[MEAN_ACTION].append(_errors(samples, [np.broadcast_to(mean, _actions(s).shape) for s in samples]))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from model.policy import PixelVLA  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from pixel160k.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.settings import RECIPES, load_recipe  # noqa: E402
+from train.data import KINDS, draw_prompts  # noqa: E402
+from train.settings import RECIPES, PromptSettings, load_recipe  # noqa: E402
 
 SMALL = (
     "model=[backbone.vision.image_size=48, backbone.vision.patch_size=16]",
@@ -181,6 +183,19 @@ def test_a_run_says_in_plain_lines_how_it_goes(shards, tmp_path, capsys):
                  r"step 2: held-out loss 0\.\d{4}, 4 samples, .*"):  # fmt: skip
         assert any(re.fullmatch(line, one.strip()) for one in said), said
     assert not any("grad_norm" in one or "train_runtime" in one for one in said)
+
+
+def test_each_way_of_pointing_is_trained_alone_too(shards):
+    """A user gives a mask, or a prompt, or both, or neither: none of the four may be new to the policy."""
+    sample, generator = observe(shards), np.random.default_rng(0)
+    given = Counter()
+    for _ in range(2000):
+        masks, prompts = draw_prompts(sample, PromptSettings(), generator)
+        given[len(masks), len(prompts)] += 1
+        assert all(prompt.kind in KINDS for prompt in prompts)
+    shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}
+    assert sum(shares.values()) == 2000
+    np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.2, 0.2, 0.4, 0.2], atol=0.03)
 
 
 # --- resuming

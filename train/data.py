@@ -65,14 +65,17 @@ def draw_prompts(
 ) -> tuple[list[np.ndarray], list[Prompt]]:
     """Masks and prompts for one training sample; nothing for a sample that has none, or for the share of text alone."""
     text_only = generator.random() < settings.text_only
-    with_mask = generator.random() < settings.pixel_mask
+    with_mask, alone = generator.random(2) < (settings.pixel_mask, settings.mask_alone)
     weights = np.array([getattr(settings, kind) for kind in KINDS])
     kind = generator.choice(KINDS, p=weights / weights.sum())
     if text_only or not sample.prompts:
         return [], []
     same_kind = [prompt for prompt in sample.prompts if prompt.kind == kind]
+    prompt = same_kind[generator.integers(len(same_kind))]
     mask = mask_at(sample) if with_mask else None
-    return [] if mask is None else [mask], [same_kind[generator.integers(len(same_kind))]]
+    if mask is None:
+        return [], [prompt]
+    return [mask], [] if alone else [prompt]
 
 
 def point_at(sample: Sample, kind: str) -> tuple[list[np.ndarray], list[Prompt]]:

@@ -24,6 +24,7 @@ class PromptSettings(Settings):
 
     text_only: Share = 0.2  # samples without any mask or prompt, so that plain instructions go on working
     pixel_mask: Share = 0.5  # of the others: those that are given p_t, the target's mask on the image itself
+    mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that either is enough
     point: Weight = 1.0  # how often each kind of visual prompt is drawn, against the others
     line: Weight = 1.0
     region: Weight = 1.0
