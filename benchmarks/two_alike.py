@@ -40,6 +40,8 @@ SETTINGS = (
 def prepare(out: Path, episodes: int) -> Path:
     """Record, annotate and build what is not there yet; returns the shards."""
     recorded, annotations, shards = out / "recorded", out / "annotations", out / "shards"
+    if (shards / "manifest.json").exists():  # written last; other seeds may be reading
+        return shards
     if not (recorded / truth.FILE_NAME).exists():
         record_two_alike(episodes, 1, recorded, files=8)
     annotate_job.annotate("libero", recorded, annotations, AnnotateSettings(annotators="motion"), Execution())
