@@ -389,7 +389,10 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
     from pixel160k.episodes import ShardDirectory
     from train.checkpoints import load_policy, recipe_of
 
-    policy, recipe = load_policy(checkpoint).to(device), recipe_of(checkpoint)
+    recipe = recipe_of(checkpoint)
+    if recipe is None and split is None:
+        raise click.UsageError(f"{checkpoint} does not say what it was trained on; name the episodes with --split")
+    policy = load_policy(checkpoint).to(device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     episodes = choose_episodes(directory, recipe, split)
     console = Console(stderr=True)

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from pixel160k import drawing
 from pixel160k.samples import Sample
+from train.data import PIXEL_MASK, point_at
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+DEMONSTRATED = "demonstrated"  # among the conditions
 EXAMPLES = 12  # episodes whose first moves the page shows
 _TEMPLATE = Path(__file__).with_name("action_report.html")
 
@@ -30,9 +32,6 @@ class Example:
     sample: Sample
     jpeg: bytes
     moves: Mapping[str, np.ndarray]
-
-
-DEMONSTRATED = "demonstrated"
 
 
 def summary_table(result: dict[str, Any]) -> Table:
@@ -65,13 +64,8 @@ def write_page(result: dict[str, Any], examples: Sequence[Example], file: Path) 
 
 
 def _picture(example: Example) -> Markup:
-    prompts = [prompt for prompt in example.sample.prompts if prompt.kind in ("mask", "point")]
-    marked = {
-        prompt.kind: prompt for prompt in reversed(prompts)
-    }  # the first of either kind, as the policy was given it
-    masks = [prompt.mask for prompt in marked.values() if prompt.mask is not None]
-    layers = [drawing.mask_layer(mask, "target") for mask in masks]
-    layers += [drawing.prompt_layer(marked["point"])] if "point" in marked else []
+    masks, points = point_at(example.sample, PIXEL_MASK)[0], point_at(example.sample, "point")[1]
+    layers = [drawing.mask_layer(mask, "target") for mask in masks] + [drawing.prompt_layer(point) for point in points]
     assert example.sample.image is not None
     return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and what is meant")
 
@@ -79,7 +73,6 @@ def _picture(example: Example) -> Markup:
 def _path(condition: str, moves: np.ndarray, reach: float) -> Markup:
     """Where the moves lead from the middle of a square of 200, x to the right and y up."""
     places = np.concatenate([np.zeros((1, 2)), moves.cumsum(0)]) * (95 / reach, -95 / reach)
-    kind = {DEMONSTRATED: DEMONSTRATED, "none": "plain"}.get(
-        condition, "wrong" if condition.startswith("wrong_") else "right"
-    )
+    kinds = {DEMONSTRATED: DEMONSTRATED, "none": "plain"}
+    kind = kinds.get(condition) or ("wrong" if condition.startswith("wrong_") else "right")
     return drawing.line_layer([(x, y) for x, y in places.tolist()], f"move {kind}")

@@ -50,18 +50,17 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
 
     Args:
         directory: where they are.
-        recipe: of the training (`train.checkpoints.recipe_of`); not read with a split.
+        recipe: of the training (`train.checkpoints.recipe_of`); only None where a split is given.
         split: as "val".
 
     Raises:
-        ValueError: neither of the two is given, or there are no such episodes.
+        ValueError: there are no such episodes.
     """
     if split is not None:
         chosen = [episode for episode in directory.episode_ids if episode.rsplit("-", 3)[1] == split]
-    elif recipe is not None:
-        chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
     else:
-        raise ValueError("the checkpoint does not say what it was trained on; name the episodes with --split")
+        assert recipe is not None
+        chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
     if not chosen:
         wanted = "that training held out" if split is None else f"of the split {split!r}"
         raise ValueError(f"{directory.directory} holds no episode {wanted}; name a split with --split")
