@@ -260,6 +260,17 @@ def launch(shards, out, steps, overrides, *more, program=("-m", "cli")):
     return done.stdout
 
 
+# What a run of several processes leaves alive; such a thread can abort the process as it ends.
+COUNTED = """
+from pathlib import Path
+from cli import main
+main(standalone_mode=False)
+threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+left = [name for name in threads if "gloo" in name]
+print(f"{', '.join(left) or 'no'} thread of gloo is left", flush=True)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "pue"])
 def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
@@ -271,7 +282,11 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
     assert [one["account"]["samples"] for one in progress] == [4, 4]
     assert "8 samples" in told
     checkpoints.load_policy(tmp_path / "out")
-    assert "16 samples" in launch(shards, tmp_path / "out", 4, overrides, "--resume")
+    counted = tmp_path / "counted.py"
+    counted.write_text(COUNTED)
+    told = launch(shards, tmp_path / "out", 4, overrides, "--resume", program=(str(counted),))
+    assert "16 samples" in told
+    assert told.count("no thread of gloo is left") == 2
 
 
 # --- failures
