@@ -23,6 +23,7 @@ from model.processor import Observation
 from pixel160k.episodes import ShardDirectory
 from pixel160k.prompts import seeded_generator
 from pixel160k.samples import Sample
+from pixel160k.shards import split_of
 from train.data import KINDS, PIXEL_MASK, point_at
 from train.settings import TrainSettings
 from train.stream import is_held_out
@@ -57,7 +58,7 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
         ValueError: there are no such episodes.
     """
     if split is not None:
-        chosen = [episode for episode in directory.episode_ids if episode.rsplit("-", 3)[1] == split]
+        chosen = [episode for episode in directory.episode_ids if split_of(episode) == split]
     else:
         assert recipe is not None
         chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]

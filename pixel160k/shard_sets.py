@@ -161,6 +161,6 @@ def _wanted(index: pa.Table, episode_ids: list[str], split: str | None, status: 
     if status is not None:
         wanted &= pc.equal(index["status"].cast(pa.string()), status).to_numpy()
     if split is not None:
-        of_split = np.array([episode_id.rsplit("-", 3)[1] == split for episode_id in episode_ids], bool)
+        of_split = np.array([shards.split_of(episode_id) == split for episode_id in episode_ids], bool)
         wanted &= of_split[_codes(index["episode_id"])]
     return wanted

@@ -59,6 +59,11 @@ def sample_key(episode_id: str, step: int) -> str:
     return f"{episode_id}-{step:04d}"
 
 
+def split_of(episode_id: str) -> str:
+    """The split of the source that an episode is of: an id is `{dataset}-{split}-{shard}-{record}`."""
+    return episode_id.rsplit("-", 3)[1]
+
+
 class ShardWriter:
     """Writes one shard. Bytes depend on the samples alone: fixed times, owners and JSON layout."""
 

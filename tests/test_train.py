@@ -31,6 +31,7 @@ from pixel160k.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
 from train.data import KINDS, draw_prompts  # noqa: E402
 from train.settings import RECIPES, PromptSettings, load_recipe  # noqa: E402
+from train.stream import HeldOut, statistics_of  # noqa: E402
 
 SMALL = (
     "model=[backbone.vision.image_size=48, backbone.vision.patch_size=16]",
@@ -196,6 +197,23 @@ def test_each_way_of_pointing_is_trained_alone_too(shards):
     shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}
     assert sum(shares.values()) == 2000
     np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.2, 0.2, 0.4, 0.2], atol=0.03)
+
+
+def test_the_held_out_loss_is_of_what_the_stage_trains(shards):
+    """In pue with prompts, always the same; or how far pointing is learned would not show."""
+
+    def seen(stage):
+        settings = load_recipe("tiny-sample", (*QUICK, f"stage={stage}", "evaluate_batches=4"))
+        processor = PixelVLA.start("tiny", statistics_of([shards]), settings.model, seed=0).processor
+        held_out = HeldOut(processor, settings, [shards])
+        first, again = ([one["batch"] for one in held_out] for _ in range(2))
+        for batch, same in zip(first, again, strict=True):
+            for tensor, other in zip(batch, same, strict=True):
+                torch.testing.assert_close(tensor, other, rtol=0, atol=0)
+        return sum(int(batch.prompt_used.sum() + batch.mask_used.sum()) for batch in first)
+
+    assert seen("cat") == 0
+    assert seen("pue") > 0
 
 
 # --- resuming

@@ -21,8 +21,8 @@ class Collator:
     """Samples with their epochs -> a batch for one policy."""
 
     def __init__(self, processor: Processor, settings: TrainSettings, augment: bool) -> None:
-        """With `augment` images are cropped, jittered and prompted at random, as the stage trains; without, they are seen
-        as the policy sees them when it acts, and nothing is pointed at."""
+        """With `augment` images are cropped and jittered at random, as training does; without, they are seen as the policy
+        sees them when it acts. Prompts are drawn either way, where the stage has any."""
         self._processor, self._settings, self._augment = processor, settings, augment
 
     def __call__(self, samples: Sequence[tuple[int, Sample]]) -> dict[str, Any]:
@@ -39,14 +39,14 @@ class Collator:
         view = self._processor.view(height, width)
         masks: list[np.ndarray] = []
         prompts: list[Prompt] = []
+        generator = seeded_generator("train", self._settings.seed, epoch, sample.key)
         if self._augment:
-            generator = seeded_generator("train", self._settings.seed, epoch, sample.key)
             if settings.random_crop:
                 view = random_crop_view(height, width, settings.backbone.vision.image_size, generator=generator)
             if self._settings.colour_jitter:
                 image = colour_jitter(image, generator)
-            if self._settings.stage == "pue":
-                masks, prompts = draw_prompts(sample, self._settings.prompts, generator)
+        if self._settings.stage == "pue":
+            masks, prompts = draw_prompts(sample, self._settings.prompts, generator)
         return Observation(image, sample.instruction, masks, prompts, sample.state, sample.dataset), view
 
 

@@ -13,6 +13,7 @@ from model.processor import Processor
 from pixel160k.loader import ShardLoader, open_shards
 from pixel160k.prompts import seeded_generator
 from pixel160k.samples import Sample
+from pixel160k.shards import split_of
 from pixel160k.table import ACCEPTED
 from train.data import Collator
 from train.settings import TrainSettings
@@ -29,7 +30,7 @@ def statistics_of(shards: Sequence[str]) -> dict[str, Any]:
 
 def is_held_out(episode_id: str, settings: TrainSettings) -> bool:
     """Whether an episode is never trained on: by its split, or drawn by its id."""
-    if episode_id.rsplit("-", 3)[1] == settings.held_out_split:
+    if split_of(episode_id) == settings.held_out_split:
         return True
     return bool(seeded_generator("held out", episode_id).random() < settings.held_out_share)
 
@@ -79,7 +80,7 @@ class _Endless(IterableDataset):
 
 
 class HeldOut:
-    """A fixed few batches of held-out samples, seen as a policy sees them when it acts."""
+    """A fixed few batches of held-out samples, seen as a policy sees them when it acts, pointed at as the stage trains."""
 
     def __init__(self, processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> None:
         """Read the samples; the batches are made anew at each evaluation, since they are larger.
