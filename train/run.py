@@ -59,8 +59,9 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
         print(trainer.account.summary(), flush=True)
-    # Gloo's threads end here, with the trainer that holds them: where one still held a tensor as Python went away, torch
-    # aborted the process of a run that had succeeded (pytorch issue 190489).
+    trainer.accelerator.wait_for_everyone()  # the last checkpoint has its name
+    # The process group and its threads end with the trainer: where one of gloo's still held a tensor as Python went away,
+    # torch aborted the process of a run that had succeeded (pytorch issue 190489).
     trainer.accelerator.end_training()
     finished = checkpoints.latest(out)
     assert finished is not None

@@ -94,6 +94,9 @@ class PolicyTrainer(Trainer):
         """Add the account to what is logged."""
         super().log(logs | self.account.so_far(), start_time)
 
+    def store_flos(self) -> None:
+        """Nothing: the account counts. As the last of a run, this gathering of tensors could outlive its process group."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it, so that there is never half of one; then drop old ones."""
         out, unfinished = self._out, self._out / ".unfinished"
