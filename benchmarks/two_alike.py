@@ -30,7 +30,7 @@ from train.run import train
 from train.settings import load_recipe
 
 PROMPTS = ("none", "point", "mask", "pixel_mask", "wrong_point", "wrong_mask", "wrong_pixel_mask")
-STEPS = {"pretrain": 1200, "cat": 60, "pue": 2400}
+STEPS = {"pretrain": 1200, "cat": 60, "pue": 3600}
 SETTINGS = (
     "held_out_share=0", "report_to=[]", "learning_rate=1e-3", "warmup_steps=100", "save_every=200", "evaluate_every=400",
     "evaluate_batches=8", "keep=1",
