@@ -5,8 +5,8 @@
 Records the scenes (split by initial state), annotates them by motion, builds shards, trains the three stages from nothing
 for each seed, and compares held-out x and y errors before the gripper closes: with the right object's prompt, with none,
 with the wrong one's. What DIR already holds is used again, so once the shards are there seeds may run beside each other, each
-as a command of its own, and a last one prints the table. Needs the extras [sim] and [train]; on an idle machine about 30
-minutes to record, and 40 for each seed.
+as a command of its own, and a last one prints the table. Needs the extras [sim] and [train]; on two idle cores about 30
+minutes to record, and under 50 for each of two seeds beside each other.
 """
 
 import argparse
