@@ -15,7 +15,7 @@ define need
 	echo "installing$$missing"; $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null
 endef
 
-.PHONY: demo test test-lerobot lint checkpoints clean
+.PHONY: demo test test-lerobot lint tiny-models clean
 
 demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, train a tiny policy on them, make the pages
 	rm -rf demo
@@ -39,8 +39,8 @@ lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
-checkpoints: $(VENV)/.all  ## train the shipped tiny checkpoints again: about 70 minutes on two cores
-	$(VENV)/bin/python -m checkpoints.rebuild --work build/tiny
+tiny-models: $(VENV)/.all  ## train the shipped tiny checkpoints again: about 70 minutes on two cores
+	$(VENV)/bin/python -m tiny_models.rebuild --work build/tiny
 
 $(VENV)/bin/python:
 	$(call need,libgl1 libglib2.0-0)

@@ -91,10 +91,10 @@ def annotate(
     """
     from rich.console import Console
 
-    from annotate import annotate_job
-    from annotate.jobs import Execution
-    from annotate.refilter import refilter as accept_anew
-    from annotate.summary import summary_table
+    from annotate.jobs import annotate as annotate_job
+    from annotate.jobs.beam import Execution
+    from annotate.jobs.refilter import refilter as accept_anew
+    from annotate.jobs.summary import summary_table
 
     if refilter is not None:
         Console().print(summary_table(accept_anew(refilter, out, overrides)))
@@ -131,8 +131,8 @@ def build_shards(
     \b
     pixelcli build-shards --annotations annotations --out shards
     """
-    from annotate import shards_job
-    from annotate.jobs import Execution
+    from annotate.jobs import shards as shards_job
+    from annotate.jobs.beam import Execution
 
     manifest = shards_job.build_shards(annotations, out, Execution(workers, runner, beam_options), data_dir, include)
     click.echo(
@@ -153,8 +153,8 @@ def verify(shards: Path) -> None:
     \b
     pixelcli verify --shards shards
     """
-    from pixel160k.shards import read_manifest
-    from pixel160k.verify import verify as find_faults
+    from pixel160k.format.shards import read_manifest
+    from pixel160k.read.verify import verify as find_faults
 
     faults = find_faults(shards)
     for fault in faults:
@@ -180,8 +180,8 @@ def export(shards: Path, to: str, out: Path, fps: float | None) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from pixel160k.export import export as write
-    from pixel160k.shards import read_manifest
+    from pixel160k.format.shards import read_manifest
+    from pixel160k.publish.export import export as write
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"export {to}", total=read_manifest(shards)["samples"])
@@ -199,7 +199,7 @@ def browse(shards: Path, out: Path, limit: int) -> None:
     \b
     pixelcli browse --shards shards --out browse.html
     """
-    from pixel160k.browse_page import write_page
+    from pixel160k.show.browse_page import write_page
 
     episodes = write_page(shards, out, limit=limit)
     click.echo(f"{episodes} episodes; open {out} in a browser")
@@ -217,8 +217,8 @@ def stats(shards: Path, out: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from pixel160k.data_figure import write_figure
-    from pixel160k.shards import read_manifest
+    from pixel160k.format.shards import read_manifest
+    from pixel160k.show.data_figure import write_figure
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("stats", total=read_manifest(shards)["episodes"])
@@ -266,7 +266,7 @@ def predict(
     from rich.console import Console
 
     from model.predict import action_table, read_image, read_mask, read_prompts, read_state
-    from pixel160k.painting import paint
+    from pixel160k.show.painting import paint
     from train.checkpoints import load_policy
 
     image, prompts = read_image(image_file), read_prompts(points, lines, regions)
@@ -386,7 +386,7 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
     from evaluation.action_report import summary_table
     from evaluation.actions import choose_episodes
     from evaluation.actions import evaluate as compare
-    from pixel160k.episodes import ShardDirectory
+    from pixel160k.read.episodes import ShardDirectory
     from train.checkpoints import load_policy, recipe_of
 
     recipe = recipe_of(checkpoint)

@@ -3,8 +3,8 @@
 import dataclasses
 
 from annotate.settings import FilterSettings
-from pixel160k import masks, table
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.format import masks, table
+from pixel160k.format.table import EpisodeAnnotation
 
 
 def accept(row: EpisodeAnnotation, settings: FilterSettings) -> EpisodeAnnotation:

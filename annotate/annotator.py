@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from annotate.accept import accept
-from annotate.episode import BadImage, Episode
-from annotate.motion import decode_keyframes, expand_box
-from annotate.roles import Candidate, FoundObject, Gripper, GripperFinder, ObjectFinder, TargetNamer
+from annotate.annotators.grammar import verb_class
+from annotate.annotators.motion import decode_keyframes, expand_box
+from annotate.annotators.roles import Candidate, FoundObject, Gripper, GripperFinder, ObjectFinder, TargetNamer
 from annotate.settings import AnnotateSettings
-from annotate.stages import Stages
-from annotate.target_object import verb_class
-from pixel160k import masks, table
-from pixel160k.prompts import sample_prompts, seeded_generator
-from pixel160k.table import EpisodeAnnotation, Evidence
-from pixel160k.tracks import StepMasks
+from annotate.sources.episode import BadImage, Episode
+from annotate.timing import Stages
+from pixel160k.format import masks, table
+from pixel160k.format.prompts import sample_prompts
+from pixel160k.format.table import EpisodeAnnotation, Evidence
+from pixel160k.format.tracks import StepMasks
+from pixel160k.seeding import seeded_generator
 
 Tracker = Callable[[Episode, EpisodeAnnotation], list[StepMasks]]
 """Follows what a row has a mask of through the episode."""

@@ -1,6 +1,6 @@
 """What each threshold of the filter costs and buys: good masks kept and wrong masks let through, value by value.
 
-    python -m checkpoints.record --out DIR                        # its monitor/ episodes: no gradient came from them
+    python -m tiny_models.record --out DIR                        # its monitor/ episodes: no gradient came from them
     python benchmarks/filter_thresholds.py --data DIR/monitor
 
 Annotates every episode with the tiny checkpoints, once with its own instruction and once for each of a few other
@@ -19,15 +19,15 @@ from rich.table import Table
 
 from annotate.accept import accept
 from annotate.annotator import annotate_episodes
-from annotate.choose import choose_annotators
-from annotate.episode import Episode
-from annotate.rlds import list_files, read_episodes
+from annotate.annotators.choose import choose_annotators
 from annotate.settings import AnnotateSettings, FilterSettings
 from annotate.sources import SOURCES
+from annotate.sources.episode import Episode
+from annotate.sources.rlds import list_files, read_episodes
 from evaluation.annotation_measures import GOOD_IOU
-from pixel160k import masks, table
-from pixel160k.prompts import seeded_generator
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.format import masks, table
+from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.seeding import seeded_generator
 from simulation import truth
 
 TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")

@@ -1,6 +1,6 @@
 """How good `foundation` with the tiny checkpoints is on held-out scenes, alone and with motion as evidence; beside `motion`.
 
-    python -m checkpoints.record --evaluation --out DIR          # once: 100 episodes of known tasks, 24 of unknown ones
+    python -m tiny_models.record --evaluation --out DIR          # once: 100 episodes of known tasks, 24 of unknown ones
     python benchmarks/foundation_quality.py --data DIR/seen_tasks --out OUT
     python benchmarks/foundation_quality.py --data DIR/unseen_tasks --out OUT
 
@@ -15,9 +15,9 @@ from annotation_table import figures, quality_table
 from rich.console import Console
 from rich.table import Table
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
-from annotate.refilter import refilter
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.refilter import refilter
 from annotate.settings import AnnotateSettings
 from evaluation.annotations import evaluate
 from simulation import truth

@@ -9,8 +9,8 @@ second run in one process: the first loads the models and warms up.
 import argparse
 from pathlib import Path
 
-from annotate.annotate_job import annotate, default_data_dir
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate, default_data_dir
+from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
 
 TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")

@@ -37,11 +37,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import webdataset
 
-from annotate.annotate_job import default_data_dir
-from annotate.rlds import list_files
+from annotate.jobs.annotate import default_data_dir
 from annotate.sources import SOURCES
-from pixel160k import ShardDirectory, masks, open_shards, shards
-from pixel160k.samples import MEMBERS
+from annotate.sources.rlds import list_files
+from pixel160k import ShardDirectory, open_shards
+from pixel160k.format import masks, shards
+from pixel160k.read.samples import MEMBERS
 from pixel160k.tfrecord import read_records
 
 SIZE = 224

@@ -14,8 +14,8 @@ from typing import Any
 from annotation_table import figures, quality_table
 from rich.console import Console
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
 from evaluation.annotations import evaluate
 from simulation import truth

@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from annotate.annotate_job import default_data_dir
-from annotate.episode import Episode
-from annotate.motion import decode_keyframes
-from annotate.rlds import Columns, SourceFile, list_files, read_episodes
+from annotate.annotators.motion import decode_keyframes
+from annotate.jobs.annotate import default_data_dir
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
+from annotate.sources.episode import Episode
+from annotate.sources.rlds import Columns, SourceFile, list_files, read_episodes
 from pixel160k.tfrecord import read_records
 
 SETTINGS = AnnotateSettings(annotators="motion")

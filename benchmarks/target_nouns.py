@@ -19,15 +19,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from annotate.language_model import LanguageModelNamer
-from annotate.target_object import candidate_phrases, target_object
+from annotate.annotators.grammar import candidate_phrases, target_object
+from annotate.annotators.language_model import LanguageModelNamer
 from simulation.environment import import_libero
 
 TRUTH = Path(__file__).parents[1] / "tests" / "libero_targets.json"
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
 Namer = Callable[[Sequence[str]], list[str]]
-"""As `name_targets` of annotate/roles.py."""
+"""As `name_targets` of annotate/annotators/roles.py."""
 
 
 def suite_texts(suite: str) -> set[str]:

@@ -18,11 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from annotate import annotate_job, shards_job
-from annotate.jobs import Execution
+from annotate.jobs import annotate as annotate_job
+from annotate.jobs import shards as shards_job
+from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
 from evaluation.actions import choose_episodes, evaluate
-from pixel160k.episodes import ShardDirectory
+from pixel160k.read.episodes import ShardDirectory
 from simulation import truth
 from simulation.two_alike import record_two_alike
 from train import checkpoints

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from rich.table import Table
 
-from pixel160k import drawing
-from pixel160k.samples import Sample
+from pixel160k.read.samples import Sample
+from pixel160k.show import drawing
 from train.data import PIXEL_MASK, point_at
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -20,10 +20,11 @@ from evaluation.action_report import DEMONSTRATED, DIMENSIONS, EXAMPLES, Example
 from evaluation.annotation_measures import bootstrap_interval
 from model.policy import PixelVLA
 from model.processor import Observation
-from pixel160k.episodes import ShardDirectory
-from pixel160k.prompts import seeded_generator
-from pixel160k.samples import Sample
-from pixel160k.shards import split_of
+from pixel160k.errors import InputError
+from pixel160k.format.shards import split_of
+from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.samples import Sample
+from pixel160k.seeding import seeded_generator
 from train.data import KINDS, PIXEL_MASK, point_at
 from train.settings import TrainSettings
 from train.stream import is_held_out
@@ -55,7 +56,7 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
         split: as "val".
 
     Raises:
-        ValueError: there are no such episodes.
+        InputError: there are no such episodes.
     """
     if split is not None:
         chosen = [episode for episode in directory.episode_ids if split_of(episode) == split]
@@ -64,7 +65,7 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
         chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
     if not chosen:
         wanted = "that training held out" if split is None else f"of the split {split!r}"
-        raise ValueError(f"{directory.directory} holds no episode {wanted}; name a split with --split")
+        raise InputError(f"{directory.directory} holds no episode {wanted}; name a split with --split")
     return chosen
 
 
@@ -93,16 +94,16 @@ def evaluate(
         `xy_95`), in robot units (m and rad where the source has them, the gripper in [0, 1]).
 
     Raises:
-        ValueError: an unknown prompt, no episode left, or no statistics of the data set.
+        InputError: an unknown prompt, no episode left, or no statistics of the data set.
     """
     if unknown := sorted(set(prompts) - set(PROMPTS)):
-        raise ValueError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
+        raise InputError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
     dataset = directory.manifest["dataset"]
     mean = np.array(policy.processor.statistics_of(dataset)["action"]["mean"])
     firsts = {episode: directory.sample(episode, directory.steps(episode)[0]) for episode in episodes}
     pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
     if not pointed:
-        raise ValueError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
+        raise InputError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
     wrong = _wrong_episodes(directory, pointed)
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
@@ -141,7 +142,7 @@ def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> di
     for episode in pointed:
         others = [other for other in twins[episode] if other != episode] or [o for o in pointed if o != episode]
         if not others:
-            raise ValueError("a wrong object's prompts come from another episode, and there is only one")
+            raise InputError("a wrong object's prompts come from another episode, and there is only one")
         chosen[episode] = others[seeded_generator("wrong prompt", episode).integers(len(others))]
     return chosen
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from annotate.motion import expand_box
-from pixel160k import masks, table
-from pixel160k.table import Box, EpisodeAnnotation
+from annotate.annotators.motion import expand_box
+from pixel160k.errors import InputError
+from pixel160k.format import masks, table
+from pixel160k.format.table import Box, EpisodeAnnotation
 from simulation.truth import GRIPPER, EpisodeTruth
 
 REGION_FACTORS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -69,19 +70,19 @@ def score_episode(row: EpisodeAnnotation, truth: EpisodeTruth) -> EpisodeScore:
     """Measure one row against its truth.
 
     Raises:
-        ValueError: the two are not of the same recording (other number of steps, other image size).
+        InputError: the two are not of the same recording (other number of steps, other image size).
     """
     if row.status == table.FAILED:
         return EpisodeScore(row.episode_id, truth.suite, "unread", row.status, row.reason)
     if row.num_steps != len(truth.steps):
-        raise ValueError(
+        raise InputError(
             f"{row.episode_id} has {row.num_steps} steps, its truth {len(truth.steps)}: give the truth.parquet that was "
             "recorded with the annotated data"
         )
     measured: dict[str, Any] = {}
     target = truth.mask(row.first_step) if row.first_step <= row.last_step else None  # else no step is valid
     if target is not None and row.image_height and target.shape != (row.image_height, row.image_width):
-        raise ValueError(f"{row.episode_id}: the truth's masks are not of the annotated images' size")
+        raise InputError(f"{row.episode_id}: the truth's masks are not of the annotated images' size")
     if row.object_mask is not None and target is not None:
         measured["object_iou"] = float(masks.iou(masks.decode(row.object_mask), target))
     if row.region_box is not None and target is not None:

@@ -8,10 +8,11 @@ from typing import Any
 from markupsafe import Markup
 from rich.table import Table
 
-from annotate.episode import Episode
+from annotate.sources.episode import Episode
 from evaluation.annotation_measures import GOOD_IOU, EpisodeScore
-from pixel160k import drawing, masks, table
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.format import masks, table
+from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.show import drawing
 from simulation.truth import StepTruth
 
 WORST_CASES = 24

@@ -10,17 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from annotate.annotate_job import read_run
-from annotate.episode import BadImage, Episode
-from annotate.motion import Motion, decode_keyframes
-from annotate.rlds import list_files, read_episodes
+from annotate.annotators.motion import Motion, decode_keyframes
+from annotate.jobs.annotate import read_run
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
+from annotate.sources.episode import BadImage, Episode
+from annotate.sources.rlds import list_files, read_episodes
 from evaluation import annotation_report
 from evaluation.annotation_measures import EvidenceScore, region_curve, score_episode, summarise
 from evaluation.annotation_report import Case
-from pixel160k import masks, table
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.errors import InputError
+from pixel160k.format import masks, table
+from pixel160k.format.table import EpisodeAnnotation
 from simulation import truth as truth_table
 from simulation.truth import StepTruth
 
@@ -42,13 +43,13 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
         `region_curve` and `episodes`, one `EpisodeScore` each.
 
     Raises:
-        ValueError: the annotations are unfinished, or truth, annotations and data do not belong together.
+        InputError: the annotations are unfinished, or truth, annotations and data do not belong together.
     """
     run, stats = read_run(annotations)
     settings = AnnotateSettings.model_validate(run["settings"])
     main_camera = SOURCES[run["source"]].cameras[0]
     if settings.camera not in ("", main_camera):
-        raise ValueError(f"the truth is of the camera {main_camera!r}, these annotations are of {settings.camera!r}")
+        raise InputError(f"the truth is of the camera {main_camera!r}, these annotations are of {settings.camera!r}")
     rows = {row.episode_id: row for row in table.read_annotations(annotations)}
     cases, without_row = _join(rows, truth)
     frames = _Frames(run["source"], data_dir or Path(stats["data_dir"]))
@@ -157,12 +158,12 @@ class _Frames:
                 if row is None:
                     continue
                 if isinstance(item, EpisodeAnnotation) or found.record_crc32c != row.record_crc32c:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.data_dir}: {row.episode_id} is not as annotated; give the right --data-dir"
                     )
                 yield item
         if wanted:
-            raise ValueError(f"{self.data_dir} lacks {min(wanted)}, which was annotated; give the right --data-dir")
+            raise InputError(f"{self.data_dir} lacks {min(wanted)}, which was annotated; give the right --data-dir")
 
 
 def _join(rows: dict[str, EpisodeAnnotation], truth: Path) -> tuple[list[Case], list[str]]:
@@ -179,7 +180,7 @@ def _join(rows: dict[str, EpisodeAnnotation], truth: Path) -> tuple[list[Case], 
         close = episode.steps[row.close_step] if row.close_step >= 0 else None
         cases.append(Case(row, score, initial, close))
     if not cases:
-        raise ValueError(f"{truth} has no episode of these annotations; give the one recorded with the annotated data")
+        raise InputError(f"{truth} has no episode of these annotations; give the one recorded with the annotated data")
     return cases, without_row
 
 

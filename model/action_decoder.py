@@ -6,7 +6,7 @@ It takes the place of OpenVLA's 256 bins a dimension: one forward pass gives a w
 import torch
 from torch import nn
 
-from pixel160k.actions import ACTION_DIMENSIONS
+from pixel160k.format.actions import ACTION_DIMENSIONS
 
 
 class ActionDecoder(nn.Module):
@@ -47,8 +47,8 @@ def l1_loss(predicted: torch.Tensor, actions: torch.Tensor, action_mask: torch.T
 
     Args:
         predicted: (batch, N_c, 7).
-        actions: float32 (batch, N_c, 7), normalised by `pixel160k.actions.normalise`.
-        action_mask: bool (batch, N_c), false for steps past the episode's end (`pixel160k.actions.chunk_mask`).
+        actions: float32 (batch, N_c, 7), normalised by `pixel160k.format.actions.normalise`.
+        action_mask: bool (batch, N_c), false for steps past the episode's end (`pixel160k.format.actions.chunk_mask`).
     """
     errors = (predicted.float() - actions).abs() * action_mask[..., None]
     return errors.sum() / (action_mask.sum() * ACTION_DIMENSIONS)

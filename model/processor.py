@@ -14,8 +14,9 @@ import torch
 from model.prompt_encoder import KINDS, MASK_CELL, PromptBatch
 from model.sequence import pad, sequence_ids
 from model.settings import FusedVisionSettings, ModelSettings
+from pixel160k.errors import InputError
+from pixel160k.format.prompts import Prompt, validate
 from pixel160k.geometry import View, centre_crop_view, resize_view
-from pixel160k.prompts import Prompt, validate
 
 _IMAGENET = np.array(
     [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32
@@ -104,12 +105,12 @@ class Processor:
         """The statistics of a data set.
 
         Raises:
-            ValueError: there are none of that name; lists those there are.
+            InputError: there are none of that name; lists those there are.
         """
         if dataset not in self.statistics:
             known = ", ".join(sorted(self.statistics)) or "none: this checkpoint was never trained to act"
             wanted = "name the data set whose robot acts" if dataset is None else f"no statistics of {dataset!r}"
-            raise ValueError(f"{wanted}; this checkpoint has statistics of: {known}")
+            raise InputError(f"{wanted}; this checkpoint has statistics of: {known}")
         return self.statistics[dataset]
 
     def view(self, height: int, width: int) -> View:
@@ -125,7 +126,7 @@ class Processor:
             views: what to see of each, as random crops for training; by default what a policy sees when it acts.
 
         Raises:
-            ValueError: an image, a mask, a prompt, an instruction or a state is not as `Observation` says; names it.
+            InputError: an image, a mask, a prompt, an instruction or a state is not as `Observation` says; names it.
         """
         if views is None:
             views = [self.view(*_checked_image(observation.image).shape[:2]) for observation in observations]
@@ -183,12 +184,12 @@ class Processor:
         if not size:
             return None
         if observation.state is None:
-            raise ValueError("this policy reads the robot's state (proprioception); give it with the observation")
+            raise InputError("this policy reads the robot's state (proprioception); give it with the observation")
         proprioception = self.statistics_of(observation.dataset)["proprio"]
         mean, deviation = np.array(proprioception["mean"]), np.array(proprioception["std"])
         state = np.asarray(observation.state)
         if state.shape != mean.shape or len(mean) > size:
-            raise ValueError(
+            raise InputError(
                 f"the state must be ({len(mean)},), as the statistics of {observation.dataset} have it, "
                 f"and at most {size}, not {state.shape}"
             )
@@ -235,19 +236,21 @@ def _order(prompt: _Prompt) -> tuple[int, list[float], list[float]]:
 
 def _checked_image(image: np.ndarray) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the image must be RGB, uint8 (height, width, 3), not {_described(image)}")
+        raise InputError(f"the image must be RGB, uint8 (height, width, 3), not {_described(image)}")
     return image
 
 
 def _checked_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (height, width):
-        raise ValueError(f"a mask must be bool ({height}, {width}), as its image, not {_described(mask)}")
+        raise InputError(f"a mask must be bool ({height}, {width}), as its image, not {_described(mask)}")
     return mask
 
 
 def _check_prompts(prompts: Sequence[Prompt], height: int, width: int) -> None:
     if isinstance(prompts, Prompt) or not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise ValueError("prompts must be a list of what point, line, region and mask_prompt of pixel160k.prompts make")
+        raise InputError(
+            "prompts must be a list of what point, line, region and mask_prompt of pixel160k.format.prompts make"
+        )
     for prompt in prompts:
         validate(prompt, height, width)
 

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from pixel160k.errors import InputError
+
 IMAGE, MASK, PROMPT = -1, -2, -3  # the slots
 LLAMA_SPACE = 29871  # "▁" in Llama 2's vocabulary: OpenVLA has it after "Out:", in training and in use
 
@@ -31,11 +33,11 @@ def normalise_instruction(instruction: str) -> str:
     """An instruction as every policy reads it: lower case, without space around it, without a final period.
 
     Raises:
-        ValueError: nothing is left.
+        InputError: nothing is left.
     """
     normalised = instruction.strip().lower().rstrip(". ")
     if not normalised:
-        raise ValueError(f"the instruction {instruction!r} says nothing; name the task, as 'pick up the red cup'")
+        raise InputError(f"the instruction {instruction!r} says nothing; name the task, as 'pick up the red cup'")
     return normalised
 
 
@@ -61,15 +63,15 @@ def sequence_ids(
         prompt_tokens: tokens of all prompts together.
 
     Raises:
-        ValueError: an empty instruction, only one of masks and prompts has tokens, or there is no BOS.
+        InputError: an empty instruction, only one of masks and prompts has tokens, or there is no BOS.
     """
     if bool(mask_tokens) != bool(prompt_tokens):
-        raise ValueError(
+        raise InputError(
             f"{mask_tokens} mask tokens and {prompt_tokens} prompt tokens: with either both slots are there, "
             "the null token in the one without content"
         )
     if tokenizer.bos_token_id is None:
-        raise ValueError("the tokenizer has no BOS token, with which every sequence starts; set its bos_token")
+        raise InputError("the tokenizer has no BOS token, with which every sequence starts; set its bos_token")
     before, after = _TEXT[backbone]
     before = before.format(normalise_instruction(instruction))
     image, bos = [IMAGE] * image_tokens, [tokenizer.bos_token_id]
@@ -112,10 +114,10 @@ def fill(
         used: bool (batch, items), false for padding; all by default.
 
     Raises:
-        ValueError: there are more or fewer slots than tokens.
+        InputError: there are more or fewer slots than tokens.
     """
     chosen = (tokens if used is None else tokens[used]).reshape(-1, embeddings.shape[-1])
     slots = input_ids == slot
     if int(slots.sum()) != len(chosen):
-        raise ValueError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
+        raise InputError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
     return embeddings.masked_scatter(slots[..., None], chosen.to(embeddings.dtype))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pixel160k.errors import InputError
 from pixel160k.settings import Settings
 
 Size = Annotated[int, Field(ge=1)]
@@ -28,7 +29,7 @@ class TowerSettings(Settings):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+            raise InputError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
         return self
 
 
@@ -71,10 +72,10 @@ class VisionSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+            raise InputError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         rising = list(self.levels) == sorted(set(self.levels))
         if not rising or self.levels[0] < 0 or self.levels[-1] >= self.siglip_blocks:
-            raise ValueError(f"levels must be rising block indices from 0 to {self.siglip_blocks - 1}")
+            raise InputError(f"levels must be rising block indices from 0 to {self.siglip_blocks - 1}")
         return self
 
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from pixel160k.errors import InputError
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 
@@ -28,7 +30,7 @@ def locate(model: str | Path) -> Path:
     Only safetensors and JSON files are fetched.
 
     Raises:
-        ValueError: `model` is neither a folder, nor in the local cache, nor reachable on the hub.
+        InputError: `model` is neither a folder, nor in the local cache, nor reachable on the hub.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -36,7 +38,7 @@ def locate(model: str | Path) -> Path:
         return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"cannot load {str(model)!r} from a folder, the local cache or the hub ({reason}); "
             "give the path of a folder that holds it instead"
         ) from None
@@ -46,14 +48,14 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: the file is missing or holds something else.
+        InputError: the file is missing or holds something else.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, not a {type(content).__name__}")
+        raise InputError(f"{file} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 
@@ -61,21 +63,21 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """Which file of a checkpoint holds each tensor, in the files' order: one file, or the shards that its index names.
 
     Raises:
-        ValueError: there are no safetensors, a file cannot be read, or the index leads out of the folder.
+        InputError: there are no safetensors, a file cannot be read, or the index leads out of the folder.
     """
     if (folder / INDEX).is_file():
         shards = {str(shard) for shard in read_json(folder / INDEX).get("weight_map", {}).values()}
         if strange := sorted(shard for shard in shards if Path(shard).name != shard):
-            raise ValueError(f"{folder / INDEX} must name files of its own folder, not {', '.join(strange)}")
+            raise InputError(f"{folder / INDEX} must name files of its own folder, not {', '.join(strange)}")
     elif (folder / WEIGHTS).is_file():
         shards = {WEIGHTS}
     else:
-        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; pickled weights are never read")
+        raise InputError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; pickled weights are never read")
     files: dict[str, Path] = {}
     for shard in sorted(shards):
         with _open(folder / shard) as handle:
             if twice := sorted(files.keys() & handle.keys()):
-                raise ValueError(f"{folder / shard} repeats tensors of another shard: {', '.join(twice)}")
+                raise InputError(f"{folder / shard} repeats tensors of another shard: {', '.join(twice)}")
             files |= dict.fromkeys(handle.keys(), folder / shard)
     return files
 
@@ -139,7 +141,7 @@ def load_weights(
         dtype: of the parameters; by default each as it is stored.
 
     Raises:
-        ValueError: one line that lists every tensor that is missing, unexpected, or of a wrong shape or type.
+        InputError: one line that lists every tensor that is missing, unexpected, or of a wrong shape or type.
     """
     files = tensor_files(folder)
     _check(files, folder, {source.name: source.shape for source in sources.values()}, set(unused))
@@ -175,7 +177,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
 
 
 def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, ...]], unused: set[str]) -> None:
@@ -193,4 +195,4 @@ def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, 
                     faults["wrong"].append(f"{name} is {kind} {shape} and should be a float {expected[name]}")
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
-        raise ValueError(f"the tensors of {folder} do not fit: {listed}")
+        raise InputError(f"the tensors of {folder} do not fit: {listed}")

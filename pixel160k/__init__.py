@@ -7,14 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixel160k.episodes import ShardDirectory
-    from pixel160k.loader import open_shards
-    from pixel160k.samples import Sample
-    from pixel160k.viewer import browse
+    from pixel160k.read.episodes import ShardDirectory
+    from pixel160k.read.loader import open_shards
+    from pixel160k.read.samples import Sample
+    from pixel160k.show.viewer import browse
 
 __all__ = ["Sample", "ShardDirectory", "browse", "open_shards"]
 
-_MODULES = {"Sample": "samples", "ShardDirectory": "episodes", "browse": "viewer", "open_shards": "loader"}
+_MODULES = {
+    "Sample": "read.samples",
+    "ShardDirectory": "read.episodes",
+    "browse": "show.viewer",
+    "open_shards": "read.loader",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from pixel160k.prompts import Prompt
+from pixel160k.format.prompts import Prompt
 
 CROPPED_AREA = 0.9  # of the image: OpenVLA's, in training and in its LIBERO evaluation
 

@@ -15,6 +15,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pixel160k.errors import InputError
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys, with a stable digest."""
@@ -30,31 +32,31 @@ class Settings(BaseModel):
         Nested keys are written with dots.
 
         Raises:
-            ValueError: one line that names the wrong key or value and what would be right.
+            InputError: one line that names the wrong key or value and what would be right.
         """
         values = copy.deepcopy(base) if base else {}
         if file is not None:
             try:
                 values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
             except (OSError, yaml.YAMLError) as error:
-                raise ValueError(f"cannot read the settings file {file}: {' '.join(str(error).split())}") from None
+                raise InputError(f"cannot read the settings file {file}: {' '.join(str(error).split())}") from None
             if not isinstance(values, dict):
-                raise ValueError(f"{file} must hold `key: value` lines, not a {type(values).__name__}")
+                raise InputError(f"{file} must hold `key: value` lines, not a {type(values).__name__}")
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
-                raise ValueError(f"--set takes key=value, not {override!r}")
+                raise InputError(f"--set takes key=value, not {override!r}")
             *parents, leaf = key.strip().split(".")
             place = values
             for parent in parents:
                 place = place.setdefault(parent, {})
                 if not isinstance(place, dict):
-                    raise ValueError(f"setting {key!r}: {parent!r} holds a value, not further settings")
+                    raise InputError(f"setting {key!r}: {parent!r} holds a value, not further settings")
             place[leaf] = yaml.safe_load(text)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ValueError("; ".join(cls._explain(fault) for fault in error.errors())) from None
+            raise InputError("; ".join(cls._explain(fault) for fault in error.errors())) from None
 
     def digest(self) -> str:
         """SHA-256 (hex) of the settings' canonical JSON."""

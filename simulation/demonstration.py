@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixel160k.masks import encode
+from pixel160k.format.masks import encode
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
 from simulation.grasping import ATTEMPTS
 from simulation.policy import Attempt, attempt

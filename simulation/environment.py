@@ -20,6 +20,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from pixel160k.errors import InputError
+
 IMAGE_SIZE = 256
 AGENT_VIEW = "agentview"
 WRIST_VIEW = "robot0_eye_in_hand"
@@ -49,7 +51,7 @@ _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation imag
 def check_suite(suite: str) -> None:
     """Raise a ValueError that names the suites there are, if `suite` is none of them."""
     if suite not in PICK_AND_PLACE_TASKS:
-        raise ValueError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
+        raise InputError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
 
 
 def import_libero() -> tuple[Any, Any, Any]:
@@ -63,7 +65,7 @@ def import_libero() -> tuple[Any, Any, Any]:
         from libero.libero import benchmark, get_libero_path
         from libero.libero.envs.env_wrapper import ControlEnv
     except ImportError as error:
-        raise ValueError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
+        raise InputError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
     return benchmark, get_libero_path, ControlEnv
 
 
@@ -83,7 +85,7 @@ def _with_target(description: Path, target: str, folder: Path) -> Path:
     initial, goal = rest.split("(:goal")
     first = re.search(rf"{category_of(target)}_\d+", initial)
     if not first or target not in scene:
-        raise ValueError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
+        raise InputError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
     own = first.group()
     interest, placed = initial.split("(:init")
     copy = folder / description.name

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pixel160k.masks import RLE, decode, encode
+from pixel160k.format.masks import RLE, decode, encode
 from simulation import truth
 from simulation.demonstration import IMAGE_QUALITY, jpeg
 from simulation.rlds import (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from simulation import truth
 from simulation.demonstration import record, solve
 from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnvironment, check_suite, import_libero
@@ -84,7 +85,7 @@ def record_sample(
     suites = [suites] if isinstance(suites, str) else list(suites)
     chosen_tasks = {suite: tuple((tasks or {}).get(suite, PICK_AND_PLACE_TASKS.get(suite, ()))) for suite in suites}
     if not suites:
-        raise ValueError(f"no suite given: choose from {', '.join(PICK_AND_PLACE_TASKS)}")
+        raise InputError(f"no suite given: choose from {', '.join(PICK_AND_PLACE_TASKS)}")
     for suite in suites:
         check_suite(suite)
     check_request(episodes, out, files, hz)
@@ -117,11 +118,11 @@ def write_spooled(spool: Path, out: Path, name: str, splits: Mapping[str, Sequen
 def check_request(episodes: int, out: Path, files: int, hz: int) -> None:
     """Raise a ValueError if a recording of this size and rate cannot be made, or not into this folder."""
     if episodes < 1:
-        raise ValueError(f"cannot record {episodes} episodes: ask for at least 1")
+        raise InputError(f"cannot record {episodes} episodes: ask for at least 1")
     if not 1 <= files <= episodes:
-        raise ValueError(f"cannot spread {episodes} episodes over {files} files: ask for 1 to {episodes} files")
+        raise InputError(f"cannot spread {episodes} episodes over {files} files: ask for 1 to {episodes} files")
     if hz < 1 or CONTROL_HZ % hz:
-        raise ValueError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
+        raise InputError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
     check_empty(out)
 
 
@@ -130,16 +131,16 @@ def _check_scenes(
 ) -> None:
     for suite in restricted:
         if suite not in chosen_tasks:
-            raise ValueError(f"tasks are restricted for {suite!r}, which is not among the recorded suites")
+            raise InputError(f"tasks are restricted for {suite!r}, which is not among the recorded suites")
     for suite, tasks in chosen_tasks.items():
         unknown = sorted(set(tasks) - set(PICK_AND_PLACE_TASKS[suite]))
         if unknown or not tasks or len(set(tasks)) < len(tasks):
-            raise ValueError(
+            raise InputError(
                 f"cannot record tasks {list(tasks)} of {suite}: choose one or more of "
                 f"{list(PICK_AND_PLACE_TASKS[suite])}, each once"
             )
     if not set(initial_states) <= set(ALL_INITIAL_STATES) or not initial_states:
-        raise ValueError(f"cannot draw from initial states {initial_states}: a task has {ALL_INITIAL_STATES}")
+        raise InputError(f"cannot draw from initial states {initial_states}: a task has {ALL_INITIAL_STATES}")
 
 
 def draw_scenes(
@@ -204,7 +205,7 @@ def record_places(
 def _next_scene(draws: Iterator[Scene]) -> Scene:
     scene = next(draws, None)
     if scene is None:
-        raise ValueError("no initial state is left to draw: ask for fewer episodes or more suites")
+        raise InputError("no initial state is left to draw: ask for fewer episodes or more suites")
     return scene
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from pixel160k.tfrecord import read_records, write_records
 
 if TYPE_CHECKING:
@@ -133,14 +134,14 @@ def find_dataset(directory: Path) -> Path:
     """The one version directory below `directory` (`<name>/<version>/` with a dataset_info.json)."""
     found = sorted(path.parent for path in directory.glob(f"*/*/{DATASET_INFO}"))
     if len(found) != 1:
-        raise ValueError(f"{directory}: holds {len(found)} finished RLDS data sets, expected <name>/<version>/ once")
+        raise InputError(f"{directory}: holds {len(found)} finished RLDS data sets, expected <name>/<version>/ once")
     return found[0]
 
 
 def check_empty(directory: Path) -> None:
     """Raise a ValueError unless a data set may be written to `directory`: it is missing or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory}: is not an empty directory; name a new one or empty it first")
+        raise InputError(f"{directory}: is not an empty directory; name a new one or empty it first")
 
 
 def read_libero_episodes(path: Path) -> Iterator[dict[str, Any]]:
@@ -154,7 +155,7 @@ def read_libero_episodes(path: Path) -> Iterator[dict[str, Any]]:
     keep_bytes = {camera: tfds.decode.SkipDecoding() for camera in LIBERO_CAMERAS}
     for record in read_records(path):
         if record.fault:
-            raise ValueError(f"{path} record {record.number}: {record.fault}; record the data set again")
+            raise InputError(f"{path} record {record.number}: {record.fault}; record the data set again")
         episode = features.deserialize_example_np(record.payload, decoders={"steps": {"observation": keep_bytes}})
         yield {
             "steps": [_with_image_bytes(step) for step in episode["steps"]],

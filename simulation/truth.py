@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixel160k.masks import RLE, decode
-from pixel160k.table import RLE_TYPE
+from pixel160k.format.masks import RLE, decode
+from pixel160k.format.table import RLE_TYPE
 
 FILE_NAME = "truth.parquet"
 GRIPPER, TARGET = "gripper", "target"

@@ -8,7 +8,8 @@ the target away. A seeded coin decides which of the two demonstrations comes fir
 import tempfile
 from pathlib import Path
 
-from pixel160k.prompts import seeded_generator
+from pixel160k.errors import InputError
+from pixel160k.seeding import seeded_generator
 from simulation.environment import import_libero
 from simulation.recording import (
     Place,
@@ -44,12 +45,12 @@ def record_two_alike(
     The same arguments write the same bytes.
 
     Raises:
-        ValueError: `episodes` is no multiple of 10, or more than there are scenes for; `hz` does not divide 20; `out`
+        InputError: `episodes` is no multiple of 10, or more than there are scenes for; `hz` does not divide 20; `out`
             is not empty.
     """
     most = 10 * len(TASKS) * len(INITIAL_STATES["val"])
     if episodes % 10 or not 0 < episodes <= most:
-        raise ValueError(f"cannot record {episodes} episodes of two alike: ask for a multiple of 10, at most {most}")
+        raise InputError(f"cannot record {episodes} episodes of two alike: ask for a multiple of 10, at most {most}")
     check_request(episodes // 5, out, files, hz)
     import_libero()
     out.mkdir(parents=True, exist_ok=True)

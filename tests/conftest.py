@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from annotate.rlds import list_files, read_episodes
 from annotate.sources import SOURCES
+from annotate.sources.rlds import list_files, read_episodes
 from simulation.rlds import write_rlds
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network

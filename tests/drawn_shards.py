@@ -6,9 +6,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from pixel160k import masks, shards
-from pixel160k.prompts import sample_prompts
-from pixel160k.table import EpisodeAnnotation, Evidence
+from pixel160k.format import masks, shards
+from pixel160k.format.prompts import sample_prompts
+from pixel160k.format.table import EpisodeAnnotation, Evidence
 
 SIZE = 32
 

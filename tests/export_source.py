@@ -6,14 +6,14 @@ import tarfile
 
 import numpy as np
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
 from annotate.sources.sample import default_directory
-from pixel160k import masks
-from pixel160k.table import read_part
-from pixel160k.tracks import StepMasks, write_tracks
+from pixel160k.format import masks
+from pixel160k.format.table import read_part
+from pixel160k.format.tracks import StepMasks, write_tracks
 
 
 def sample_shards(path):

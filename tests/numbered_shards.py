@@ -5,10 +5,12 @@ import json
 import cv2
 import numpy as np
 
-from pixel160k import masks, shards
-from pixel160k.actions import action_chunk, dataset_statistics
-from pixel160k.prompts import sample_prompts, seeded_generator
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.files import sha256_of
+from pixel160k.format import masks, shards
+from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.prompts import sample_prompts
+from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.seeding import seeded_generator
 
 HORIZON, SIZE = 10, 32
 
@@ -76,7 +78,7 @@ def write_shards(out, files, dataset="drawn", split="train"):
                     states.append(np.array([number, record, step], np.float32))
                     writer.write(row, masked, jpeg, chunk, states[-1])
         index += writer.index
-        digest = {"bytes": path.stat().st_size, "sha256": shards.sha256_of(path)}
+        digest = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         entries.append({"name": path.name, "samples": len(writer.index)} | digest)
     shards.write_index(out / "index.parquet", index)
     together = np.concatenate(actions)

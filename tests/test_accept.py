@@ -7,8 +7,8 @@ import pytest
 
 from annotate.accept import accept
 from annotate.settings import FilterSettings
-from pixel160k import masks
-from pixel160k.table import EpisodeAnnotation, Evidence
+from pixel160k.format import masks
+from pixel160k.format.table import EpisodeAnnotation, Evidence
 
 
 def square(size, at=(20, 20)):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pixel160k.actions import action_chunk, chunk_mask, dataset_statistics, normalise, unnormalise
+from pixel160k.format.actions import action_chunk, chunk_mask, dataset_statistics, normalise, unnormalise
 
 values = st.floats(-10, 10, width=32)
 

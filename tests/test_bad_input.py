@@ -8,7 +8,7 @@ from conftest import tfrecord_files
 from scene import episode, one_step_episode, write_scenes
 
 from cli import main
-from pixel160k.table import read_annotations
+from pixel160k.format.table import read_annotations
 
 
 def run(*arguments):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from drawn_shards import ACCEPTED, GRIPPER, TARGET, jpeg, write_drawn_shards
 
-from pixel160k import browse_page, drawing, shards
+from pixel160k.errors import InputError
+from pixel160k.format import shards
+from pixel160k.show import browse_page, drawing
 
 
 @pytest.fixture
@@ -104,12 +106,12 @@ def test_shards_without_an_episode_give_a_page_that_says_so(directory, tmp_path)
 def test_damaged_shards_say_what_to_do(directory, tmp_path):
     tar = directory / "drawn-train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="pixelcli verify"):
+    with pytest.raises(InputError, match="pixelcli verify"):
         browse_page.write_page(directory, tmp_path / "page.html")
     (directory / "index.parquet").unlink()
-    with pytest.raises(ValueError, match="build these shards again"):
+    with pytest.raises(InputError, match="build these shards again"):
         browse_page.write_page(directory, tmp_path / "page.html")
-    with pytest.raises(ValueError, match="pixelcli build-shards"):
+    with pytest.raises(InputError, match="pixelcli build-shards"):
         browse_page.write_page(tmp_path / "nowhere", tmp_path / "page.html")
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from model.policy import PixelVLA  # noqa: E402
 from model.processor import Observation  # noqa: E402
-from pixel160k.prompts import point  # noqa: E402
+from pixel160k.format.prompts import point  # noqa: E402
 from train import stages  # noqa: E402
 from train.cost import Account, FlopCount  # noqa: E402
 from train.settings import load_recipe  # noqa: E402

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scene import episode, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
-from pixel160k import shards
-from pixel160k.croissant import croissant
+from pixel160k.format import shards
+from pixel160k.publish.croissant import croissant
 
 mlcroissant = pytest.importorskip("mlcroissant", reason="needs the extra [export]")
 

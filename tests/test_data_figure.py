@@ -10,10 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli import main
-from pixel160k import ShardDirectory, shards
-from pixel160k.actions import action_chunk, dataset_statistics
-from pixel160k.data_figure import count, write_figure
-from pixel160k.table import EpisodeAnnotation, Evidence
+from pixel160k import ShardDirectory
+from pixel160k.errors import InputError
+from pixel160k.format import shards
+from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.table import EpisodeAnnotation, Evidence
+from pixel160k.show.data_figure import count, write_figure
 
 HORIZON, EPISODES = 4, 15
 LENGTHS = [2 + 3 * record % 11 for record in range(EPISODES)]  # shorter and longer than the horizon
@@ -167,11 +169,11 @@ def test_the_command_writes_picture_and_numbers(directory, numbers, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_said(directory, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="pixelcli build-shards"):
+    with pytest.raises(InputError, match="pixelcli build-shards"):
         write_figure(tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds no episode"):
+    with pytest.raises(InputError, match="holds no episode"):
         write_figure(write(tmp_path / "empty", []), tmp_path / "out")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match=r"pixelvla\[notebook\]"):
+    with pytest.raises(InputError, match=r"pixelvla\[notebook\]"):
         write_figure(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()

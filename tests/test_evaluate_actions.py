@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 import numbered_shards  # noqa: E402
@@ -16,7 +18,7 @@ from cli import main  # noqa: E402
 from evaluation.action_report import DEMONSTRATED, summary_table  # noqa: E402
 from evaluation.actions import MEAN_ACTION, REPEAT_LAST, evaluate  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
-from pixel160k.episodes import ShardDirectory  # noqa: E402
+from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 
 CHUNK = 4
 
@@ -128,12 +130,12 @@ def test_the_wrong_object_is_the_twin_s_where_there_is_one(tmp_path, monkeypatch
 
 
 def test_wrong_requests(directory, tmp_path):
-    with pytest.raises(ValueError, match="no prompt 'circle'; choose of none, point"):
+    with pytest.raises(InputError, match="no prompt 'circle'; choose of none, point"):
         evaluate(Oracle(directory), directory, directory.episode_ids, ["circle"])
     rejected = [e for e in directory.episode_ids if not directory.sample(e, 0).prompts]
-    with pytest.raises(ValueError, match="none of the 1 episodes"):
+    with pytest.raises(InputError, match="none of the 1 episodes"):
         evaluate(Oracle(directory), directory, rejected, ["none"])
-    with pytest.raises(ValueError, match="there is only one"):
+    with pytest.raises(InputError, match="there is only one"):
         evaluate(Oracle(directory), directory, directory.episode_ids[:1], ["wrong_point"])
 
 

@@ -8,15 +8,16 @@ import pytest
 from rich.console import Console
 from scene import CLOSE, STEPS, episode, object_mask, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
 from evaluation import annotation_measures as measures
 from evaluation.annotation_measures import EpisodeScore, EvidenceScore
 from evaluation.annotation_report import summary_tables
 from evaluation.annotations import evaluate
-from pixel160k import masks
-from pixel160k.table import EpisodeAnnotation
+from pixel160k.errors import InputError
+from pixel160k.format import masks
+from pixel160k.format.table import EpisodeAnnotation
 from simulation import truth as truth_table
 from simulation.truth import EpisodeTruth, StepTruth
 
@@ -116,9 +117,9 @@ def test_an_episode_without_a_valid_step_has_no_first_frame_to_measure():
 
 
 def test_truth_of_another_recording_is_refused():
-    with pytest.raises(ValueError, match="recorded with the annotated data"):
+    with pytest.raises(InputError, match="recorded with the annotated data"):
         measures.score_episode(row(num_steps=6), truth())
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(InputError, match="size"):
         measures.score_episode(row(image_width=50), truth())
 
 
@@ -305,11 +306,11 @@ def test_the_same_evaluation_writes_the_same_bytes(annotated, tmp_path):
 
 
 def test_what_does_not_belong_together_is_refused(annotated, tmp_path):
-    with pytest.raises(ValueError, match="pixelcli annotate"):
+    with pytest.raises(InputError, match="pixelcli annotate"):
         evaluate(tmp_path, annotated / "truth.parquet")
     truth_table.write([truth("another-train-00000-00000")], tmp_path / "truth.parquet")
-    with pytest.raises(ValueError, match="no episode of these annotations"):
+    with pytest.raises(InputError, match="no episode of these annotations"):
         evaluate(annotated / "annotations", tmp_path / "truth.parquet")
     changed = write_scenes(tmp_path / "data", [episode(seed=7), episode(seed=8)])
-    with pytest.raises(ValueError, match="--data-dir"):
+    with pytest.raises(InputError, match="--data-dir"):
         evaluate(annotated / "annotations", annotated / "truth.parquet", data_dir=changed)

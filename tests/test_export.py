@@ -17,14 +17,14 @@ from export_source import raw_samples, sample_shards
 from pycocotools.coco import COCO
 from scene import episode, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
 from annotate.sources.sample import default_directory
 from cli import main
-from pixel160k import masks
-from pixel160k.export import FORMATS, export
+from pixel160k.format import masks
+from pixel160k.publish.export import FORMATS, export
 
 EXPORT_DOC = Path(__file__).parents[1] / "docs" / "export.md"
 

@@ -13,9 +13,9 @@ import pytest
 from export_source import raw_samples, sample_shards
 from PIL import Image
 
-from pixel160k import masks
-from pixel160k.actions import action_chunk, dataset_statistics
-from pixel160k.export import export, lerobot
+from pixel160k.format import masks
+from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.publish.export import export, lerobot
 
 PYTHON = Path(__file__).parents[1] / ".venv-lerobot" / "bin" / "python"
 
@@ -160,10 +160,10 @@ def test_a_new_file_begins_where_one_is_full(shards, exported, tmp_path, monkeyp
 def test_images_of_two_sizes_are_refused(tmp_path):
     from scene import episode, write_scenes
 
-    from annotate.annotate_job import annotate
-    from annotate.jobs import Execution
+    from annotate.jobs.annotate import annotate
+    from annotate.jobs.beam import Execution
+    from annotate.jobs.shards import build_shards
     from annotate.settings import AnnotateSettings
-    from annotate.shards_job import build_shards
 
     small = episode()
     for step in small["steps"]:

@@ -14,15 +14,15 @@ pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from random_models import write_detector, write_segmenter  # noqa: E402
 
-from annotate.detector import Detector, crop_window, shift_box  # noqa: E402
-from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
-from annotate.segmenter import Segment, Segmenter, tidy  # noqa: E402
+from annotate.annotators.detector import Detector, crop_window, shift_box  # noqa: E402
+from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.annotators.segmenter import Segment, Segmenter, tidy  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
-from annotate.stages import Stages  # noqa: E402
+from annotate.timing import Stages  # noqa: E402
 from cli import main  # noqa: E402
-from pixel160k import masks  # noqa: E402
-from pixel160k.table import read_annotations  # noqa: E402
-from pixel160k.tracks import read_tracks  # noqa: E402
+from pixel160k.format import masks  # noqa: E402
+from pixel160k.format.table import read_annotations  # noqa: E402
+from pixel160k.format.tracks import read_tracks  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ class Script:
 
 
 def detection(score, box=(10.0, 10.0, 20.0, 20.0)):
-    from pixel160k.table import Detection
+    from pixel160k.format.table import Detection
 
     return [Detection(box, score)]
 

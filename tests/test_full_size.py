@@ -11,12 +11,12 @@ transformers = pytest.importorskip("transformers", reason="needs the extra [foun
 from random_models import write_detector  # noqa: E402
 from test_language_model import MUG_ON_PLATE, TEMPLATE, save_tokenizer  # noqa: E402
 
-from annotate.detector import Detector  # noqa: E402
-from annotate.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
-from annotate.language_model import LanguageModelNamer  # noqa: E402
-from annotate.segmenter import Segmenter  # noqa: E402
+from annotate.annotators.detector import Detector  # noqa: E402
+from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.annotators.language_model import LanguageModelNamer  # noqa: E402
+from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
-from annotate.stages import Stages  # noqa: E402
+from annotate.timing import Stages  # noqa: E402
 
 
 def grounding_dino_tiny(folder):

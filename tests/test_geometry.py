@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pixel160k.errors import InputError
+from pixel160k.format.prompts import line, mask_prompt, point, region, validate
 from pixel160k.geometry import (
     View,
     centre_crop_view,
@@ -15,7 +17,7 @@ from pixel160k.geometry import (
     random_crop_view,
     resize_view,
 )
-from pixel160k.prompts import line, mask_prompt, point, region, seeded_generator, validate
+from pixel160k.seeding import seeded_generator
 
 sizes = st.integers(40, 320)
 
@@ -130,7 +132,7 @@ def test_jitter_changes_colours_and_moves_nothing():
     ],
 )
 def test_wrong_prompts_are_told_what_was_expected(make, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
 

@@ -12,13 +12,13 @@ import pytest
 import webdataset
 import yaml
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
 from annotate.sources.sample import default_directory
-from pixel160k import masks, shards
-from pixel160k.actions import chunk_mask
+from pixel160k.format import masks, shards
+from pixel160k.format.actions import chunk_mask
 
 datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from scene import episode, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
-from pixel160k import masks, shards
-from pixel160k.actions import chunk_mask
-from pixel160k.table import read_annotations, read_metadata
+from pixel160k.errors import InputError
+from pixel160k.format import masks, shards
+from pixel160k.format.actions import chunk_mask
+from pixel160k.format.table import read_annotations, read_metadata
 
 SETTINGS = AnnotateSettings(annotators="motion")
 
@@ -220,7 +221,7 @@ def test_statistics_are_over_all_episodes_accepted_or_not(drawn, finished, tmp_p
 
 def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
     other = write_scenes(tmp_path / "other", *[[episode(seed=9), episode(seed=8)] for _ in range(4)])
-    with pytest.raises(ValueError, match="the annotations do not belong to this data: record 0 has another checksum"):
+    with pytest.raises(InputError, match="the annotations do not belong to this data: record 0 has another checksum"):
         build_shards(finished / "annotations", tmp_path / "shards", Execution(), data_dir=other)
 
 

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra foundation")
 transformers = pytest.importorskip("transformers", reason="needs the extra foundation")
 
-from annotate.language_model import ANSWER, LanguageModelNamer  # noqa: E402
-from annotate.target_object import candidate_phrases  # noqa: E402
+from annotate.annotators.grammar import candidate_phrases  # noqa: E402
+from annotate.annotators.language_model import ANSWER, LanguageModelNamer  # noqa: E402
 
 MUG_ON_PLATE = "put the white mug on the left plate"
 SPECIAL = ["<unk>", "<end>"]
@@ -167,7 +169,7 @@ def test_a_model_that_is_not_there_is_one_line_that_names_it(tmp_path, what):
     folder = tmp_path / what
     if what == "empty":
         folder.mkdir()
-    with pytest.raises(ValueError, match="folder") as error:
+    with pytest.raises(InputError, match="folder") as error:
         LanguageModelNamer(str(folder))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
@@ -175,10 +177,10 @@ def test_a_model_that_is_not_there_is_one_line_that_names_it(tmp_path, what):
 
 def test_a_hub_id_without_network_is_one_line_that_names_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"^[^\n]*nobody/no-such-model[^\n]*FOLDER$"):
+    with pytest.raises(InputError, match=r"^[^\n]*nobody/no-such-model[^\n]*FOLDER$"):
         LanguageModelNamer("nobody/no-such-model")
 
 
 def test_importing_it_loads_no_torch():
-    code = "import sys, annotate.language_model; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, annotate.annotators.language_model; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

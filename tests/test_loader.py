@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_shards import HORIZON, SIZE, write_shards
 
-from pixel160k import ShardDirectory, open_shards, shards
-from pixel160k.order import window_shuffle
+from pixel160k import ShardDirectory, open_shards
+from pixel160k.errors import InputError
+from pixel160k.format import shards
+from pixel160k.read.order import window_shuffle
 
 FILES = [[5, 3, 4], [6], [2, 2], [7], [3, 3, 3], [4]]
 
@@ -141,9 +143,9 @@ def test_every_sample_once_through_a_data_loader(directory, workers):
 
 def test_too_few_shards_state_the_arithmetic(directory):
     open_keys(directory, world_size=6)
-    with pytest.raises(ValueError, match="6 shards with wanted samples, but 7 ranks x 1 workers = 7 readers"):
+    with pytest.raises(InputError, match="6 shards with wanted samples, but 7 ranks x 1 workers = 7 readers"):
         open_keys(directory, world_size=7)
-    with pytest.raises(ValueError, match="6 shards with wanted samples, but 3 ranks x 3 workers = 9 readers"):
+    with pytest.raises(InputError, match="6 shards with wanted samples, but 3 ranks x 3 workers = 9 readers"):
         list(data_loader(open_keys(directory, world_size=3), workers=3))
 
 
@@ -216,7 +218,7 @@ def test_resuming_opens_no_shard_that_is_done(directory, damaged):
 )
 def test_a_state_of_another_order_is_refused(directory, changed, fault):
     state = open_keys(directory).state_dict()
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(InputError, match=fault):
         open_keys(directory, **changed).load_state_dict(state)
 
 
@@ -226,12 +228,12 @@ def test_only_the_status_and_split_asked_for(tmp_path):
     assert sorted(both["accepted"] + both["rejected"]) == sorted(all_keys(directory))
     assert {sample.status for sample in open_keys(directory, status="rejected")} == {"rejected"}
     # Only two of the six shards hold a rejected episode: the others are not opened, and do not count.
-    with pytest.raises(ValueError, match="2 shards with wanted samples, but 3 ranks"):
+    with pytest.raises(InputError, match="2 shards with wanted samples, but 3 ranks"):
         open_keys(directory, status="rejected", world_size=3)
     assert len(open_keys(directory, split="train")) == len(all_keys(directory))
-    with pytest.raises(ValueError, match=r"holds no sample of what is asked for \(data set 'drawn', split 'val'\)"):
+    with pytest.raises(InputError, match=r"holds no sample of what is asked for \(data set 'drawn', split 'val'\)"):
         open_keys(directory, split="val")
-    with pytest.raises(ValueError, match="status is 'accepted', 'rejected' or None"):
+    with pytest.raises(InputError, match="status is 'accepted', 'rejected' or None"):
         open_keys(directory, status="failed")
 
 
@@ -303,7 +305,7 @@ def test_a_mixture_is_resumed_exactly_and_shared_out(two_sets):
 
 @pytest.mark.parametrize("weights", [{"small": 1}, {"small": 1, "large": 0}, {"small": 1, "large": 1, "other": 1}])
 def test_weights_need_a_positive_number_for_each_set(two_sets, weights):
-    with pytest.raises(ValueError, match=r"weights need a positive number for each data set \(small, large\)"):
+    with pytest.raises(InputError, match=r"weights need a positive number for each data set \(small, large\)"):
         open_keys(two_sets, weights=weights)
 
 
@@ -313,7 +315,7 @@ def test_tars_and_patterns_name_shards(directory):
     assert keys(open_keys(pattern, shuffle_buffer=0)) == some
     tars = [directory / f"drawn-train-{number:05d}.tar" for number in (1, 2, 3)]
     assert keys(open_keys(tars, shuffle_buffer=0)) == some
-    with pytest.raises(ValueError, match=r"manifest.json lists no drawn-train-00006.tar"):
+    with pytest.raises(InputError, match=r"manifest.json lists no drawn-train-00006.tar"):
         open_keys(f"{directory}/drawn-train-{{00005..00006}}.tar")
 
 
@@ -328,13 +330,13 @@ def test_urls_are_read_as_folders_are(directory, monkeypatch):
         loader = open_keys(f"{url}/{pattern}")
         assert keys(loader) == keys(open_keys(f"{directory}/{pattern}"))
         assert loader.statistics == open_keys(directory).statistics
-        with pytest.raises(ValueError, match="/nowhere holds no shards"):
+        with pytest.raises(InputError, match="/nowhere holds no shards"):
             open_keys(f"{url}/nowhere")
         server.shutdown()
 
 
 def test_commands_are_not_run(directory, tmp_path):
-    with pytest.raises(ValueError, match="commands are not run"):
+    with pytest.raises(InputError, match="commands are not run"):
         open_keys(f"pipe:touch {tmp_path}/touched; cat {directory}/drawn-train-00000.tar")
     assert not (tmp_path / "touched").exists()
 
@@ -350,21 +352,21 @@ def test_commands_are_not_run(directory, tmp_path):
     ],
 )
 def test_wrong_arguments_say_what_is_right(directory, asked, fault):
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(InputError, match=fault):
         open_shards(directory, **asked)
 
 
 def test_no_shards_and_unknown_formats_are_refused(damaged, tmp_path):
-    with pytest.raises(ValueError, match="nowhere holds no shards"):
+    with pytest.raises(InputError, match="nowhere holds no shards"):
         open_shards(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no shards were named"):
+    with pytest.raises(InputError, match="no shards were named"):
         open_shards([])
     twin = write_shards(tmp_path / "twin", FILES[:1])
-    with pytest.raises(ValueError, match="both hold drawn"):
+    with pytest.raises(InputError, match="both hold drawn"):
         open_shards([damaged, twin])
     manifest = json.loads((damaged / "manifest.json").read_text())
     (damaged / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format version 99; this software reads 1"):
+    with pytest.raises(InputError, match="format version 99; this software reads 1"):
         open_shards(damaged)
 
 
@@ -409,7 +411,7 @@ def doubled(name):
 @pytest.mark.parametrize("shuffle_buffer", [0, 10])
 def test_a_broken_sample_is_never_dropped(damaged, change, shuffle_buffer):
     rewrite(damaged / "drawn-train-00003.tar", change)
-    with pytest.raises(ValueError, match=f"drawn-train-00003.tar.*{BROKEN}.*pixelcli verify"):
+    with pytest.raises(InputError, match=f"drawn-train-00003.tar.*{BROKEN}.*pixelcli verify"):
         list(open_shards(damaged, shuffle_buffer=shuffle_buffer))
 
 
@@ -417,10 +419,10 @@ def test_a_broken_sample_is_never_dropped(damaged, change, shuffle_buffer):
 def test_a_cut_shard_names_shard_and_key(damaged, block):
     tar = damaged / "drawn-train-00003.tar"
     tar.write_bytes(tar.read_bytes()[: 512 * block])
-    with pytest.raises(ValueError, match=r"drawn-train-00003.tar.*drawn-train-00003-00000-000\d.*pixelcli verify"):
+    with pytest.raises(InputError, match=r"drawn-train-00003.tar.*drawn-train-00003-00000-000\d.*pixelcli verify"):
         list(open_keys(damaged))
     tar.unlink()
-    with pytest.raises(ValueError, match=r"drawn-train-00003.tar.*No such file"):
+    with pytest.raises(InputError, match=r"drawn-train-00003.tar.*No such file"):
         list(open_keys(damaged))
 
 
@@ -432,18 +434,18 @@ def test_samples_that_the_index_does_not_list_are_refused(damaged):
         lambda entries: entries + [(n.replace(first, extra), d) for n, d in entries if n.startswith(first)],
     )
     for buffer in (0, 10):
-        with pytest.raises(ValueError, match=r"drawn-train-00005.tar holds .* where the index says that it ends"):
+        with pytest.raises(InputError, match=r"drawn-train-00005.tar holds .* where the index says that it ends"):
             list(open_keys(damaged, shuffle_buffer=buffer))
 
 
 def test_index_and_manifest_must_agree(damaged):
     rows = shards.read_index(damaged / "index.parquet")
     shards.write_index(damaged / "index.parquet", rows[:-1])
-    with pytest.raises(ValueError, match=r"index.parquet lists 3 samples of drawn-train-00005.tar, the manifest 4"):
+    with pytest.raises(InputError, match=r"index.parquet lists 3 samples of drawn-train-00005.tar, the manifest 4"):
         open_shards(damaged)
     outside = [replace(row, shard="../outside.tar") for row in rows]
     shards.write_index(damaged / "index.parquet", outside)
-    with pytest.raises(ValueError, match=r"samples of \.\./outside.tar, the manifest 0"):
+    with pytest.raises(InputError, match=r"samples of \.\./outside.tar, the manifest 0"):
         open_shards(damaged)
 
 

@@ -6,17 +6,19 @@ from functools import partial
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from model.backbones.openvla import OpenVLABackbone  # noqa: E402
+from model.backbones.vision import resize_positions  # noqa: E402
 from model.checkpoint import load_backbone, load_policy, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
-from model.openvla import OpenVLABackbone  # noqa: E402
 from model.settings import PRESETS, ModelSettings, even_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
-from model.vision import resize_positions  # noqa: E402
 from model.weights import locate, own_tensors, without_memory  # noqa: E402
 
 STATISTICS = {"bridge_orig": {"action": {"q01": [0.25] * 7}, "num_transitions": 3}}
@@ -97,7 +99,7 @@ def test_saving_over_a_checkpoint_replaces_it_and_config_json_comes_last(tmp_pat
     monkeypatch.setattr("model.checkpoint.save_weights", killed)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, policy, settings, {}, None)
-    with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
+    with pytest.raises(InputError, match=r"cannot read .*config\.json"):
         open_checkpoint(tmp_path)
 
 
@@ -156,7 +158,7 @@ def test_levels_are_free_but_a_trained_backbone_keeps_its_sizes(openvla):
     assert len(both) == 2
     assert torch.equal(both[1], one[0])
     for change, name in (("language.num_hidden_layers=1", "layers.1.mlp"), ("vision.siglip.mlp_ratio=2.0", "fc1.bias")):
-        with pytest.raises(ValueError, match=f"keeps its sizes; these settings would change .*{name}"):
+        with pytest.raises(InputError, match=f"keeps its sizes; these settings would change .*{name}"):
             with_settings(backbone, changed_settings(backbone, change))
 
 
@@ -183,10 +185,10 @@ def test_pickled_weights_are_never_read(openvla):
     (openvla / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "model.bin", "consolidated.pth"):
         (openvla / name).write_bytes(pickle.dumps(Explosive()))
-    with pytest.raises(ValueError, match=r"holds neither model\.safetensors nor .* pickled weights are never read"):
+    with pytest.raises(InputError, match=r"holds neither model\.safetensors nor .* pickled weights are never read"):
         load_backbone(open_checkpoint(openvla))
     (openvla / "model.safetensors").write_bytes(pickle.dumps(Explosive()))  # a pickle under the right name
-    with pytest.raises(ValueError, match=r"cannot read .*model\.safetensors"):
+    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors"):
         load_backbone(open_checkpoint(openvla))
 
 
@@ -201,7 +203,7 @@ def test_code_beside_a_checkpoint_is_never_run(openvla):
 def test_an_index_must_not_lead_out_of_its_folder(openvla, shard):
     save_file(load_file(openvla / "model.safetensors"), openvla.parent / "outside.safetensors")
     (openvla / INDEX).write_text(json.dumps({"weight_map": {"projector.fc1.bias": shard}}))
-    with pytest.raises(ValueError, match="must name files of its own folder"):
+    with pytest.raises(InputError, match="must name files of its own folder"):
         load_backbone(open_checkpoint(openvla))
 
 
@@ -210,13 +212,13 @@ def test_torn_missing_and_doubled_shards_are_named(tmp_path):
     one, two = (tmp_path / f"model-0000{shard}-of-00002.safetensors" for shard in (1, 2))
     content = two.read_bytes()
     two.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"cannot read .*{two.name}"):
+    with pytest.raises(InputError, match=f"cannot read .*{two.name}"):
         load_backbone(open_checkpoint(tmp_path))
     two.unlink()
-    with pytest.raises(ValueError, match=f"cannot read .*{two.name}"):
+    with pytest.raises(InputError, match=f"cannot read .*{two.name}"):
         load_backbone(open_checkpoint(tmp_path))
     two.write_bytes(one.read_bytes())
-    with pytest.raises(ValueError, match=f"{two.name} repeats tensors of another shard"):
+    with pytest.raises(InputError, match=f"{two.name} repeats tensors of another shard"):
         load_backbone(open_checkpoint(tmp_path))
 
 
@@ -231,14 +233,14 @@ def test_torn_missing_and_doubled_shards_are_named(tmp_path):
 )
 def test_a_configuration_that_is_none_is_one_line(tmp_path, config, complaint):
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(ValueError, match=complaint) as error:
+    with pytest.raises(InputError, match=complaint) as error:
         open_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("model", ["nobody/no-such-model", "no/such/folder"])
 def test_a_model_that_is_not_to_be_had_is_one_line_that_names_it(model):
-    with pytest.raises(ValueError, match=f"^cannot load '{model}' .* give the path of a folder that holds it instead$"):
+    with pytest.raises(InputError, match=f"^cannot load '{model}' .* give the path of a folder that holds it instead$"):
         locate(model)
 
 
@@ -250,7 +252,7 @@ def test_levels_are_spread_evenly_and_end_at_the_last_block():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_their_sizes(preset):
-    from model.pi0 import Pi0Backbone
+    from model.backbones.pi0 import Pi0Backbone
 
     settings = PRESETS[preset]
     build = {"openvla": OpenVLABackbone, "pi0": Pi0Backbone}[settings.backbone.kind]
@@ -272,5 +274,5 @@ def test_presets_have_their_sizes(preset):
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         ModelSettings.load(base=PRESETS["openvla-7b"].model_dump(), overrides=[change])

@@ -11,11 +11,11 @@ from scene import CLOSE, episode, object_mask, write_scenes
 
 from annotate.accept import accept
 from annotate.annotator import annotate_episodes
-from annotate.choose import choose_annotators
-from annotate.motion import Motion, _percentile, decode_keyframes, expand_box
+from annotate.annotators.choose import choose_annotators
+from annotate.annotators.motion import Motion, _percentile, decode_keyframes, expand_box
 from annotate.settings import AnnotateSettings
 from annotate.sources import sample
-from pixel160k import masks
+from pixel160k.format import masks
 from simulation import truth
 
 SETTINGS = AnnotateSettings(annotators="motion")

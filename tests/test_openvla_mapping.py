@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from openvla_format import Sizes, Tower, configuration, random_weights, tensors, write_checkpoint  # noqa: E402
 from test_openvla_parity import FIXTURE, fixture  # noqa: E402
 
-from model.openvla import OpenVLABackbone  # noqa: E402
-from model.openvla_checkpoint import load_openvla, read_settings, sources, unused  # noqa: E402
+from model.backbones.openvla import OpenVLABackbone  # noqa: E402
+from model.backbones.openvla_checkpoint import load_openvla, read_settings, sources, unused  # noqa: E402
 from model.settings import PRESETS  # noqa: E402
 from model.weights import without_memory  # noqa: E402
 
@@ -128,7 +130,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
     weights["vision_backbone.featurizer.blocks.0.attn.qkv.weight"] = torch.zeros(47, 16)
     weights["language_model.lm_head.weight"] = torch.zeros(128, 32, dtype=torch.int8)
     write_checkpoint(tmp_path, SMALL, weights)
-    with pytest.raises(ValueError, match="do not fit") as error:
+    with pytest.raises(InputError, match="do not fit") as error:
         load_openvla(tmp_path)
     assert "\n" not in str(error.value)
     missing, unexpected, wrong = str(error.value).split("; ")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
@@ -15,7 +17,7 @@ from conftest import SHARED  # noqa: E402
 from openvla_format import Sizes, Tower, compute, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from model.openvla_checkpoint import load_openvla  # noqa: E402
+from model.backbones.openvla_checkpoint import load_openvla  # noqa: E402
 from model.parity import TOLERANCES, compare, main  # noqa: E402
 
 FIXTURE = SHARED / "data" / "openvla_tiny"
@@ -183,7 +185,7 @@ def test_the_levels_are_outputs_of_siglip_s_blocks(tmp_path):
 
 @fixture
 def test_wrong_pixels_are_refused_by_shape():
-    with pytest.raises(ValueError, match=r"must be \(batch, 6, 56, 56\).*not \(1, 3, 56, 56\)"):
+    with pytest.raises(InputError, match=r"must be \(batch, 6, 56, 56\).*not \(1, 3, 56, 56\)"):
         load_openvla(FIXTURE).vision(torch.zeros(1, 3, 56, 56))
 
 
@@ -202,7 +204,7 @@ def test_a_model_that_is_not_computed_here_is_refused_by_name(tmp_path, change, 
     write_checkpoint(tmp_path, FIXTURE_SIZES, {})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=r"config\.json") as error:
+    with pytest.raises(InputError, match=r"config\.json") as error:
         load_openvla(tmp_path)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)

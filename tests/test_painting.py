@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixel160k.painting import paint
-from pixel160k.prompts import line, mask_prompt, point, region
+from pixel160k.format.prompts import line, mask_prompt, point, region
+from pixel160k.show.painting import paint
 
 HEIGHT, WIDTH, SCALE = 96, 128, 4  # 128 pixels are shown as 512
 

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 transformers = pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from model.backbones.pi0 import UNUSED, pi0_config  # noqa: E402
+from model.backbones.pi0_checkpoint import read_settings  # noqa: E402
 from model.checkpoint import load_backbone, open_checkpoint, with_settings  # noqa: E402
-from model.pi0 import UNUSED, pi0_config  # noqa: E402
-from model.pi0_checkpoint import read_settings  # noqa: E402
 from model.settings import PRESETS, GemmaSettings, Pi0Settings, SiglipSettings, VisionSettings  # noqa: E402
 
 SETTINGS = Pi0Settings(
@@ -139,9 +141,9 @@ def test_gradients_reach_queries_state_and_prefix(backbone, inputs):
 
 
 def test_no_state_and_wrong_pixels_are_refused(backbone, inputs):
-    with pytest.raises(ValueError, match="reads the robot's state"):
+    with pytest.raises(InputError, match="reads the robot's state"):
         backbone.query(prefix_of(backbone, inputs), inputs["mask"], inputs["queries"])
-    with pytest.raises(ValueError, match=r"must be \(batch, 3, 28, 28\), not \(2, 6, 28, 28\)"):
+    with pytest.raises(InputError, match=r"must be \(batch, 3, 28, 28\), not \(2, 6, 28, 28\)"):
         backbone.vision(torch.zeros(2, 6, 28, 28))
 
 
@@ -166,7 +168,7 @@ def test_other_mathematics_are_refused_by_name(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["dit_config"]["rms_norm_eps"] = 1e-5
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"dit_config\.rms_norm_eps must be 1e-06, not 1e-05"):
+    with pytest.raises(InputError, match=r"dit_config\.rms_norm_eps must be 1e-06, not 1e-05"):
         read_settings(tmp_path)
 
 
@@ -178,7 +180,7 @@ def test_a_checkpoint_that_does_not_fit_is_listed(folder, tmp_path):
     del weights["action_out_proj.bias"]  # unused, so not missed
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="do not fit") as error:
+    with pytest.raises(InputError, match="do not fit") as error:
         load_backbone(open_checkpoint(tmp_path))
     assert "missing: embed_action_time.state_proj.bias;" in str(error.value)
     assert "unexpected: strange.weight;" in str(error.value)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model.pixel_encoder import PixelAwareEncoder
+from pixel160k.errors import InputError
 from pixel160k.geometry import patch_weights
 
 GRID, PATCH = 4, 5  # the image is 20 x 20
@@ -77,7 +78,7 @@ def test_no_mask_is_the_learned_null_token(encoder, levels):
 def test_one_level_is_the_ablation(levels):
     encoder = PixelAwareEncoder(level_sizes=(6,), hidden_size=10)
     assert encoder(levels[:1], weights_of(blob(0))).shape == (1, 1, 1, 10)
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(InputError, match="longer"):
         encoder(levels, weights_of(blob(0)))
 
 

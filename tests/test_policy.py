@@ -16,9 +16,11 @@ from model.processor import Observation, Processor
 from model.sequence import MASK
 from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
 from model.tokenizer import byte_tokenizer
-from pixel160k.actions import normalise
+from pixel160k.errors import InputError
+from pixel160k.format.actions import normalise
+from pixel160k.format.prompts import line, mask_prompt, point, region
 from pixel160k.geometry import random_crop_view, resize_view
-from pixel160k.prompts import line, mask_prompt, point, region, seeded_generator
+from pixel160k.seeding import seeded_generator
 
 HEIGHT, WIDTH = 96, 128
 STATISTICS = {
@@ -232,15 +234,15 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=2e-5)
     policy.save_pretrained(tmp_path)
     np.testing.assert_array_equal(act(PixelVLA.from_pretrained(tmp_path), state=states[0], **EVERYTHING), first)
-    with pytest.raises(ValueError, match="proprioception"):
+    with pytest.raises(InputError, match="proprioception"):
         act(policy)
-    with pytest.raises(ValueError, match=r"\(7,\)"):
+    with pytest.raises(InputError, match=r"\(7,\)"):
         act(policy, state=np.zeros(8, np.float32))
 
 
 @pytest.mark.parametrize("dataset", [None, "fractal20220817_data"])
 def test_acting_needs_the_right_statistics(policy, dataset):
-    with pytest.raises(ValueError, match="statistics of: bridge_orig"):
+    with pytest.raises(InputError, match="statistics of: bridge_orig"):
         policy.predict_action(picture(), "go", dataset=dataset)
 
 
@@ -259,7 +261,7 @@ def test_acting_needs_the_right_statistics(policy, dataset):
     ],
 )
 def test_wrong_inputs_say_what_was_expected(policy, wrong, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(InputError, match=says):
         act(policy, **wrong)
 
 
@@ -288,7 +290,7 @@ class TestStart:
         assert act(policy, **EVERYTHING).shape == (8, 7)
 
     def test_it_is_no_policy_yet(self, openvla):
-        with pytest.raises(ValueError, match="--stage cat"):
+        with pytest.raises(InputError, match="--stage cat"):
             PixelVLA.from_pretrained(openvla)
 
     def test_from_a_preset_by_seed(self):

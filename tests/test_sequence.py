@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from model.openvla import OpenVLABackbone
+from model.backbones.openvla import OpenVLABackbone
 from model.sequence import IMAGE, LLAMA_SPACE, MASK, PROMPT, fill, normalise_instruction, pad, sequence_ids
 from model.settings import PRESETS
 from model.tokenizer import byte_tokenizer
+from pixel160k.errors import InputError
 
 TOKENIZER = byte_tokenizer()
 BOS = TOKENIZER.bos_token_id
@@ -43,7 +44,7 @@ def test_one_rule_for_instructions(given, normal):
 
 @pytest.mark.parametrize("nothing", ["", "  ", "."])
 def test_an_empty_instruction_is_an_error(nothing):
-    with pytest.raises(ValueError, match="name the task"):
+    with pytest.raises(InputError, match="name the task"):
         normalise_instruction(nothing)
 
 
@@ -84,14 +85,14 @@ def test_an_instruction_is_only_text(words):
 
 
 def test_half_a_reference_is_an_error():
-    with pytest.raises(ValueError, match="null token"):
+    with pytest.raises(InputError, match="null token"):
         sequence_ids(TOKENIZER, "openvla", "go", 1, mask_tokens=1)
 
 
 def test_a_tokenizer_without_bos_is_an_error():
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None
-    with pytest.raises(ValueError, match="no BOS"):
+    with pytest.raises(InputError, match="no BOS"):
         sequence_ids(tokenizer, "openvla", "go", 1)
 
 
@@ -107,7 +108,7 @@ def test_tokens_go_to_their_sample_in_order():
 
 
 def test_tokens_without_slots_are_an_error():
-    with pytest.raises(ValueError, match="2 slots for 3 tokens"):
+    with pytest.raises(InputError, match="2 slots for 3 tokens"):
         fill(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))
 
 

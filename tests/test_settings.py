@@ -2,8 +2,9 @@
 
 import pytest
 
-from annotate.annotate_job import default_data_dir, load_settings
+from annotate.jobs.annotate import default_data_dir, load_settings
 from annotate.settings import AnnotateSettings
+from pixel160k.errors import InputError
 
 
 def test_yaml_then_overrides(tmp_path):
@@ -25,17 +26,17 @@ def test_yaml_then_overrides(tmp_path):
     ],
 )
 def test_wrong_settings_are_named_in_one_line(override, message):
-    with pytest.raises(ValueError, match="set") as error:
+    with pytest.raises(InputError, match="set") as error:
         AnnotateSettings.load(None, ["annotators=motion", override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(ValueError, match="cannot read the settings file"):
+    with pytest.raises(InputError, match="cannot read the settings file"):
         AnnotateSettings.load(tmp_path / "absent.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ValueError, match="must hold `key: value` lines"):
+    with pytest.raises(InputError, match="must hold `key: value` lines"):
         AnnotateSettings.load(tmp_path / "list.yaml")
 
 
@@ -51,5 +52,5 @@ def test_defaults_by_source(tmp_path):
     assert load_settings("sample", None, ("annotators=motion",)).annotators == "motion"
     real = load_settings("fractal", None, ())
     assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")
-    with pytest.raises(ValueError, match="needs --data-dir"):
+    with pytest.raises(InputError, match="needs --data-dir"):
         default_data_dir("fractal", None)

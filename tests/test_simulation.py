@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pixel160k.masks import area, encode, iou
+from pixel160k.errors import InputError
+from pixel160k.format.masks import area, encode, iou
 from pixel160k.tfrecord import read_records
 from simulation import recording, truth, two_alike
 from simulation.demonstration import Demonstration
@@ -376,9 +377,9 @@ def best_move(old, new):
 
 def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
     (tmp_path / "something").touch()
-    with pytest.raises(ValueError, match="not an empty directory"):
+    with pytest.raises(InputError, match="not an empty directory"):
         cut_before_home(SAMPLE, tmp_path)
-    with pytest.raises(ValueError, match="holds 0 finished RLDS data sets"):
+    with pytest.raises(InputError, match="holds 0 finished RLDS data sets"):
         shake_camera(tmp_path / "nowhere", tmp_path / "new")
 
 
@@ -404,7 +405,7 @@ def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
 )
 def test_impossible_requests_are_named(tmp_path, change, message):
     request = {"suites": "libero_object", "episodes": 2, "seed": 0, "out": tmp_path, "files": 1, "hz": 5} | change
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         record_sample(**request)
     assert "\n" not in str(error.value)
 
@@ -415,7 +416,7 @@ def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
     for module in [name for name in sys.modules if name.partition(".")[0] == "libero"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "libero", None)
-    with pytest.raises(ValueError, match=r"pip install 'pixelvla\[sim\]'"):
+    with pytest.raises(InputError, match=r"pip install 'pixelvla\[sim\]'"):
         record_sample("libero_object", 1, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -482,13 +483,13 @@ def test_recording_keeps_to_its_tasks_and_states(tmp_path, without_simulator):
     summary = record_sample(["libero_object", "libero_goal"], 8, 0, tmp_path, tasks=tasks, initial_states=states)
     assert {task for suite, task in summary.tasks if suite == "libero_goal"} == {6}
     assert len([task for suite, task in summary.tasks if suite == "libero_object"]) == 4
-    with pytest.raises(ValueError, match="no initial state is left to draw"):
+    with pytest.raises(InputError, match="no initial state is left to draw"):
         record_sample("libero_goal", 5, 0, tmp_path / "more", tasks=tasks, initial_states=states)
 
 
 def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):
     without_simulator.update(("libero_goal", task) for task in PICK_AND_PLACE_TASKS["libero_goal"])
-    with pytest.raises(ValueError, match="no initial state is left to draw"):
+    with pytest.raises(InputError, match="no initial state is left to draw"):
         record_sample(["libero_object", "libero_goal"], 4, 0, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -512,7 +513,7 @@ def test_two_alike_demonstrates_both_targets_of_every_scene(tmp_path, without_si
 
 
 def test_two_alike_wants_whole_scenes(tmp_path):
-    with pytest.raises(ValueError, match="ask for a multiple of 10, at most 400"):
+    with pytest.raises(InputError, match="ask for a multiple of 10, at most 400"):
         record_two_alike(12, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

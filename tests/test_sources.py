@@ -8,8 +8,8 @@ from conftest import fractal_episode, jpeg, read_all, tfrecord_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotate.episode import BadImage, Episode
 from annotate.sources import bridge_orig, fractal, sample
+from annotate.sources.episode import BadImage, Episode
 from simulation.rlds import libero_features, write_rlds
 
 

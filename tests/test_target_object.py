@@ -13,7 +13,7 @@ from conftest import read_all
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotate.target_object import candidate_phrases, phrase_of_answer, target_object, verb_class
+from annotate.annotators.grammar import candidate_phrases, phrase_of_answer, target_object, verb_class
 from simulation.environment import import_libero
 
 TRUTH = json.loads((Path(__file__).parent / "libero_targets.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 transformers = pytest.importorskip("transformers", reason="transformers is missing: pip install 'pixelvla[foundation]'")
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "annotate" / "tiny"
+TINY = ROOT / "annotate" / "annotators" / "tiny"
 SAMPLE = ROOT / "simulation" / "sample"
 SIZE = 256
 PARAMETERS, MEGABYTES = 4_000_000, 16
@@ -128,7 +128,7 @@ def test_the_checkpoints_are_small_and_described():
 
 def test_training_shares_no_scene_with_evaluation(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)  # the scripts are no part of the package
-    record = pytest.importorskip("checkpoints.record")
+    record = pytest.importorskip("tiny_models.record")
     scenes = {
         split: {
             (part.suite, task, state)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pixel160k.errors import InputError
+
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
@@ -24,10 +26,10 @@ from test_pi0 import SETTINGS as PI0_SIZES  # noqa: E402
 from transformers import PI0ForConditionalGeneration  # noqa: E402
 
 from cli import main  # noqa: E402
-from model.pi0 import pi0_config  # noqa: E402
+from model.backbones.pi0 import pi0_config  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
-from pixel160k.episodes import ShardDirectory  # noqa: E402
+from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
 from train.data import KINDS, draw_prompts  # noqa: E402
 from train.settings import RECIPES, PromptSettings, load_recipe  # noqa: E402
@@ -115,7 +117,7 @@ def test_merged_predictions_are_those_of_the_adapter(trained, shards, tmp_path):
     merged = PixelVLA.from_pretrained(tmp_path / "policy")
     np.testing.assert_allclose(act(merged, shards), with_adapter, atol=1e-5)
     np.testing.assert_array_equal(act(merged, shards), act(checkpoints.load_policy(trained / "pue"), shards))
-    with pytest.raises(ValueError, match="no checkpoint of cat or pue"):
+    with pytest.raises(InputError, match="no checkpoint of cat or pue"):
         checkpoints.merge(trained / "pretrain", tmp_path / "again")
 
 
@@ -327,33 +329,33 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
 )
 def test_what_cannot_be_is_said_before_it_begins(overrides, message, trained, shards, tmp_path):
     overrides = [override.format(runs=trained) for override in overrides]
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         train(shards, tmp_path / "out", *overrides)
     assert "\n" not in str(error.value)
     assert checkpoints.latest(tmp_path / "out") is None
 
 
 def test_a_run_is_never_begun_over_another(trained, shards, tmp_path):
-    with pytest.raises(ValueError, match="go on with --resume or choose another --out"):
+    with pytest.raises(InputError, match="go on with --resume or choose another --out"):
         train(shards, trained / "pretrain")
-    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
         train(shards, tmp_path, resume=True)
 
 
 def test_missing_statistics_and_other_formats_are_refused(shards, tmp_path):
     copy = write_shards(tmp_path / "copy", [[4]])
     (copy / "dataset_statistics.json").unlink()
-    with pytest.raises(ValueError, match="holds no statistics of drawn"):
+    with pytest.raises(InputError, match="holds no statistics of drawn"):
         train(str(copy), tmp_path / "out")
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(ValueError, match="format version 99"):
+    with pytest.raises(InputError, match="format version 99"):
         train(str(copy), tmp_path / "out")
 
 
 def test_too_few_shards_for_the_processes(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(ValueError, match="4 shards"):
+    with pytest.raises(InputError, match="4 shards"):
         train(shards, tmp_path / "out")
 
 
@@ -363,7 +365,7 @@ def test_a_missing_reporter_is_said_before_it_begins(package, shards, tmp_path, 
     (tmp_path / "wandb").mkdir()  # as W&B leaves one where it was run: no package
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=f"^{package} of report_to is not installed: pip install {package}, or .*$"):
+    with pytest.raises(InputError, match=f"^{package} of report_to is not installed: pip install {package}, or .*$"):
         train(shards, tmp_path / "out", f"report_to=[{package}]")
     assert not (tmp_path / "out").exists()
 
@@ -372,7 +374,7 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):
     train(shards, tmp_path / "out")
     good = load_file(checkpoints.latest(tmp_path / "out") / "model.safetensors")
     monkeypatch.setattr("model.policy.l1_loss", lambda predicted, *_: predicted.sum() * float("nan"))
-    with pytest.raises(ValueError, match=r"the loss is nan at step 3, in the batch of drawn-train-\d+") as error:
+    with pytest.raises(InputError, match=r"the loss is nan at step 3, in the batch of drawn-train-\d+") as error:
         train(shards, tmp_path / "out", "max_steps=9", resume=True)
     assert "\n" not in str(error.value)
     assert checkpoints.latest(tmp_path / "out").name == "checkpoint-2"
@@ -389,7 +391,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     monkeypatch.setattr(PixelVLA, "save_pretrained", full)
-    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be written .*No space left on device"):
+    with pytest.raises(InputError, match=r"checkpoint-4 cannot be written .*No space left on device"):
         train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
     assert {path: path.read_bytes() for path in before} == before
     monkeypatch.undo()

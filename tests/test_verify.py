@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from scene import episode, write_scenes
 
-from annotate.annotate_job import annotate
-from annotate.jobs import Execution
+from annotate.jobs.annotate import annotate
+from annotate.jobs.beam import Execution
+from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from annotate.shards_job import build_shards
 from cli import main
-from pixel160k import masks, shards
-from pixel160k.card import metadata_features
-from pixel160k.schema import Metadata
-from pixel160k.verify import verify
+from pixel160k.files import sha256_of
+from pixel160k.format import masks, shards
+from pixel160k.format.schema import Metadata
+from pixel160k.publish.card import metadata_features
+from pixel160k.read.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def make_checksums_agree(directory):
     def change(manifest):
         for entry in manifest["shards"]:
             path = directory / entry["name"]
-            entry |= {"bytes": path.stat().st_size, "sha256": shards.sha256_of(path)}
-        manifest["files"] = {name: shards.sha256_of(directory / name) for name in manifest["files"]}
+            entry |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        manifest["files"] = {name: sha256_of(directory / name) for name in manifest["files"]}
 
     edit_manifest(directory, change)
 

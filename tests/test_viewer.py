@@ -11,7 +11,7 @@ import pytest
 from drawn_shards import GRIPPER, TARGET, jpeg, write_drawn_shards
 
 import pixel160k
-from pixel160k import drawing
+from pixel160k.show import drawing
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "browse_shards.ipynb"
 GUIDE = Path(__file__).parents[1] / "docs" / "notebook.md"
@@ -154,7 +154,7 @@ def test_the_guide_says_what_works(viewer, directory, monkeypatch):
 
 
 def test_without_its_extra_the_viewer_says_how_to_get_it(monkeypatch):
-    monkeypatch.delitem(sys.modules, "pixel160k.viewer", raising=False)
+    monkeypatch.delitem(sys.modules, "pixel160k.show.viewer", raising=False)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(ImportError, match=r"pip install 'pixelvla\[notebook\]'"):
         pixel160k.browse("shards")

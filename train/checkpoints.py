@@ -20,6 +20,7 @@ from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
 from model.weights import locate, own_tensors, read_json
+from pixel160k.errors import InputError
 from train.settings import TrainSettings, write_recipe
 from train.stages import language_model, lora_layers, merge_adapter
 
@@ -88,7 +89,7 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
     """A policy from a whole checkpoint or a part, ready to act; adapters are folded in.
 
     Raises:
-        ValueError: the checkpoint, or what it stands on, is not to be had or does not fit; names it.
+        InputError: the checkpoint, or what it stands on, is not to be had or does not fit; names it.
     """
     folder = latest(Path(model)) or locate(model)
     if not _is_part(folder):
@@ -100,7 +101,7 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
     try:
         backbone: Any = _load_backbone(config["base"], settings, tokenizer, dtype)
     except ValueError as error:
-        raise ValueError(f"{folder} stands on {config['base']}: {error}") from None
+        raise InputError(f"{folder} stands on {config['base']}: {error}") from None
     policy = PixelVLA(settings, tokenizer, statistics, backbone)
     load_part(policy, folder)
     if lora_layers(policy):
@@ -118,12 +119,12 @@ def load_part(policy: PixelVLA, folder: Path) -> None:
     """Fill the modules of a policy from a part, and give its language model the part's adapter.
 
     Raises:
-        ValueError: the part's tensors are not those of the policy; lists them.
+        InputError: the part's tensors are not those of the policy; lists them.
     """
     modules = load_file(folder / _MODULES)
     wanted = {name for name in policy.state_dict() if not name.startswith("backbone.")}
     if unlike := sorted(wanted ^ modules.keys()):
-        raise ValueError(f"the tensors of {folder / _MODULES} do not fit: {', '.join(unlike)}")
+        raise InputError(f"the tensors of {folder / _MODULES} do not fit: {', '.join(unlike)}")
     policy.load_state_dict(modules, strict=False)
     if (folder / _ADAPTER).is_dir():
         language_model(policy).load_adapter(str(folder / _ADAPTER))
@@ -144,11 +145,11 @@ def merge(checkpoint: Path, out: Path) -> None:
     """Write a part as a whole policy that stands alone, adapters folded into the weights.
 
     Raises:
-        ValueError: it is no part, or `out` is not empty.
+        InputError: it is no part, or `out` is not empty.
     """
     checkpoint = latest(checkpoint) or checkpoint
     if not _is_part(checkpoint):
-        raise ValueError(f"{checkpoint} is no checkpoint of cat or pue; a whole policy needs no merging")
+        raise InputError(f"{checkpoint} is no checkpoint of cat or pue; a whole policy needs no merging")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; choose another --out")
+        raise InputError(f"{out} is not empty; choose another --out")
     load_policy(checkpoint).save_pretrained(out)

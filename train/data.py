@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from model.processor import Batch, Observation, Processor
-from pixel160k.actions import normalise
+from pixel160k.format.actions import normalise
+from pixel160k.format.prompts import Prompt
 from pixel160k.geometry import View, colour_jitter, random_crop_view
-from pixel160k.prompts import Prompt, seeded_generator
-from pixel160k.samples import Sample
+from pixel160k.read.samples import Sample
+from pixel160k.seeding import seeded_generator
 from train.settings import PromptSettings, TrainSettings
 
 KINDS = ("point", "line", "region", "mask")  # of visual prompts

@@ -10,6 +10,7 @@ import torch
 
 from model.policy import PixelVLA
 from model.settings import PRESETS
+from pixel160k.errors import InputError
 from train import checkpoints, stages
 from train.settings import TrainSettings
 from train.stream import HeldOut, open_stream, statistics_of
@@ -26,25 +27,25 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
         resume: go on from the last checkpoint in `out`.
 
     Raises:
-        ValueError: one line that says what is wrong with recipe, start, shards or `out`, before anything is trained; or
+        InputError: one line that says what is wrong with recipe, start, shards or `out`, before anything is trained; or
             the loss was not finite.
     """
     if settings.fsdp and int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise ValueError(
+        raise InputError(
             "fsdp spreads a policy over several processes, one a GPU: start them with torchrun --nproc-per-node N -m cli "
             "train ..., or leave it out, --set fsdp=false"
         )
     for package in settings.report_to:
         found = find_spec(package)
         if found is None or found.origin is None:  # W&B's own folder "wandb", where a run was started, has none
-            raise ValueError(f"{package} of report_to is not installed: pip install {package}, or --set report_to=[]")
+            raise InputError(f"{package} of report_to is not installed: pip install {package}, or --set report_to=[]")
     last = checkpoints.latest(out)
     if resume and last is None:
-        raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+        raise InputError(f"{out} holds no checkpoint to resume from; start without --resume")
     if not resume and last is not None:
-        raise ValueError(f"{out} holds checkpoints of an earlier run; go on with --resume or choose another --out")
+        raise InputError(f"{out} holds checkpoints of an earlier run; go on with --resume or choose another --out")
     if last and (written := checkpoints.recipe_of(last)) and written.fsdp != settings.fsdp:
-        raise ValueError(
+        raise InputError(
             f"the optimizer of {last} was saved with fsdp={str(written.fsdp).lower()} and only goes on so; --set it"
         )
     torch.manual_seed(settings.seed)
@@ -72,7 +73,7 @@ def _open_wandb(settings: TrainSettings, out: Path) -> None:
     """Begin the run that transformers then logs to, with the whole recipe, and its files beside the checkpoints.
 
     Raises:
-        ValueError: W&B will not have it: nobody is logged in, say.
+        InputError: W&B will not have it: nobody is logged in, say.
     """
     import wandb
 
@@ -81,7 +82,7 @@ def _open_wandb(settings: TrainSettings, out: Path) -> None:
     try:
         wandb.init(project=project, name=out.name, dir=out, config={"recipe": settings.model_dump(mode="json")})
     except wandb.Error as error:
-        raise ValueError(
+        raise InputError(
             f"W&B cannot be reported to: {error} Or set WANDB_MODE=offline, or --set report_to=[]"
         ) from None
 
@@ -90,11 +91,11 @@ def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | N
     """The policy of a run, prepared for its stage, and what its frozen backbone comes from.
 
     Raises:
-        ValueError: the run cannot start from `settings.init`; says what it can start from.
+        InputError: the run cannot start from `settings.init`; says what it can start from.
     """
     if settings.stage == "pretrain":
         if settings.init not in PRESETS:
-            raise ValueError(
+            raise InputError(
                 f"pretrain starts a preset from nothing: --init one of {', '.join(PRESETS)}, not {settings.init!r}"
             )
         policy = (
@@ -108,12 +109,12 @@ def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | N
     recipe = checkpoints.recipe_of(init)
     came_from = recipe.stage if recipe else ""
     if settings.stage == "pue" and came_from not in ("cat", "pue"):
-        raise ValueError(
+        raise InputError(
             f"pue starts from a checkpoint of cat, whose action decoder is trained, and {settings.init} is "
             f"{f'one of {came_from}' if came_from else 'none'}: run pixelcli train --stage cat first"
         )
     if settings.stage == "cat" and came_from in ("cat", "pue"):
-        raise ValueError(f"cat starts from a pretrained VLA, and {settings.init} is a checkpoint of {came_from}")
+        raise InputError(f"cat starts from a pretrained VLA, and {settings.init} is a checkpoint of {came_from}")
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else None
     if came_from:
         policy = checkpoints.load_policy(init, dtype)

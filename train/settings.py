@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from pixel160k.errors import InputError
 from pixel160k.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +34,7 @@ class PromptSettings(Settings):
     @model_validator(mode="after")
     def _some_kind(self) -> Self:
         if not self.point + self.line + self.region + self.mask:
-            raise ValueError("point, line, region and mask are all 0; to train without prompts set text_only to 1")
+            raise InputError("point, line, region and mask are all 0; to train without prompts set text_only to 1")
         return self
 
 
@@ -84,12 +85,12 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> TrainSettings:
     """A shipped recipe by its name, or a YAML file, with `key=value` overrides.
 
     Raises:
-        ValueError: there is no such recipe, or a setting is unknown or wrong; names the nearest.
+        InputError: there is no such recipe, or a setting is unknown or wrong; names the nearest.
     """
     shipped = RECIPES / f"{name}.yaml"
     if not shipped.is_file() and not Path(name).is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise ValueError(f"there is no recipe {name!r}: give a YAML file or one of {known}")
+        raise InputError(f"there is no recipe {name!r}: give a YAML file or one of {known}")
     return TrainSettings.load(shipped if shipped.is_file() else name, overrides)
 
 

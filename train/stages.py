@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.pi0 import Pi0Backbone
+from model.backbones.pi0 import Pi0Backbone
 from model.policy import PixelVLA
+from pixel160k.errors import InputError
 from train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     What is trained is float32 whatever the frozen rest is.
 
     Raises:
-        ValueError: `lora.targets` names no layer of the language model; or gradient checkpointing with π0.
+        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing with π0.
     """
     policy.requires_grad_(settings.stage == "pretrain")
     if settings.stage == "cat":
@@ -43,7 +44,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
             parameter.data = parameter.data.float()
     if settings.gradient_checkpointing:
         if isinstance(policy.backbone, Pi0Backbone):
-            raise ValueError(
+            raise InputError(
                 "π0's expert reads the keys and values that gradient checkpointing throws away; switch it off"
             )
         language_model(policy).gradient_checkpointing_enable()
@@ -58,7 +59,7 @@ def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:
     try:
         language_model(policy).add_adapter(config)
     except ValueError as error:
-        raise ValueError(f"lora.targets {lora.targets!r} fit no layer of the language model: {error}") from None
+        raise InputError(f"lora.targets {lora.targets!r} fit no layer of the language model: {error}") from None
 
 
 def lora_layers(policy: PixelVLA) -> dict[str, "LoraLayer"]:

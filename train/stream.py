@@ -10,11 +10,12 @@ from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from model.processor import Processor
-from pixel160k.loader import ShardLoader, open_shards
-from pixel160k.prompts import seeded_generator
-from pixel160k.samples import Sample
-from pixel160k.shards import split_of
-from pixel160k.table import ACCEPTED
+from pixel160k.errors import InputError
+from pixel160k.format.shards import split_of
+from pixel160k.format.table import ACCEPTED
+from pixel160k.read.loader import ShardLoader, open_shards
+from pixel160k.read.samples import Sample
+from pixel160k.seeding import seeded_generator
 from train.data import Collator
 from train.settings import TrainSettings
 
@@ -23,7 +24,7 @@ def statistics_of(shards: Sequence[str]) -> dict[str, Any]:
     """The statistics of every data set in shard directories, by name.
 
     Raises:
-        ValueError: a directory holds no shards, or no statistics.
+        InputError: a directory holds no shards, or no statistics.
     """
     return open_shards(shards, members=()).statistics
 
@@ -39,7 +40,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
     """The training batches of this process, without end: epoch after epoch, each in another order.
 
     Raises:
-        ValueError: nothing to train on, or fewer shards than processes and workers together; says the arithmetic.
+        InputError: nothing to train on, or fewer shards than processes and workers together; says the arithmetic.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     loader = _open(processor, settings, shards, rank, processes)
@@ -69,7 +70,7 @@ class _Endless(IterableDataset):
                     given = True
                     yield self._loader.epoch, sample
             if not given and not before:  # the rest of a resumed epoch may be empty, a whole one may not
-                raise ValueError("every sample of these shards is held out; lower held_out_share")
+                raise InputError("every sample of these shards is held out; lower held_out_share")
             self._loader.set_epoch(self._loader.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class HeldOut:
         """Read the samples; the batches are made anew at each evaluation, since they are larger.
 
         Raises:
-            ValueError: no episode is held out.
+            InputError: no episode is held out.
         """
         wanted = settings.batch_size * settings.evaluate_batches
         samples = (s for s in _open(processor, settings, shards) if is_held_out(s.episode_id, settings))
@@ -95,7 +96,7 @@ class HeldOut:
             read[begin : begin + settings.batch_size] for begin in range(0, len(read), settings.batch_size)
         ]
         if not self._samples:
-            raise ValueError("no episode of these shards is held out to evaluate on; raise held_out_share")
+            raise InputError("no episode of these shards is held out to evaluate on; raise held_out_share")
         self._collate = Collator(processor, settings, augment=False)
 
     def __len__(self) -> int:

@@ -14,8 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from model.pi0 import Pi0Backbone
+from model.backbones.pi0 import Pi0Backbone
 from model.policy import PixelVLA
+from pixel160k.errors import InputError
 from train import checkpoints, stages
 from train.cost import Account, FlopCount
 from train.progress import Progress
@@ -40,13 +41,13 @@ class PolicyTrainer(Trainer):
             out: where checkpoints go.
 
         Raises:
-            ValueError: FSDP is asked for where there are no GPUs.
+            InputError: FSDP is asked for where there are no GPUs.
         """
         self._settings, self._base, self._stream, self._held_out, self._out = settings, base, stream, held_out, out
         self._flops = FlopCount(policy)
         super().__init__(policy, _arguments(policy, settings, out), eval_dataset=held_out)
         if settings.fsdp and not self.is_fsdp_enabled:  # accelerate leaves CPUs to DDP without a word
-            raise ValueError("fsdp spreads a policy over GPUs, and there are none here: leave it out, --set fsdp=false")
+            raise InputError("fsdp spreads a policy over GPUs, and there are none here: leave it out, --set fsdp=false")
         if self.pop_callback(ProgressCallback):  # a notebook has another, a table
             self.add_callback(Progress)
         self.account = Account(self.args.world_size)
@@ -69,11 +70,11 @@ class PolicyTrainer(Trainer):
         """The L1 loss of a batch.
 
         Raises:
-            ValueError: it is not finite; names the samples.
+            InputError: it is not finite; names the samples.
         """
         output = model(inputs["batch"])
         if not torch.isfinite(output.loss):
-            raise ValueError(
+            raise InputError(
                 f"the loss is {output.loss.item()} at step {self.state.global_step + 1}, in the batch of "
                 f"{', '.join(inputs['keys'])}; the last checkpoint is kept: look at these samples, or lower learning_rate"
             )
@@ -111,7 +112,7 @@ class PolicyTrainer(Trainer):
             progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
             (unfinished / name / self._progress_file).write_text(json.dumps(progress))
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"{out / name} cannot be written ({error}); the checkpoint before it is "
                 "whole: make room and go on with --resume"
             ) from None
@@ -172,7 +173,7 @@ class PolicyTrainer(Trainer):
         try:
             progress = json.loads((Path(resume_from_checkpoint) / self._progress_file).read_text())
         except OSError:
-            raise ValueError(
+            raise InputError(
                 f"{resume_from_checkpoint} was written by fewer processes than the {self.args.world_size} that resume it; "
                 "start as many as then"
             ) from None

@@ -7,8 +7,8 @@ are relabelled as differences of the state. `has_image_k` is unreliable, so blan
 
 import numpy as np
 
-from annotate.episode import Episode, RecordId
-from annotate.rlds import Columns, Source
+from annotate.sources.episode import Episode, RecordId
+from annotate.sources.rlds import Columns, Source
 
 
 def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:

@@ -6,8 +6,8 @@ drive (`base_displacement_*`), and the camera then moves with it.
 
 import numpy as np
 
-from annotate.episode import Episode, RecordId
-from annotate.rlds import Columns, Source
+from annotate.sources.episode import Episode, RecordId
+from annotate.sources.rlds import Columns, Source
 
 
 def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:

@@ -6,8 +6,8 @@ turned by 180°. The data set's name is that of its directory, since each suite 
 
 import numpy as np
 
-from annotate.episode import Episode, RecordId
-from annotate.rlds import Columns, Source
+from annotate.sources.episode import Episode, RecordId
+from annotate.sources.rlds import Columns, Source
 
 
 def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:

@@ -1,0 +1,206 @@
+"""The job of `pixelcli build-shards`: source file k + annotation part k -> shard k, then what stands beside the shards."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotate.jobs.annotate import read_run
+from annotate.jobs.beam import Execution, run_job
+from annotate.sources import SOURCES
+from annotate.sources.episode import BadImage, Episode, check_jpeg
+from annotate.sources.rlds import SourceFile, list_files, read_episodes
+from pixel160k.errors import InputError
+from pixel160k.files import sha256_of, write_json, write_text
+from pixel160k.format import shards, table
+from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.tracks import StepMasks, read_tracks
+from pixel160k.publish.card import data_card
+from pixel160k.publish.croissant import croissant
+
+HORIZON = 50  # actions a sample carries; loaders slice the first N_c
+
+
+@dataclass(frozen=True)
+class _BuildShard:
+    """Builds one shard and, in `.work/`, its index rows and the transitions for the statistics."""
+
+    source: str
+    camera: str
+    annotations: str
+    include: str
+    horizon: int
+
+    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+        rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
+        tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
+        episodes = read_episodes(SOURCES[self.source], file, self.camera)
+        tar = folder / f"{file.dataset}-{file.name}.tar"
+        (folder / ".work").mkdir()
+        left_out: dict[str, str] = {}
+        actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
+        with shards.ShardWriter(tar) as writer:
+            for row, episode in _join(rows, episodes):
+                if isinstance(episode, EpisodeAnnotation):
+                    left_out[row.episode_id] = row.reason
+                    continue
+                valid = slice(episode.first_step, episode.last_step + 1)
+                if episode.first_step <= episode.last_step:
+                    actions.append(episode.actions[valid])
+                    states.append(episode.state[valid])
+                    trajectories += 1
+                wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
+                reason = row.reason if row.status == table.FAILED else ""
+                if wanted and not reason:
+                    reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                if reason:
+                    left_out[row.episode_id] = reason
+        if not writer.index:
+            tar.unlink()  # readers stumble over a tar without samples
+        shards.write_index(folder / ".work" / f"{file.name}.parquet", writer.index)
+        state = np.concatenate(states) if states else np.zeros((0, 0), np.float32)
+        np.savez(folder / ".work" / f"{file.name}.npz", action=np.concatenate(actions), state=state)
+        return {
+            "samples": len(writer.index),
+            "trajectories": trajectories,
+            "left_out": left_out,
+            **table.tally(rows),
+        }
+
+
+def _join(
+    rows: list[EpisodeAnnotation], episodes: Iterator[Episode | EpisodeAnnotation]
+) -> Iterator[tuple[EpisodeAnnotation, Episode | EpisodeAnnotation]]:
+    """Pair rows and records one by one, checking that they belong together."""
+    by_id = {row.episode_id: row for row in rows}
+    for episode in episodes:
+        found = episode.identity if isinstance(episode, Episode) else episode
+        row = by_id.pop(found.episode_id, None)
+        if row is None or row.record_crc32c != found.record_crc32c:
+            raise InputError(
+                f"the annotations do not belong to this data: record {found.record} "
+                + ("has no row" if row is None else "has another checksum than when it was annotated")
+                + "; annotate this copy of the data, or give the --data-dir that was annotated"
+            )
+        yield row, episode
+    if by_id:
+        raise InputError(f"the annotations do not belong to this data: it has no record {min(by_id)}")
+
+
+def _write_episode(
+    writer: shards.ShardWriter,
+    row: EpisodeAnnotation,
+    tracks: dict[int, StepMasks],
+    episode: Episode,
+    horizon: int,
+) -> str:
+    """Write an episode's samples, or return the reason why none of them can be used."""
+    steps = range(episode.first_step, episode.last_step + 1)
+    if not steps:
+        return "too_short"
+    try:
+        for step in steps:
+            check_jpeg(episode.images[step], step)
+    except BadImage:
+        return "bad_image"
+    for step in steps:
+        masked = shards.step_masks(row, step, tracks.get(step))
+        chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
+        writer.write(row, masked, episode.images[step], chunk, episode.state[step])
+    return ""
+
+
+def build_shards(
+    annotations: Path, out: Path, execution: Execution, data_dir: Path | None = None, include: str = "accepted"
+) -> dict[str, Any]:
+    """Build the shards of an annotation directory and everything beside them; returns the totals.
+
+    Args:
+        annotations: output of `annotate`, complete.
+        out: new, empty, or holding the same run, which is then resumed.
+        execution: runner and workers.
+        data_dir: the RLDS data that was annotated; by default where it was then.
+        include: "accepted" episodes only, or "all" that can be read.
+
+    Raises:
+        InputError: the annotations are incomplete or of other data, or a directory is unusable.
+    """
+    run, stats = read_run(annotations)
+    source = SOURCES[run["source"]]
+    annotated = {name for name, _ in run["files"]}
+    files = [file for file in list_files(source, data_dir or Path(stats["data_dir"])) if file.path.name in annotated]
+    if missing := sorted(annotated - {file.path.name for file in files}):
+        raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
+    description = {
+        "job": "build-shards",
+        "software": version("pixelvla"),
+        "annotations": {key: run[key] for key in ("software", "source", "dataset", "settings", "models")},
+        "parts": {
+            name: sha256_of(annotations / name)
+            for folder in ("", "tracks/")
+            if not folder or run["settings"]["tracks"]
+            for name in (f"{folder}part-{file.name}.parquet" for file in files)
+        },
+        "include": include,
+        "horizon": HORIZON,
+    }
+    started = time.monotonic()
+    work = _BuildShard(run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON)
+    markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
+    return _finish(out, files, markers, description) | {"seconds": round(time.monotonic() - started, 3)}
+
+
+def _finish(
+    out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
+) -> dict[str, Any]:
+    """Write index, statistics, manifest, Croissant description and data card from the finished units."""
+    dataset = files[0].dataset
+    index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
+    transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
+    actions = np.concatenate([part["action"] for part in transitions])
+    states = [part["state"] for part in transitions if len(part["state"])]
+    if not states:
+        raise InputError(
+            f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
+        )
+    summaries = [marker["summary"] for marker in markers]
+    statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
+    status: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for summary in summaries:
+        status.update(summary["status"])
+        reasons.update(summary["reasons"])
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "dataset": dataset,
+        "include": description["include"],
+        "horizon": HORIZON,
+        "samples": len(index),
+        "episodes": len({row.episode_id for row in index}),
+        "shards": [
+            {"name": name, **output, "samples": marker["summary"]["samples"]}
+            for marker in markers
+            for name, output in marker["outputs"].items()
+            if name.endswith(".tar")
+        ],
+        "left_out": {key: reason for summary in summaries for key, reason in summary["left_out"].items()},
+        "annotated": {"status": dict(sorted(status.items())), "reasons": dict(sorted(reasons.items()))},
+        "annotations": description["annotations"],
+        "software": description["software"],
+    }
+    shards.write_index(out / ".tmp-index", index)
+    (out / ".tmp-index").replace(out / "index.parquet")
+    write_json(out / "dataset_statistics.json", {dataset: statistics})
+    described = croissant(manifest, sha256_of(out / "index.parquet"))
+    write_json(out / "croissant.json", described)
+    beside = ("index.parquet", "dataset_statistics.json", "croissant.json")
+    manifest["files"] = {name: sha256_of(out / name) for name in beside}
+    write_text(out / "README.md", data_card(manifest, statistics))
+    write_json(out / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,93 @@
+"""One episode, whatever its source: the only form in which the rest of the project sees robot data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from pixel160k.errors import InputError
+
+
+class BadImage(InputError):
+    """A frame that is missing, blank, of another size or does not decode; says which step and why."""
+
+
+@dataclass(frozen=True)
+class RecordId:
+    """Which record an episode is: where it lies, and the checksum by which a re-sharded copy is noticed."""
+
+    episode_id: str  # {dataset}-{split}-{shard:05d}-{record:05d}
+    dataset: str
+    split: str
+    shard: int
+    record: int
+    record_crc32c: int  # masked CRC32C from the TFRecord frame
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode of T raw steps; everything is indexed by the raw step, whether that step is valid or not.
+
+    Attributes:
+        images: T encoded frames of the chosen camera, the source's own JPEG bytes; decoded only by `frame`.
+        actions: float32 (T, 7): Δx, Δy, Δz, Δroll, Δpitch, Δyaw in the source's units, gripper in [0, 1] with 1 = open.
+        gripper_open: bool (T,), the gripper's absolute commanded state, over all raw steps.
+        state: float32 (T, S); the first three are the end effector's x, y, z in metres.
+        first_step, last_step: the valid raw steps, both included; empty where last_step < first_step.
+        viewpoint: episodes of one file with the same viewpoint see the same scene from the same camera.
+        base_moves: the robot's base drives during the episode, so the camera does too.
+    """
+
+    identity: RecordId
+    native_id: str
+    camera: str
+    viewpoint: str
+    instruction: str
+    images: Sequence[bytes]
+    actions: np.ndarray
+    gripper_open: np.ndarray
+    state: np.ndarray
+    first_step: int
+    last_step: int
+    base_moves: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """Number of raw steps."""
+        return len(self.images)
+
+    @cached_property
+    def close_step(self) -> int:
+        """The first raw step at which the gripper goes from open to closed; −1 where it never does."""
+        closing = np.flatnonzero(self.gripper_open[:-1] & ~self.gripper_open[1:])
+        return int(closing[0]) + 1 if len(closing) else -1
+
+    def frame(self, step: int) -> np.ndarray:
+        """Decode the frame of a raw step to RGB, uint8 (height, width, 3).
+
+        Raises:
+            BadImage: it is not a whole JPEG, does not decode, or is blank (one colour, as Bridge's missing cameras are).
+        """
+        data = self.images[step]
+        check_jpeg(data, step)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise BadImage(f"step {step}: the JPEG does not decode")
+        few = image[::8, ::8]  # enough to tell a picture from a blank, at a fraction of the time
+        if int(few.max()) - int(few.min()) < 8:
+            raise BadImage(f"step {step}: the frame is blank")
+        return image
+
+
+def check_jpeg(data: bytes, step: int) -> None:
+    """Check cheaply, without decoding, that the bytes of a frame begin and end as a JPEG does.
+
+    Raises:
+        BadImage: they do not.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        raise BadImage(f"step {step}: the frame is {'empty' if not data else 'no JPEG'}")
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise BadImage(f"step {step}: the JPEG is cut short")

@@ -1,0 +1,135 @@
+"""The backbone of OpenVLA: vision, projector and Llama, computing what the original code computes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model.backbones.projector import Projector
+from model.backbones.vision import FusedVision, VisionOutput
+from model.settings import LanguageSettings, OpenVLASettings
+
+
+@dataclass(frozen=True)
+class OpenVLAOutput:
+    """Everything that the original OpenVLA computes on the way from pixels and text to logits.
+
+    The sequence is BOS, the patches, then the rest of the text: length = patches + tokens.
+
+    Attributes:
+        patch_features: (batch, patches, channels) of DINOv2, then of SigLIP.
+        projected: (batch, patches, hidden_size).
+        last_hidden_state: (batch, length, hidden_size) after the final norm.
+        logits: (batch, length, vocab_size), over the padded vocabulary.
+    """
+
+    patch_features: torch.Tensor
+    projected: torch.Tensor
+    last_hidden_state: torch.Tensor
+    logits: torch.Tensor
+
+
+def llama_config(settings: LanguageSettings) -> LlamaConfig:
+    """transformers' configuration of the language model.
+
+    Random weights are as large as the width asks for: at LlamaConfig's 0.02, meant for thousands, a narrow model hardly attends.
+    """
+    sizes = settings.model_dump(exclude={"rope_theta"})
+    return LlamaConfig(
+        **sizes,
+        initializer_range=settings.hidden_size**-0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+    )
+
+
+class OpenVLABackbone(nn.Module):
+    """Vision, projector and Llama in the pieces that a policy needs, and as the whole that the original is."""
+
+    def __init__(self, settings: OpenVLASettings) -> None:
+        """Build it with random weights; `model.checkpoint` loads trained ones."""
+        super().__init__()
+        self.settings = settings
+        self.hidden_size = self.query_size = settings.language.hidden_size
+        self.vision_backbone = FusedVision(settings.vision)
+        self.projector = Projector(settings.vision.feature_size, self.hidden_size)
+        self.language_model = LlamaForCausalLM(llama_config(settings.language))
+
+    def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
+        """Patch features and SigLIP levels of (batch, 6, image_size, image_size); see `FusedVision`."""
+        return self.vision_backbone(pixel_values)
+
+    def project(self, patch_features: torch.Tensor) -> torch.Tensor:
+        """(batch, patches, channels) -> visual tokens (batch, patches, hidden_size)."""
+        return self.projector(patch_features)
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (batch, tokens) -> (batch, tokens, hidden_size)."""
+        return self.language_model.get_input_embeddings()(input_ids)
+
+    def language(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Last hidden states after the final norm, under a causal mask; no logits are computed.
+
+        Args:
+            inputs_embeds: (batch, length, hidden_size).
+            attention_mask: (batch, length), 1 = token, 0 = padding.
+            position_ids: (batch, length); by default 0, 1, 2 ... without regard to padding, as in OpenVLA.
+
+        Returns:
+            (batch, length, hidden_size); what stands at padding is of no meaning.
+        """
+        output = self.language_model.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        return output.last_hidden_state
+
+    def query(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        queries: torch.Tensor,
+        state: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states at action queries that follow a sequence.
+
+        Positions count tokens alone, so the queries stand directly after the last token and padding changes nothing.
+
+        Args:
+            inputs_embeds: (batch, length, hidden_size).
+            attention_mask: (batch, length), 1 = token, 0 = padding.
+            queries: (batch, N_c, query_size).
+            state: not read; π0's backbone does.
+
+        Returns:
+            (batch, N_c, query_size).
+        """
+        mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
+        sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
+        return self.language(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
+
+    def forward(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> OpenVLAOutput:
+        """The computation of the original OpenVLA.
+
+        Args:
+            pixel_values: (batch, 6, image_size, image_size); see `FusedVision`.
+            input_ids: (batch, tokens) int64, BOS first.
+            attention_mask: (batch, tokens), 1 = token, 0 = padding; of the text alone.
+        """
+        patch_features = self.vision(pixel_values).patch_features
+        projected = self.project(patch_features)
+        text = self.embed(input_ids)
+        last_hidden_state = self.language(
+            torch.cat([text[:, :1], projected, text[:, 1:]], dim=1), with_patches(attention_mask, projected.shape[1])
+        )
+        logits = self.language_model.lm_head(last_hidden_state)
+        return OpenVLAOutput(patch_features, projected, last_hidden_state, logits)
+
+
+def with_patches(attention_mask: torch.Tensor, patches: int) -> torch.Tensor:
+    """The mask of the whole sequence: BOS, `patches` ones, the rest of the text's (batch, tokens) mask."""
+    seen = attention_mask.new_ones(len(attention_mask), patches)
+    return torch.cat([attention_mask[:, :1], seen, attention_mask[:, 1:]], dim=1)

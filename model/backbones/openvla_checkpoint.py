@@ -1,0 +1,182 @@
+"""OpenVLA's published checkpoints: their config.json as settings, and which of their tensors each parameter comes from.
+
+The towers are named as timm names them, with LayerScale as `scale_factor` (OpenVLA's renaming); docs/model.md has the table.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.backbones.openvla import OpenVLABackbone
+from model.settings import PRESETS, LanguageSettings, OpenVLASettings, even_levels
+from model.weights import Source, load_weights, read_json, without_memory
+from pixel160k.errors import InputError
+
+_MODEL = {  # what this implementation computes; a config.json that says otherwise is refused
+    "model_type": "openvla",
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "use_fused_vision_backbone": True,
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "timm_override_act_layers": [None, None],
+    "image_resize_strategy": "resize-naive",
+}
+_LANGUAGE = {  # what config.json leaves out where it holds
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+
+_DINO, _SIGLIP = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
+
+# The layers of a block, each with weight and bias: timm's name, ours. A fused layer is split by rows.
+_DINO_BLOCK = {
+    "norm1": ["norm1"],
+    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+    "attn.proj": ["attention.o_proj"],
+    "norm2": ["norm2"],
+    "mlp.fc1": ["mlp.fc1"],
+    "mlp.fc2": ["mlp.fc2"],
+}
+_SIGLIP_BLOCK = {
+    "norm1": ["layer_norm1"],
+    "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.proj": ["self_attn.out_proj"],
+    "norm2": ["layer_norm2"],
+    "mlp.fc1": ["mlp.fc1"],
+    "mlp.fc2": ["mlp.fc2"],
+}
+_ATTENTION_POOL = ["q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2"]
+
+
+def read_settings(folder: Path) -> OpenVLASettings:
+    """The sizes of an OpenVLA checkpoint.
+
+    config.json names the towers by timm's ids, which imply their sizes; a `dims.json` beside it may give others.
+
+    Raises:
+        InputError: a file cannot be read, or describes a model that this implementation does not compute.
+    """
+    config = read_json(folder / "config.json")
+    text = config.get("text_config") or {}
+    for found, fixed in ((config, _MODEL), ({**_LANGUAGE, **text}, _LANGUAGE)):
+        for name, value in fixed.items():
+            if found.get(name) != value:
+                raise InputError(f"{folder / 'config.json'}: {name} must be {value!r}, not {found.get(name)!r}")
+    vision = PRESETS["openvla-7b"].model_dump()["backbone"]["vision"]
+    if (folder / "dims.json").is_file():
+        dims = read_json(folder / "dims.json")
+        dino, siglip = dims.get("featurizer", {}), dims.get("fused_featurizer", {})
+        vision["patch_size"] = dino.get("patch_size")
+        vision["dino"] = {**_tower(dino), "register_tokens": dino.get("num_register_tokens")}
+        vision["siglip"] = _tower(siglip)
+    vision["image_size"] = config.get("image_sizes", [None])[0]
+    vision["levels"] = even_levels((vision["siglip"]["depth"] or 2) - 1)
+    language = {"pad_token_id": config.get("pad_token_id"), **text}
+    language.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
+    language = {name: value for name, value in language.items() if name in LanguageSettings.model_fields}
+    try:
+        return OpenVLASettings.load(base={"vision": vision, "language": language})
+    except ValueError as error:
+        raise InputError(f"{folder}: config.json and dims.json: {error}") from None
+
+
+def _tower(dims: dict[str, Any]) -> dict[str, Any]:
+    names = {"hidden_size": "embed_dim", "depth": "depth", "heads": "num_heads"}
+    optional = {name: dims[name] for name in ("mlp_ratio", "layer_norm_eps") if name in dims}
+    return {ours: dims.get(theirs) for ours, theirs in names.items()} | optional
+
+
+def sources(backbone: OpenVLABackbone) -> dict[str, Source]:
+    """Which tensor of an OpenVLA checkpoint each parameter of the backbone comes from."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
+    # The projector and the Llama have OpenVLA's own names.
+    found = {name: Source(name, shape) for name, shape in shapes.items() if not name.startswith("vision_backbone.")}
+
+    def add(theirs: str, ours: list[str]) -> None:
+        for part, name in enumerate(ours):
+            rows, *others = shapes[name]
+            found[name] = Source(theirs, (rows * len(ours), *others), partial(_rows, part=part, parts=len(ours)))
+
+    def add_layer(theirs: str, ours: list[str]) -> None:
+        add(f"{theirs}.weight", [f"{name}.weight" for name in ours])
+        add(f"{theirs}.bias", [f"{name}.bias" for name in ours])
+
+    vision = backbone.settings.vision
+    patches = vision.grid**2
+
+    dino = "vision_backbone.dino"
+    add(f"{_DINO}.cls_token", [f"{dino}.embeddings.cls_token"])
+    add(f"{_DINO}.reg_token", [f"{dino}.embeddings.register_tokens"])
+    add_layer(f"{_DINO}.patch_embed.proj", [f"{dino}.embeddings.patch_embeddings.projection"])
+    found[f"{dino}.embeddings.position_embeddings"] = Source(
+        f"{_DINO}.pos_embed", (1, patches, vision.dino.hidden_size), _with_class_row
+    )
+    for block in range(vision.dino.depth - 1):
+        for theirs, ours in _DINO_BLOCK.items():
+            add_layer(f"{_DINO}.blocks.{block}.{theirs}", [f"{dino}.encoder.layer.{block}.{name}" for name in ours])
+        for scale in (1, 2):
+            add(
+                f"{_DINO}.blocks.{block}.ls{scale}.scale_factor",
+                [f"{dino}.encoder.layer.{block}.layer_scale{scale}.lambda1"],
+            )
+
+    siglip = "vision_backbone.siglip"
+    add_layer(f"{_SIGLIP}.patch_embed.proj", [f"{siglip}.embeddings.patch_embedding"])
+    found[f"{siglip}.embeddings.position_embedding.weight"] = Source(
+        f"{_SIGLIP}.pos_embed", (1, patches, vision.siglip.hidden_size), _without_batch
+    )
+    for block in range(vision.siglip.depth - 1):
+        for theirs, ours in _SIGLIP_BLOCK.items():
+            add_layer(
+                f"{_SIGLIP}.blocks.{block}.{theirs}", [f"{siglip}.encoder.layers.{block}.{name}" for name in ours]
+            )
+    return found
+
+
+def _rows(tensor: torch.Tensor, part: int, parts: int) -> torch.Tensor:
+    return tensor.chunk(parts)[part]
+
+
+def _with_class_row(positions: torch.Tensor) -> torch.Tensor:
+    # The class token has no position here (timm's no_embed_class): zeros in the row that transformers keeps for it.
+    return torch.nn.functional.pad(positions, (0, 0, 1, 0))
+
+
+def _without_batch(positions: torch.Tensor) -> torch.Tensor:
+    return positions[0]
+
+
+def unused(settings: OpenVLASettings) -> set[str]:
+    """The tensors of an OpenVLA checkpoint that play no part: all that comes after the features of the two towers."""
+    last_dino = f"{_DINO}.blocks.{settings.vision.dino.depth - 1}"
+    last_siglip = f"{_SIGLIP}.blocks.{settings.vision.siglip.depth - 1}"
+    layers = [
+        *(f"{last_dino}.{layer}" for layer in _DINO_BLOCK),
+        f"{_DINO}.norm",
+        *(f"{last_siglip}.{layer}" for layer in _SIGLIP_BLOCK),
+        f"{_SIGLIP}.norm",
+        *(f"{_SIGLIP}.attn_pool.{layer}" for layer in _ATTENTION_POOL),
+    ]
+    alone = [f"{last_dino}.ls1.scale_factor", f"{last_dino}.ls2.scale_factor", f"{_SIGLIP}.attn_pool.latent"]
+    return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | set(alone)
+
+
+def load_openvla(folder: Path, dtype: torch.dtype | None = None) -> OpenVLABackbone:
+    """The backbone of an OpenVLA checkpoint, at its own resolution, in evaluation mode.
+
+    Args:
+        folder: holds config.json and safetensors.
+        dtype: of the parameters; by default each as it is stored.
+
+    Raises:
+        InputError: as `read_settings` and `model.weights.load_weights`.
+    """
+    settings = read_settings(folder)
+    backbone = without_memory(partial(OpenVLABackbone, settings))
+    load_weights(backbone, folder, sources(backbone), unused(settings), dtype)
+    return backbone.eval()

@@ -1,0 +1,14 @@
+"""Faults of the input, told apart from our own bugs: whoever catches one knows whom to tell."""
+
+
+class InputError(ValueError):
+    """What the user or the data did wrong: settings, files, records, or what this machine lacks.
+
+    Its message is one line that names the thing, the place and the way out. `pixelcli` prints it and exits with code 1; a
+    job over many episodes counts it and goes on. Every other exception is a bug of this project, or of a library.
+    """
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; the name of its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

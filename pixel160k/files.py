@@ -1,0 +1,90 @@
+"""Files that are whole or not there: checksums, atomic writes, folders that appear at once, and reading JSON."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pixel160k.errors import InputError, one_line
+
+TEMPORARY = ".tmp-"
+"""The names of everything unfinished begin with this."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file in UTF-8.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise InputError(f"cannot read {path}: {cause}") from None
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for the enclosed block to write a file to; it takes its place when the block ends.
+
+    Where the block raises, nothing is left.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 that is whole or not there."""
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, indented by one space, that is whole or not there."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def check_new_folder(out: Path) -> None:
+    """Check that a folder can be made or is empty.
+
+    Raises:
+        InputError: it is a file, or holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty; choose a new --out")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, for the enclosed block to fill; it becomes `out` when the block ends.
+
+    So `out` appears whole or not at all. Where the block raises, nothing is left.
+
+    Raises:
+        InputError: `out` exists and is not an empty folder.
+    """
+    check_new_folder(out)
+    unfinished = out.with_name(f"{TEMPORARY}{out.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(out)  # takes the place of an empty folder too
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,248 @@
+"""Shards: WebDataset tars of samples, one a valid step, with an index, a manifest and the statistics beside them.
+
+docs/format.md is the format in full. A sample always has all its members; JSON keys are fixed and hold sentinels instead
+of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pixel160k.errors import InputError
+from pixel160k.format import masks
+from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.tracks import StepMasks
+
+FORMAT_VERSION = 1
+MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
+NO_POINTS = [[-1.0, -1.0]]
+NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
+
+INDEX_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "episode_id": pa.string(),
+        "step": pa.int32(),
+        "status": pa.string(),
+        "shard": pa.string(),
+        "offset": pa.int64(),
+        "bytes": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """Where a sample lies: its shard's file name, and offset and length in bytes of its members in that tar."""
+
+    key: str
+    episode_id: str
+    step: int
+    status: str
+    shard: str
+    offset: int
+    bytes: int
+
+
+def sample_key(episode_id: str, step: int) -> str:
+    """`{episode_id}-{step:04d}`, the raw step index; ASCII and without dots, which WebDataset would cut at."""
+    return f"{episode_id}-{step:04d}"
+
+
+def split_of(episode_id: str) -> str:
+    """The split of the source that an episode is of: an id is `{dataset}-{split}-{shard}-{record}`."""
+    return episode_id.rsplit("-", 3)[1]
+
+
+class ShardWriter:
+    """Writes one shard. Bytes depend on the samples alone: fixed times, owners and JSON layout."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the tar for writing at `path`, whose file name is the shard's name."""
+        import webdataset
+
+        self._name = path.name
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="pixelvla", group="pixelvla")
+        self.index: list[IndexRow] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+        self._file.close()
+
+    def write(
+        self, row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
+    ) -> None:
+        """Append one sample.
+
+        Args:
+            row: the annotation of the sample's episode.
+            masked: the raw step and what is marked on it.
+            jpeg: the source's own bytes, passed through.
+            action: float32 (horizon, 7).
+            state: float32 (S,).
+        """
+        key = sample_key(row.episode_id, masked.step)
+        offset = self._tar.tarstream.offset
+        self._tar.write(
+            {
+                "__key__": key,
+                "jpg": jpeg,
+                "mask.png": _label_png(row, masked),
+                "json": json.dumps(sample_metadata(row, masked), sort_keys=True).encode(),
+                "action.npy": _npy(action),
+                "state.npy": _npy(state),
+            }
+        )
+        size = self._tar.tarstream.offset - offset
+        self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
+
+
+def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> dict[str, Any]:
+    """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
+    prompts = row.prompts
+    return {
+        "dataset": row.dataset,
+        "episode_id": row.episode_id,
+        "step": masked.step,
+        "num_steps": row.num_steps,
+        "first_step": row.first_step,
+        "last_step": row.last_step,
+        "close_step": row.close_step,
+        "camera": row.camera,
+        "instruction": row.instruction,
+        "target_object": row.target_object,
+        "status": row.status,
+        "reason": row.reason,
+        "detail": row.detail,
+        "score": float(row.detection_score),
+        "mask_score": float(row.mask_score),
+        "evidence_status": row.evidence.status,
+        "evidence_score": float(row.evidence.score),
+        "object_box": list(row.object_box or masks.NO_BOX),
+        "region_box": list(row.region_box or masks.NO_BOX),
+        "gripper_box": list(row.gripper_box or masks.NO_BOX),
+        "points": [list(point) for point in prompts.points] if prompts else NO_POINTS,
+        "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
+        "object_mask": row.object_mask or NO_RLE,
+        "prompt_step": row.first_step if prompts else -1,
+        "object_mask_valid": masked.object_mask is not None,
+        "gripper_mask_valid": masked.gripper_mask is not None,
+    }
+
+
+def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:
+    """What is marked on a step: its track, or else the object on the first valid step and the gripper on the close step."""
+    if track is not None:
+        return track
+    object_mask = row.object_mask if step == row.first_step else None
+    gripper_mask = row.gripper_mask if step == row.close_step else None
+    return StepMasks(row.episode_id, step, object_mask, object_mask is not None, gripper_mask, gripper_mask is not None)
+
+
+def label_image(masked: StepMasks, height: int, width: int) -> np.ndarray:
+    """The label image of a step, uint8 (height, width): 0 background, 1 gripper, 2 target, 255 not annotated.
+
+    The gripper lies over the target. Where only one of the two is valid, 0 says only that this one is not there.
+    """
+    nothing = masked.object_mask is None and masked.gripper_mask is None
+    labels = np.full((height, width), masks.NOT_ANNOTATED if nothing else masks.BACKGROUND, np.uint8)
+    if masked.object_mask is not None:
+        labels[masks.decode(masked.object_mask)] = masks.TARGET
+    if masked.gripper_mask is not None:
+        labels[masks.decode(masked.gripper_mask)] = masks.GRIPPER
+    return labels
+
+
+def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
+    if masked.object_mask is None and masked.gripper_mask is None:
+        return _blank_png(row.image_height, row.image_width)
+    return masks.encode_indexed_png(label_image(masked, row.image_height, row.image_width))
+
+
+@lru_cache(maxsize=8)
+def _blank_png(height: int, width: int) -> bytes:
+    return masks.encode_indexed_png(np.full((height, width), masks.NOT_ANNOTATED, np.uint8))
+
+
+def write_index(path: Path, rows: list[IndexRow]) -> None:
+    """Write index rows as Parquet."""
+    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=INDEX_SCHEMA)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_index(path: Path) -> list[IndexRow]:
+    """Read index rows back."""
+    return [IndexRow(**row) for row in pq.read_table(path, schema=INDEX_SCHEMA).to_pylist()]
+
+
+def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] = tuple(INDEX_SCHEMA.names)) -> pa.Table:
+    """Columns of the index as a table, for whoever needs a few things of very many rows; `where` is what errors name.
+
+    Columns whose values repeat (episode, status, shard) are dictionaries, each value held once.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        # Not pq.read_table: it imports all of pyarrow.dataset, and its threads hold memory of their own.
+        with pq.ParquetFile(file, read_dictionary=["episode_id", "status", "shard"]) as parquet:
+            table = parquet.read(columns=list(columns), use_threads=False)
+        return table.select(columns).unify_dictionaries().combine_chunks()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a shard directory.
+
+    Raises:
+        InputError: there is none, or its format version is not this one's.
+    """
+    try:
+        content = (Path(directory) / "manifest.json").read_bytes()
+    except OSError:
+        content = b""
+    return parse_manifest(content, str(directory))
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """The manifest of the shards that lie at `where`, a folder or URL, from the bytes of its manifest.json.
+
+    Raises:
+        InputError: it is none, or its format version is not this one's.
+    """
+    try:
+        manifest = json.loads(content)
+        version = manifest.get("format_version")
+    except (ValueError, AttributeError):
+        raise InputError(
+            f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
+            "rebuild the shards, or install the version that wrote them"
+        )
+    return manifest
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,86 @@
+"""Annotations without images (`--to hf`): Parquet that joins to the user's own copy of the images by episode id and step.
+
+No pixel and no action of the source is in it, so that the source's licence on images does not matter. `image_crc32c`,
+the CRC32C of the JPEG bytes, shows whether the joined image is the annotated one.
+"""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pixel160k.publish.card import ORIGINS, arrow_type, metadata_features
+from pixel160k.publish.steps import Step
+
+_JOIN = """\
+```python
+from datasets import load_dataset
+
+rows = load_dataset("FOLDER", split="train")
+masks = {(row["episode_id"], row["step"]): row["mask"] for row in rows}
+```
+
+`episode_id` is `{dataset}-{split}-{shard:05d}-{record:05d}`: the number of the TFRecord file and of the record in it, both
+from 0; `step` is the raw step of that record. In the repository of pixelvla, `annotate.sources.rlds.read_episodes` reads such records
+without TensorFlow."""
+
+
+def features() -> list[dict[str, Any]]:
+    """The declared features of a row, in the form of Hugging Face data cards."""
+    return [
+        *metadata_features(),
+        {"name": "image_height", "dtype": "int32"},
+        {"name": "image_width", "dtype": "int32"},
+        {"name": "image_crc32c", "dtype": "uint32"},
+        {"name": "mask", "dtype": "image"},
+    ]
+
+
+def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
+    """Write a Parquet file a shard and the data card into an empty folder; returns the number of rows."""
+    schema = pa.schema({feature["name"]: arrow_type(feature) for feature in features()})
+    (folder / "data").mkdir()
+    written = 0
+    for file, of_file in itertools.groupby(
+        episodes, key=lambda episode: episode[0].about["episode_id"].rpartition("-")[0]
+    ):
+        with pq.ParquetWriter(folder / "data" / f"{file}.parquet", schema, compression="zstd") as writer:
+            for episode in of_file:
+                writer.write_table(pa.Table.from_pylist([_row(step) for step in episode], schema=schema))
+                written += len(episode)
+    (folder / "README.md").write_text(_card(manifest, written), encoding="utf-8")
+    return {"rows": written}
+
+
+def _row(step: Step) -> dict[str, Any]:
+    height, width = step.labels.shape
+    return step.about | {
+        "image_height": height,
+        "image_width": width,
+        "image_crc32c": google_crc32c.value(step.jpeg),
+        "mask": {"bytes": step.mask_png, "path": f"{step.key}.mask.png"},
+    }
+
+
+def _card(manifest: dict[str, Any], rows: int) -> str:
+    origin = ORIGINS[manifest["annotations"]["source"]]
+    header = {
+        "tags": ["robotics", "pixel160k"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        "dataset_info": {"features": features()},
+    }
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(header, sort_keys=False).strip()}\n---",
+            f"# {manifest['dataset']}: pixel annotations without the images\n",
+            f"{rows} rows, one a step, of {manifest['episodes']} episodes, made with pixelvla {manifest['software']}.",
+            f"The images are those of {origin.title}{f' ({origin.licence})' if origin.licence else ''}: "
+            "join your own copy.\n",
+            _JOIN + "\n",
+        ]
+    )

@@ -1,0 +1,320 @@
+"""LeRobot v3.0 data sets, written without depending on lerobot; a test loads them with it.
+
+Frames are stored as LeRobot's `image` features, not as video: the source's own JPEG bytes stand in the Parquet files, so
+nothing is encoded again. The layout follows lerobot 0.4.4 (`lerobot.datasets.utils`, Apache-2.0): `data/` with whole
+episodes a file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row an episode, `meta/stats.json`.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pixel160k.errors import InputError
+from pixel160k.publish.card import ORIGINS, arrow_type, metadata_features
+from pixel160k.publish.steps import Step
+
+_FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
+_FILES_A_CHUNK = 1000
+_ROWS_A_GROUP = 100
+_FILE = "chunk-{:03d}/file-{:03d}.parquet"
+_ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+_PER_STEP = {"step", "object_mask_valid", "gripper_mask_valid"}  # the other keys of the JSON are the episode's
+_ROBOTS = {"bridge_orig": "widowx", "fractal": "google_robot", "libero": "panda", "sample": "panda"}
+_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+
+def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path, fps: float) -> dict[str, int]:
+    """Write the data set into an empty folder; returns episodes, frames and tasks. There must be at least one episode.
+
+    Raises:
+        InputError: images or states differ in size between episodes, which LeRobot does not allow.
+    """
+    iterator = iter(episodes)
+    opening = next(iterator)
+    size = _decode(opening[0]).shape
+    features = _features(opening[0], size)
+    tasks: dict[str, int] = {}
+    total = _Statistics(_camera(opening[0]))
+    counts = {"episodes": 0, "frames": 0}
+    with _DataFiles(folder, _data_schema(features)) as data, _EpisodeTable(folder) as table:
+        for episode in itertools.chain([opening], iterator):
+            statistics = _Statistics(total.camera)
+            for step in episode:
+                _check_size(step, features)
+                statistics.add(step)
+            task = tasks.setdefault(episode[0].about["instruction"], len(tasks))
+            file_number = data.write(_columns(episode, counts["episodes"], counts["frames"], task, fps))
+            table.write(_episode_row(episode, counts["episodes"], counts["frames"], file_number, statistics.summary()))
+            total.merge(statistics)
+            counts["episodes"] += 1
+            counts["frames"] += len(episode)
+    counts["tasks"] = len(tasks)
+    _write_tasks(folder / "meta" / "tasks.parquet", list(tasks))
+    _write_json(folder / "meta" / "stats.json", total.summary())
+    _write_json(folder / "meta" / "info.json", _info(manifest, features, fps, counts))
+    (folder / "README.md").write_text(_card(manifest, counts), encoding="utf-8")
+    return counts
+
+
+class _DataFiles:
+    """`data/`: whole episodes a file, a row group an episode; a new file once one is full."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder, schema
+        self._writer: pq.ParquetWriter | None = None
+        self._number, self._bytes = -1, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def write(self, columns: dict[str, Any]) -> int:
+        """Append the frames of an episode; returns the number of the file they are in."""
+        if self._writer is None or self._bytes >= _FILE_BYTES:
+            self.__exit__()
+            self._number, self._bytes = self._number + 1, 0
+            path = self._folder / "data" / _FILE.format(*divmod(self._number, _FILES_A_CHUNK))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(path, self._schema)
+        table = pa.Table.from_pydict(columns, schema=self._schema)
+        self._writer.write_table(table)
+        self._bytes += table.nbytes
+        return self._number
+
+
+class _EpisodeTable:
+    """`meta/episodes/`: a row an episode, many to a row group, since each group costs memory until the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "meta" / "episodes" / _FILE.format(0, 0)
+        self._path.parent.mkdir(parents=True)
+        self._writer: pq.ParquetWriter | None = None
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        if self._writer:
+            self._writer.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; all have the same columns."""
+        self._rows.append(row)
+        if len(self._rows) == _ROWS_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer = self._writer or pq.ParquetWriter(self._path, _episode_schema(self._rows[0]))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._writer.schema))
+        self._rows = []
+
+
+class _Statistics:
+    """LeRobot's statistics: of vectors exactly, of pixels from how often each of the 256 levels occurs in each channel."""
+
+    def __init__(self, camera: str) -> None:
+        self.camera = camera
+        self._vectors: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
+        self._levels = np.zeros((3, 256), np.int64)
+
+    def add(self, step: Step) -> None:
+        """Count one step."""
+        self._vectors["action"].append(step.action[None])
+        self._vectors["observation.state"].append(step.state[None])
+        image = _decode(step)
+        for channel in range(3):
+            self._levels[channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
+
+    def merge(self, other: Self) -> None:
+        """Count what another has counted."""
+        for name, parts in other._vectors.items():
+            self._vectors[name].append(np.concatenate(parts))
+        self._levels += other._levels
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """A vector's measures have D numbers each; an image's lie in [0, 1] and have the shape (3, 1, 1)."""
+        vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
+        count = {"count": [len(vectors["action"])]}
+        return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
+            self.camera: _of_levels(self._levels) | count
+        }
+
+
+def _of_vectors(values: np.ndarray) -> dict[str, list[float]]:
+    found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    found |= {name: np.quantile(values, share, axis=0) for name, share in _QUANTILES.items()}
+    return {name: row.tolist() for name, row in found.items()}
+
+
+def _of_levels(counted: np.ndarray) -> dict[str, list[Any]]:
+    levels = np.arange(256) / 255
+    total = counted.sum(1)
+    mean = counted @ levels / total
+    found = {
+        "min": levels[(counted > 0).argmax(1)],
+        "max": levels[255 - (counted[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": np.sqrt(np.maximum(counted @ levels**2 / total - mean**2, 0)),
+    }
+    below = np.cumsum(counted, axis=1) / total[:, None]
+    found |= {name: levels[(below >= share).argmax(1)] for name, share in _QUANTILES.items()}
+    return {name: row.reshape(3, 1, 1).tolist() for name, row in found.items()}
+
+
+def _decode(step: Step) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(step.jpeg)).convert("RGB"))
+
+
+def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
+    found = [*step.labels.shape, len(step.state)]
+    expected = [*features["observation.mask"]["shape"][:2], *features["observation.state"]["shape"]]
+    if found != expected:
+        raise InputError(
+            f"{step.key} has height, width and length of state {found}, the first sample {expected}: "
+            "LeRobot wants one size; export such shards apart"
+        )
+
+
+def _camera(step: Step) -> str:
+    return f"observation.images.{step.about['camera']}"
+
+
+def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """LeRobot's description of the columns of `data/`; dtype "image" is RGB for the camera, labels for the mask."""
+
+    def column(dtype: str, *shape: int, names: list[str] | None = None) -> dict[str, Any]:
+        return {"dtype": dtype, "shape": list(shape), "names": names}
+
+    axes = ["height", "width", "channels"]
+    return {
+        _camera(step): column("image", *size, names=axes),
+        "observation.mask": column("image", *size[:2], 1, names=axes),
+        "observation.state": column("float32", len(step.state)),
+        "action": column("float32", 7, names=_ACTION_NAMES),
+        "annotation.step": column("int64", 1),
+        "annotation.object_mask_valid": column("bool", 1),
+        "annotation.gripper_mask_valid": column("bool", 1),
+        "timestamp": column("float32", 1),
+        "frame_index": column("int64", 1),
+        "episode_index": column("int64", 1),
+        "index": column("int64", 1),
+        "task_index": column("int64", 1),
+    }
+
+
+def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
+    def arrow(feature: dict[str, Any]) -> pa.DataType:
+        if feature["dtype"] == "image":
+            return arrow_type(feature)
+        (length,) = feature["shape"]
+        scalar = pa.type_for_alias(feature["dtype"])
+        return scalar if length == 1 else pa.list_(scalar, length)
+
+    return pa.schema({name: arrow(feature) for name, feature in features.items()})
+
+
+def _columns(episode: list[Step], number: int, frames: int, task: int, fps: float) -> dict[str, Any]:
+    """The frames of an episode, a list a column."""
+    return {
+        _camera(episode[0]): [{"bytes": step.jpeg, "path": f"{step.key}.jpg"} for step in episode],
+        "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
+        "observation.state": [step.state.tolist() for step in episode],
+        "action": [step.action.tolist() for step in episode],
+        **{f"annotation.{name}": [step.about[name] for step in episode] for name in _PER_STEP},
+        "timestamp": [place / fps for place in range(len(episode))],
+        "frame_index": range(len(episode)),
+        "episode_index": [number] * len(episode),
+        "index": range(frames, frames + len(episode)),
+        "task_index": [task] * len(episode),
+    }
+
+
+def _episode_row(
+    episode: list[Step], number: int, frames: int, file_number: int, statistics: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    chunk_index, file_index = divmod(file_number, _FILES_A_CHUNK)
+    about = {name: value for name, value in episode[0].about.items() if name not in _PER_STEP}
+    return {
+        "episode_index": number,
+        "tasks": [about["instruction"]],
+        "length": len(episode),
+        "data/chunk_index": chunk_index,
+        "data/file_index": file_index,
+        "dataset_from_index": frames,
+        "dataset_to_index": frames + len(episode),
+        "meta/episodes/chunk_index": 0,
+        "meta/episodes/file_index": 0,
+        **{f"annotation/{name}": value for name, value in about.items()},
+        **{f"stats/{name}/{measure}": value for name, row in statistics.items() for measure, value in row.items()},
+    }
+
+
+def _episode_schema(row: dict[str, Any]) -> pa.Schema:
+    """Arrow's own guess, but for the annotations, whose types are declared."""
+    declared = {f"annotation/{feature['name']}": arrow_type(feature) for feature in metadata_features()}
+    guessed = pa.Table.from_pylist([row]).schema
+    return pa.schema({field.name: declared.get(field.name, field.type) for field in guessed})
+
+
+def _write_tasks(path: Path, tasks: list[str]) -> None:
+    """The table of tasks as pandas writes it, the task being its index: that is how LeRobot looks it up."""
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": kind, "metadata": None}
+        for name, kind in (("task_index", "int64"), ("task", "unicode"))
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
+
+
+def _info(
+    manifest: dict[str, Any], features: dict[str, dict[str, Any]], fps: float, counts: dict[str, int]
+) -> dict[str, Any]:
+    return {
+        "codebase_version": "v3.0",
+        "robot_type": _ROBOTS[manifest["annotations"]["source"]],
+        "total_episodes": counts["episodes"],
+        "total_frames": counts["frames"],
+        "total_tasks": counts["tasks"],
+        "chunks_size": _FILES_A_CHUNK,
+        "data_files_size_in_mb": _FILE_BYTES // 2**20,
+        "video_files_size_in_mb": 200,
+        "fps": int(fps) if fps == int(fps) else fps,
+        "splits": {"train": f"0:{counts['episodes']}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": None,
+        "features": features,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=4), encoding="utf-8")
+
+
+def _card(manifest: dict[str, Any], counts: dict[str, int]) -> str:
+    origin = ORIGINS[manifest["annotations"]["source"]]
+    licence = f"license: {origin.hub_licence}\n" if origin.hub_licence else ""
+    return (
+        f"---\n{licence}tags:\n- LeRobot\n- robotics\n- pixel160k\nconfigs:\n- config_name: default\n"
+        "  data_files: data/*/*.parquet\n---\n"
+        f"# {manifest['dataset']}: pixel annotations as LeRobot v3.0\n\n"
+        f"{counts['frames']} frames of {counts['episodes']} episodes, {counts['tasks']} tasks, exported by pixelvla "
+        f"{manifest['software']} from {origin.title}{f', {origin.licence}' if origin.licence else ''}.\n\n"
+        "`observation.mask` is an indexed image: 0 background, 1 gripper, 2 target object, 255 not annotated. LeRobot gives\n"
+        "it as float (1, height, width) in [0, 1]; `(255 * mask).round()` are the labels again. Columns `annotation/...` of\n"
+        "`meta/episodes` hold what was found: status, target object, boxes, prompts, scores.\n"
+    )

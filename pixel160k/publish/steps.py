@@ -1,0 +1,55 @@
+"""What every exporter reads: the samples of a shard directory, decoded but for the image, whose bytes are passed on."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pixel160k.format.shards import sample_key
+from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.samples import decode
+
+
+class Step(NamedTuple):
+    """One step of an episode.
+
+    Attributes:
+        key: the sample's key.
+        about: the JSON member.
+        jpeg, mask_png: the bytes of image and label image.
+        labels: the label image, uint8 (height, width).
+        action: float32 (7,) in robot units, this step's alone.
+        state: float32 (S,).
+    """
+
+    key: str
+    about: dict[str, Any]
+    jpeg: bytes
+    mask_png: bytes
+    labels: np.ndarray
+    action: np.ndarray
+    state: np.ndarray
+
+
+def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> Iterator[list[Step]]:
+    """Each episode, in the shards' order, as the list of its steps; memory holds one episode.
+
+    Args:
+        shards: where they are.
+        progress: called with the number of samples read so far.
+
+    Raises:
+        InputError: a sample is missing or damaged.
+    """
+    done = 0
+    for episode_id in shards.episode_ids:
+        episode = []
+        for step in shards.steps(episode_id):
+            members = shards.members(episode_id, step)
+            sample = decode(sample_key(episode_id, step), members, ("labels", "actions", "state"))
+            assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for
+            images = members["jpg"], members["mask.png"]
+            episode.append(Step(sample.key, sample.about, *images, sample.labels, sample.actions[0], sample.state))
+        done += len(episode)
+        progress(done)
+        yield episode

@@ -1,0 +1,242 @@
+"""What shards hold, at a glance: the paper's data figure for any shard directory, as a picture and as numbers.
+
+Of each episode only as many samples are read as hold its actions: one a chunk of the shards' horizon.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+
+from pixel160k.errors import InputError
+from pixel160k.format import table
+from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.samples import Sample
+
+_SCORES = {"score": "detection score", "mask_score": "mask score", "evidence_score": "motion evidence"}  # of the JSON
+_ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
+_COLOURS = {table.ACCEPTED: "#17713a", table.REJECTED: "#c2492f"}
+_PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars a panel
+
+
+def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
+    """Write `stats.png` and `stats.json` into `out` and return the numbers, as `count` gives them.
+
+    Args:
+        shards: output of `pixelcli build-shards`.
+        out: a folder, made where it is missing.
+        progress: called with the number of episodes that have been read.
+
+    Raises:
+        InputError: the directory holds no shards, no episode, or damaged ones; or matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(f"the figure needs {error.name}: pip install 'pixelvla[notebook]'") from None
+    numbers = count(ShardDirectory(shards, members=("actions",)), progress)
+    figure = Figure(figsize=(16, 18), layout="constrained")
+    _draw(figure, numbers)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "stats.png", dpi=100)
+    text = json.dumps(numbers, indent=1, ensure_ascii=False)
+    (out / "stats.json").write_text(text + "\n", encoding="utf-8")
+    return numbers
+
+
+def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
+    """Count what shards hold; the same shards give the same numbers, in the same order.
+
+    Returns:
+        - `dataset`, `include`, `episodes`, `samples`, `horizon`;
+        - `annotated`: how many episodes of each status there were, in the shards or not; `reasons`: why those that are
+          not accepted are not; `left_out`: why episodes that were to be in the shards are not, failed ones included;
+        - `skills`: the first word of instructions; `target_objects`: both by number of episodes, "" for none;
+        - `scores` by score and status, of the episodes that have one (motion evidence: where motion could judge);
+        - `episode_steps`: valid steps of an episode;
+        - `actions` by dimension, in robot units, over all steps in the shards; the outermost bins hold all beyond the
+          1% and 99% quantiles of the data set;
+        - `whole_chunks`: the share of samples whose first n actions are all the episode's own, for n = 1 to the horizon.
+
+        A histogram is `edges` and `counts`; names come by their number, the most frequent first.
+
+    Raises:
+        InputError: there is no episode, or the samples are damaged.
+    """
+    if not directory.episode_ids:
+        raise InputError(
+            f"{directory.directory} holds no episode; `pixelcli build-shards --include all` keeps rejected"
+        )
+    manifest, horizon = directory.manifest, directory.manifest["horizon"]
+    skills, objects, lengths = Counter[str](), Counter[str](), []
+    scores: dict[str, dict[str, list[float]]] = {name: {status: [] for status in _COLOURS} for name in _SCORES}
+    bounds = directory.statistics["action"]
+    edges = [np.linspace(low, high, 41) for low, high in map(_apart, bounds["q01"], bounds["q99"])]
+    actions = np.zeros((len(edges), 40), int)
+    for done, episode in enumerate(directory.episode_ids, 1):
+        steps = directory.steps(episode)
+        chunks = [directory.sample(episode, step) for step in steps[::horizon]]
+        own = np.concatenate([chunk.actions[chunk.action_mask] for chunk in chunks])  # type: ignore[index]
+        actions += [_histogram(values, bins)["counts"] for values, bins in zip(own.T, edges, strict=True)]
+        lengths.append(len(steps))
+        first = chunks[0]
+        skills[_first_word(first.instruction)] += 1
+        objects[first.target_object] += 1
+        for name in _SCORES:
+            if _has(first, name):
+                scores[name][first.status].append(first.about[name])
+        progress(done)
+    rows = np.arange(1, horizon + 1)
+    whole = np.maximum(np.array(lengths)[:, None] - rows + 1, 0).sum(0)
+    unit = np.linspace(0, 1, 21)
+    return {
+        "dataset": manifest["dataset"],
+        "include": manifest["include"],
+        "episodes": len(lengths),
+        "samples": int(sum(lengths)),
+        "horizon": horizon,
+        "annotated": manifest["annotated"]["status"],
+        "reasons": _by_count(Counter(manifest["annotated"]["reasons"])),
+        "left_out": _by_count(Counter(manifest["left_out"].values())),
+        "skills": _by_count(skills),
+        "target_objects": _by_count(objects),
+        "episode_steps": _histogram(np.array(lengths), _whole_edges(lengths)),
+        "scores": {
+            name: {status: _histogram(np.array(values), unit) for status, values in of_status.items()}
+            for name, of_status in scores.items()
+        },
+        "actions": {
+            name: {"edges": bins.tolist(), "counts": counts.tolist()}
+            for name, bins, counts in zip(_ACTION_NAMES, edges, actions, strict=True)
+        },
+        "whole_chunks": (whole / sum(lengths)).tolist(),
+    }
+
+
+def _has(sample: Sample, score: str) -> bool:
+    """Whether the stage that gives a score came to one: 0 stands for none too."""
+    if score == "evidence_score":
+        return sample.about["evidence_status"] != table.NOT_APPLICABLE
+    return sample.about[score] > 0
+
+
+def _first_word(instruction: str) -> str:
+    words = instruction.replace("_", " ").split()
+    return words[0].lower().strip(".,;:!?") if words else ""
+
+
+def _by_count(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent first, equals by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _whole_edges(values: list[int]) -> np.ndarray:
+    """Edges of at most about 30 bins of one whole width around whole numbers."""
+    width = 1 + (max(values) - min(values)) // 30
+    return np.arange(min(values), max(values) + width + 1, width) - 0.5
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Two bounds, a little apart where the value never changes."""
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _draw(figure: Any, numbers: dict[str, Any]) -> None:
+    annotated = ", ".join(f"{number:,} {status}" for status, number in numbers["annotated"].items())
+    figure.suptitle(
+        f"{numbers['dataset']}: {numbers['episodes']:,} episodes and {numbers['samples']:,} samples in the shards"
+        f" ({numbers['include']}); of the episodes annotated: {annotated}",
+        fontsize=14,
+    )
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    rows = figure.subfigures(5, 1, height_ratios=[2, 1, 1, 1, 1])
+
+    lists = _panels(
+        rows[0],
+        ["skills: the instruction's first word (episodes)", "target objects (episodes)", "why not accepted (episodes)"],
+    )
+    _bars(lists[0], numbers["skills"])
+    _bars(lists[1], numbers["target_objects"])
+    # An episode that failed is counted in both.
+    _bars(lists[2], _by_count(Counter(numbers["reasons"]) | Counter(numbers["left_out"])), _COLOURS[table.REJECTED])
+
+    for axis, of_status in zip(
+        _panels(rows[1], [f"{name} (episodes)" for name in _SCORES.values()]), numbers["scores"].values(), strict=True
+    ):
+        below = np.zeros(20)
+        for status, histogram in of_status.items():
+            above = below + histogram["counts"]
+            axis.stairs(above, histogram["edges"], baseline=below, fill=True, color=_COLOURS[status], label=status)
+            below = above
+        axis.set_xlim(0, 1)
+        if below.any():
+            axis.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
+        else:
+            _say_none(axis)
+
+    steps, whole = _panels(
+        rows[2], ["valid steps of an episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
+    )
+    steps.stairs(**_stairs(numbers["episode_steps"]), fill=True, color=_PLAIN)
+    steps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole.plot(range(1, numbers["horizon"] + 1), 100 * np.array(numbers["whole_chunks"]), color=_PLAIN)
+    whole.set(ylim=(0, 102), xlim=(1, max(numbers["horizon"], 2)))
+    whole.xaxis.get_major_locator().set_params(integer=True)
+    whole.grid(alpha=0.3)
+
+    names = [f"action {name} (steps)" for name in _ACTION_NAMES]
+    for axis, histogram in zip(
+        [*_panels(rows[3], names[:3]), *_panels(rows[4], names[3:])], numbers["actions"].values(), strict=True
+    ):
+        axis.stairs(**_stairs(histogram), fill=True, color=_PLAIN)
+        axis.xaxis.get_major_locator().set_params(nbins=6)
+
+
+def _panels(row: Any, titles: list[str]) -> list[Any]:
+    """Axes side by side."""
+    axes = row.subplots(1, len(titles))
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=11, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+    return list(axes)
+
+
+def _stairs(histogram: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {"values": histogram["counts"], "edges": histogram["edges"]}
+
+
+def _say_none(axis: Any) -> None:
+    axis.text(0.5, 0.5, "none", ha="center", va="center", color="#5c6066", transform=axis.transAxes)
+    axis.spines[:].set_visible(False)
+    axis.set(xticks=[], yticks=[])
+
+
+def _bars(axis: Any, counts: dict[str, int], colour: str = _PLAIN) -> None:
+    """The most frequent as bars, with their numbers; says how many others there are."""
+    if not counts:
+        _say_none(axis)
+        return
+    shown = dict(list(counts.items())[:_SHOWN])
+    if others := len(counts) - len(shown):
+        shown[f"({others:,} others)"] = sum(counts.values()) - sum(shown.values())
+    bars = axis.barh(range(len(shown)), list(shown.values()), color=colour)
+    if others:
+        bars[-1].set_color("#b5b9bf")
+    labels = [shorten(name or "(none)", 30, placeholder="…").replace("$", r"\$") for name in shown]  # $ is TeX's
+    axis.set_yticks(range(len(shown)), labels)
+    axis.set_ylim(max(len(shown), _SHOWN // 2) - 0.5, -0.5)
+    axis.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axis.margins(x=0.15)
+    axis.spines["bottom"].set_visible(False)
+    axis.tick_params(left=False)
+    axis.set_xticks([])

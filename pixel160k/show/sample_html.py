@@ -1,0 +1,96 @@
+"""A sample as HTML, for notebooks: its image with what is marked on it, and what is known of it in words."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from pixel160k.format import table
+from pixel160k.read.samples import Sample
+from pixel160k.show import drawing
+from pixel160k.show.browse_page import split_at_target
+
+LAYERS = ("object mask", "gripper mask", "prompts")
+_TEMPLATE = Path(__file__).with_name("sample.html")
+_NOT_ANNOTATED = "not annotated on this step"
+
+
+def sample_html(sample: Sample, layers: Collection[str] = LAYERS) -> str:
+    """A self-contained piece of HTML that shows a sample, with those of `LAYERS` that are given drawn over its image.
+
+    What a class is not annotated on is said in words; prompts are drawn on the step that they belong to alone.
+    """
+    return drawing.render(
+        _TEMPLATE,
+        {
+            "sample": sample,
+            "picture": _picture(sample, layers),
+            "instruction": split_at_target(sample.instruction, sample.target_object),
+            "meaning": table.REASONS.get(sample.reason, ""),
+            "facts": _facts(sample),
+        },
+    )
+
+
+def _picture(sample: Sample, layers: Collection[str]) -> Markup:
+    if sample.image is None:
+        return Markup('<p class="faint">(read without its image)</p>')
+    drawn = []
+    if sample.labels is not None:
+        for layer, mask, name in (
+            ("object mask", sample.object_mask, "mask target"),
+            ("gripper mask", sample.gripper_mask, "mask gripper"),
+        ):
+            if layer in layers and mask is not None:
+                drawn.append(drawing.mask_layer(mask, name))
+    if "prompts" in layers and sample.step == sample.about["prompt_step"]:
+        # Points last: they are the smallest.
+        drawn += [drawing.prompt_layer(prompt) for prompt in reversed(sample.prompts)]
+    jpeg = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    height, width, _ = sample.image.shape
+    return drawing.picture(jpeg, (height, width), drawn, f"step {sample.step}")
+
+
+def _facts(sample: Sample) -> list[tuple[str, str]]:
+    about = sample.about
+    facts = [
+        ("step", f"{sample.step}, of {about['first_step']} to {about['last_step']}"),
+        ("gripper closes", f"step {about['close_step']}" if about["close_step"] >= 0 else "never"),
+        ("object", sample.target_object or "none named"),
+    ]
+    if sample.labels is not None:
+        for name, mask in (("object mask", sample.object_mask), ("gripper mask", sample.gripper_mask)):
+            facts.append((name, _NOT_ANNOTATED if mask is None else _size(mask)))
+    if sample.prompts:
+        kinds = [prompt.kind for prompt in sample.prompts]
+        counts = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
+        said = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts)
+        facts.append(("prompts", f"{said}, on step {about['prompt_step']}"))
+    if about["prompt_step"] >= 0:
+        facts.append(("scores", f"detection {about['score']:.2f}, mask {about['mask_score']:.2f}"))
+        evidence = about["evidence_status"].replace("_", " ")
+        facts.append(
+            ("motion", evidence if evidence == "not applicable" else f"{evidence}, {about['evidence_score']:.2f}")
+        )
+    if sample.actions is not None and sample.action_mask is not None:
+        real = np.count_nonzero(sample.action_mask)
+        facts.append(
+            (
+                "actions",
+                f"{len(sample.actions)}, {real} of them the episode's own; the first: {_numbers(sample.actions[0])}",
+            )
+        )
+    if sample.state is not None:
+        facts.append(("state", _numbers(sample.state)))
+    return facts
+
+
+def _size(mask: np.ndarray) -> str:
+    pixels = np.count_nonzero(mask)
+    return f"{pixels:,} pixel{'s' if pixels > 1 else ''}" if pixels else "nothing of it visible"
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.3g}" for value in values.tolist()).replace("-", "−")

@@ -1,0 +1,166 @@
+"""Clips for the memory of the tiny SAM 2, as frame numbers: discrete videos, consecutive frames, vanishing objects.
+
+A discrete video is what the gripper is tracked through: close frames of different episodes of one viewpoint, where
+nothing moves smoothly. Consecutive frames, forwards and backwards, are what objects are tracked through. In some clips
+the object is missing on a later frame, so that the object score learns to say so.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulation.environment import GRIPPER, ROBOT_ARM, category_of
+from tiny_models.frames import SIZE, Episode, Frames, box_around, cut, draw_window
+
+SMALLEST = 25  # pixels of an object that a clip may follow
+ZOOMED_STEPS = 4  # consecutive frames of a zoomed shot
+
+
+@dataclass
+class Footage:
+    """The frames that clips are made of: those of the recordings, then zoomed shots of some of them."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    frames: Frames
+    shots: list[tuple[int, str]]  # (first frame, target) of every zoomed shot
+    areas: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count the pixels of the zoomed frames too."""
+        labels = len(self.frames.names) + 1
+        zoomed = self.labels[len(self.frames.images) :]
+        counted = [np.bincount(frame.ravel(), minlength=labels) for frame in zoomed]
+        self.areas = np.concatenate([self.frames.areas, np.array(counted, dtype=int).reshape(-1, labels)])
+
+
+def shoot(frames: Frames, shots: int, random: np.random.Generator) -> Footage:
+    """Add zoomed shots: one window over a few consecutive frames, as regions are; half of them show no gripper."""
+    images, labels = [np.asarray(frames.images)], [np.asarray(frames.labels)]
+    firsts: list[tuple[int, str]] = []
+    gripper = frames.label_of(GRIPPER)
+    while len(firsts) < shots:
+        episode = frames.episodes[random.integers(len(frames.episodes))]
+        start = episode.first + int(random.integers(episode.steps - ZOOMED_STEPS)) * int(random.random() < 0.6)
+        steps = range(start, start + ZOOMED_STEPS)
+        target = frames.label_of(episode.target)
+        if frames.areas[start, target] < SMALLEST:
+            continue
+        window = draw_window(random, frames.labels[start] == target)
+        views = [cut(frames.images[step], frames.labels[step], window) for step in steps]
+        seen = any((view[1] == gripper).any() for view in views)
+        if (seen and len(firsts) % 2) or (views[0][1] == target).sum() < SMALLEST:
+            continue
+        firsts.append((len(frames.images) + len(firsts) * ZOOMED_STEPS, episode.target))
+        images.append(np.stack([view[0] for view in views]))
+        labels.append(np.stack([view[1] for view in views]))
+    return Footage(np.concatenate(images), np.concatenate(labels), frames, firsts)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of equal length: frame numbers (clips, length), the followed masks, and a box on every first frame."""
+
+    numbers: np.ndarray
+    masks: np.ndarray  # bool (clips, length, 256, 256)
+    boxes: np.ndarray  # float32 (clips, 4)
+
+
+class ClipMaker:
+    """Draws clips from footage."""
+
+    def __init__(self, footage: Footage, random: np.random.Generator) -> None:
+        """Index the episodes by suite: one suite is one viewpoint and one kind of scene."""
+        self.footage, self.random = footage, random
+        frames = footage.frames
+        self.gripper, self.arm = frames.label_of(GRIPPER), frames.label_of(ROBOT_ARM)
+        suites = sorted({episode.suite for episode in frames.episodes})
+        self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
+        twins = Counter(category_of(name) for name in frames.names)
+        self.unique = [
+            label for label, name in enumerate(frames.names, 1) if twins[category_of(name)] == 1 and label != self.arm
+        ]
+
+    def draw(self, clips: int, length: int) -> Clips:
+        """The next batch; boxes are those of the masks, shifted a little."""
+        numbers, masks, boxes = [], [], []
+        for _ in range(clips):
+            clip, label = self._clip(length)
+            followed = self.footage.labels[clip] == label
+            box = np.array(box_around(followed[0]), dtype=np.float32)
+            sides = np.concatenate([box[2:] - box[:2]] * 2)
+            numbers.append(clip)
+            masks.append(followed)
+            boxes.append((box + np.clip(self.random.normal(size=4) * 0.04 * sides, -8, 8)).clip(0, SIZE))
+        return Clips(np.stack(numbers), np.stack(masks), np.stack(boxes).astype(np.float32))
+
+    def _clip(self, length: int) -> tuple[np.ndarray, int]:
+        areas = self.footage.areas
+        while True:
+            kind = self.random.random()
+            if kind < 0.45:
+                clip, label = self._discrete(length)
+            elif kind < 0.75:
+                clip, label = self._consecutive(length)
+            else:
+                clip, label = self._zoomed(length)
+            if label and areas[clip[0], label] >= SMALLEST:
+                if self.random.random() < 0.15:
+                    clip = self._lose(clip, label)
+                return clip, label
+
+    def _discrete(self, length: int) -> tuple[np.ndarray, int]:
+        random, frames = self.random, self.footage.frames
+        suite = self.by_suite[random.integers(len(self.by_suite))]
+        reach = 2 if random.random() < 0.7 else 12
+        chosen = [suite[number] for number in random.choice(len(suite), length, replace=False)]
+        clip = np.array([frames.near_grasp(episode, int(random.integers(-reach, reach + 1))) for episode in chosen])
+        if random.random() < 0.8:
+            return clip, self.gripper
+        return clip, self._one_of([label for label in self.unique if self._always_seen(clip, label)])
+
+    def _consecutive(self, length: int) -> tuple[np.ndarray, int]:
+        random = self.random
+        suite = self.by_suite[random.integers(len(self.by_suite))]
+        episode = suite[random.integers(len(suite))]
+        stride = 1 if random.random() < 0.7 else 2
+        start = episode.first + int(random.integers(episode.steps - stride * (length - 1)))
+        clip = self._maybe_backwards(start + stride * np.arange(length))
+        kind = random.random()
+        if kind < 0.35:
+            return clip, self.gripper
+        return clip, self._target_or_other(clip, episode, target=kind < 0.85)
+
+    def _zoomed(self, length: int) -> tuple[np.ndarray, int]:
+        random, footage = self.random, self.footage
+        first, target = footage.shots[random.integers(len(footage.shots))]
+        clip = self._maybe_backwards(first + np.arange(length))
+        if random.random() < 0.7:
+            return clip, footage.frames.label_of(target)
+        seen = np.flatnonzero(footage.areas[clip[0]] >= SMALLEST)
+        return clip, self._one_of([int(label) for label in seen if label not in (0, self.arm)])
+
+    def _target_or_other(self, clip: np.ndarray, episode: Episode, target: bool) -> int:
+        if target:
+            return self.footage.frames.label_of(episode.target)
+        seen = np.flatnonzero(self.footage.areas[clip[0]] >= SMALLEST)
+        return self._one_of([int(label) for label in seen if label not in (0, self.arm)])
+
+    def _maybe_backwards(self, clip: np.ndarray) -> np.ndarray:
+        return clip[::-1] if self.random.random() < 0.4 else clip
+
+    def _always_seen(self, clip: np.ndarray, label: int) -> bool:
+        return bool((self.footage.areas[clip, label] >= SMALLEST).all())
+
+    def _one_of(self, labels: list[int]) -> int:
+        return labels[self.random.integers(len(labels))] if labels else 0
+
+    def _lose(self, clip: np.ndarray, label: int) -> np.ndarray:
+        """Put a frame without the object in the place of a later frame."""
+        without = np.flatnonzero(self.footage.areas[:, label] == 0)
+        if not len(without):
+            return clip
+        clip = clip.copy()
+        clip[self.random.integers(1, len(clip))] = without[self.random.integers(len(without))]
+        return clip
