@@ -153,7 +153,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, dtype):
     code = f"""
 import torch
 from pathlib import Path
-from model.openvla_checkpoint import load_openvla
+from model.backbones.openvla_checkpoint import load_openvla
 
 def peak():  # of this process alone, in bytes; getrusage would count its parent's
     lines = Path("/proc/self/status").read_text().splitlines()
