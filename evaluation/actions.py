@@ -21,15 +21,16 @@ from evaluation.annotation_measures import bootstrap_interval
 from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError
+from pixel160k.format.prompts import PROMPT_KINDS
 from pixel160k.format.shards import split_of
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
-from train.data import KINDS, PIXEL_MASK, point_at
+from train.data import PIXEL_MASK, point_at
 from train.settings import TrainSettings
 from train.stream import is_held_out
 
-PROMPTS = ("none", *KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*KINDS, PIXEL_MASK)))
+PROMPTS = ("none", *PROMPT_KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*PROMPT_KINDS, PIXEL_MASK)))
 MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
 _BATCH = 32
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from model.prompt_encoder import KINDS, MASK_CELL, PromptBatch
+from model.prompt_encoder import MASK_CELL, PromptBatch
 from model.sequence import pad, sequence_ids
 from model.settings import FusedVisionSettings, ModelSettings
 from pixel160k.errors import InputError
-from pixel160k.format.prompts import Prompt, validate
+from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
 from pixel160k.geometry import View, centre_crop_view, resize_view
 
 _IMAGENET = np.array(
@@ -169,7 +169,7 @@ class Processor:
         side = self.settings.backbone.vision.grid * MASK_CELL
         mask = None if prompt.mask is None else view.patch_weights(prompt.mask, side)
         size = self.settings.backbone.vision.image_size
-        return _Prompt(KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
+        return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
 
     def _pixels(self, image: np.ndarray) -> np.ndarray:
         """float32 (channels, size, size): the image normalised for each tower."""

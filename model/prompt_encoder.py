@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-KINDS = ("point", "line", "region", "mask")  # a kind's number is its index
+from pixel160k.format.prompts import PROMPT_KINDS
+
 MASK_CELL = 4  # pixels of a dense mask a cell and side: two convolutions of stride 2, as in SAM
 _OCTAVES = 8  # the finest wave is 1/64 of the image long: 3.5 pixels at 224
 _WIDTH = 256  # of the encodings, as SAM's
@@ -22,7 +23,7 @@ class PromptBatch(NamedTuple):
     """Prompts as tensors, padded. A prompt without any place, or an empty mask, is no prompt: padding, or none given.
 
     Attributes:
-        kinds: int64 (batch, prompts), numbers in `KINDS`.
+        kinds: int64 (batch, prompts), numbers in `PROMPT_KINDS`.
         places: float32 (batch, prompts, places, 2): x and y as shares of the width and height of what the model sees.
         present: bool (batch, prompts, places): which places are not padding; none for a mask.
         masks: float32 (batch, prompts, side, side) in [0, 1]: the dense mask of a prompt of kind "mask", zeros for the
@@ -42,7 +43,7 @@ class PromptEncoder(nn.Module):
         """`hidden_size`: the width D of the language model."""
         super().__init__()
         self.place = nn.Linear(4 * _OCTAVES, _WIDTH)
-        self.kind = nn.Embedding(len(KINDS), _WIDTH)
+        self.kind = nn.Embedding(len(PROMPT_KINDS), _WIDTH)
         nn.init.normal_(self.place.weight, std=0.5)  # so that where weighs as much as what, whose embedding varies by 1
         self.shape = nn.Sequential(
             nn.Conv2d(1, _WIDTH // 16, 2, stride=2), nn.GroupNorm(1, _WIDTH // 16), nn.GELU(),

@@ -8,13 +8,12 @@ import torch
 
 from model.processor import Batch, Observation, Processor
 from pixel160k.format.actions import normalise
-from pixel160k.format.prompts import Prompt
+from pixel160k.format.prompts import PROMPT_KINDS, Prompt
 from pixel160k.geometry import View, colour_jitter, random_crop_view
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
 from train.settings import PromptSettings, TrainSettings
 
-KINDS = ("point", "line", "region", "mask")  # of visual prompts
 PIXEL_MASK = "pixel_mask"  # p_t, which the pixel-aware encoder reads
 
 
@@ -67,8 +66,8 @@ def draw_prompts(
     """Masks and prompts for one training sample; nothing for a sample that has none, or for the share of text alone."""
     text_only = generator.random() < settings.text_only
     with_mask, alone = generator.random(2) < (settings.pixel_mask, settings.mask_alone)
-    weights = np.array([getattr(settings, kind) for kind in KINDS])
-    kind = generator.choice(KINDS, p=weights / weights.sum())
+    weights = np.array([getattr(settings, kind) for kind in PROMPT_KINDS])
+    kind = generator.choice(PROMPT_KINDS, p=weights / weights.sum())
     if text_only or not sample.prompts:
         return [], []
     same_kind = [prompt for prompt in sample.prompts if prompt.kind == kind]
@@ -80,7 +79,7 @@ def draw_prompts(
 
 
 def point_at(sample: Sample, kind: str) -> tuple[list[np.ndarray], list[Prompt]]:
-    """Masks and prompts of one kind, always the same: "none", one of `KINDS` (its first), or `PIXEL_MASK`."""
+    """Masks and prompts of one kind, always the same: "none", one of `PROMPT_KINDS` (its first), or `PIXEL_MASK`."""
     if kind == "none":
         return [], []
     if kind == PIXEL_MASK:

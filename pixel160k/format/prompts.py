@@ -6,13 +6,17 @@ gets the same prompts whatever runs beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from pixel160k.errors import InputError
 from pixel160k.format.masks import box_of
 from pixel160k.format.table import Box, Point, Prompts
+
+PromptKind = Literal["point", "line", "region", "mask"]
+PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+"""The kinds of visual prompts, in the order that gives each its number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +30,7 @@ class Prompt:
         mask: bool (height, width) of a mask, else None.
     """
 
-    kind: Literal["point", "line", "region", "mask"]
+    kind: PromptKind
     coordinates: np.ndarray
     mask: np.ndarray | None = None
 
