@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.policy import PixelVLA
 from model.processor import Batch
-from model.prompt_encoder import KINDS, MASK_CELL, PromptBatch
+from model.prompt_encoder import MASK_CELL, PromptBatch
 from model.sequence import IMAGE, MASK, PROMPT
 from model.settings import PRESETS, ModelSettings
 from model.tokenizer import byte_tokenizer
+from pixel160k.format.prompts import PROMPT_KINDS
 
 TEXT_TOKENS = 20  # of "In: What action ...", with an instruction of ordinary length
 
@@ -41,8 +42,8 @@ def make_batch(settings: ModelSettings, size: int, masks: int, prompts: int) -> 
     slots = [MASK] * (masks * settings.tokens_per_mask) + [PROMPT] * prompts
     ids = [1, *[IMAGE] * vision.grid**2, *range(2, 2 + TEXT_TOKENS), *slots, 9, 9]
     side = vision.grid * MASK_CELL
-    kinds = torch.arange(prompts) % len(KINDS)
-    dense = (kinds == KINDS.index("mask"))[:, None, None] * (torch.rand(prompts, side, side) < 0.2)
+    kinds = torch.arange(prompts) % len(PROMPT_KINDS)
+    dense = (kinds == PROMPT_KINDS.index("mask"))[:, None, None] * (torch.rand(prompts, side, side) < 0.2)
     points = torch.arange(2) < torch.tensor([1, 2, 2, 0])[kinds][:, None]
     encoded = PromptBatch(
         kinds.repeat(size, 1),

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.prompt_encoder import KINDS, PromptBatch, PromptEncoder, fourier
+from model.prompt_encoder import PromptBatch, PromptEncoder, fourier
+from pixel160k.format.prompts import PROMPT_KINDS
 
 SIDE = 16  # of dense masks
 
@@ -19,7 +20,7 @@ ENCODER = encoder()
 
 
 def prompt(kind, places=(), mask=None):
-    return KINDS.index(kind), list(places), mask
+    return PROMPT_KINDS.index(kind), list(places), mask
 
 
 def batch(*prompts, padding=0, more_places=0):

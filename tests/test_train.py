@@ -29,9 +29,10 @@ from cli import main  # noqa: E402
 from model.backbones.pi0 import pi0_config  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
+from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.data import KINDS, draw_prompts  # noqa: E402
+from train.data import draw_prompts  # noqa: E402
 from train.settings import RECIPES, PromptSettings, load_recipe  # noqa: E402
 from train.stream import HeldOut, statistics_of  # noqa: E402
 
@@ -195,7 +196,7 @@ def test_each_way_of_pointing_is_trained_alone_too(shards):
     for _ in range(2000):
         masks, prompts = draw_prompts(sample, PromptSettings(), generator)
         given[len(masks), len(prompts)] += 1
-        assert all(prompt.kind in KINDS for prompt in prompts)
+        assert all(prompt.kind in PROMPT_KINDS for prompt in prompts)
     shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}
     assert sum(shares.values()) == 2000
     np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.2, 0.2, 0.4, 0.2], atol=0.03)
