@@ -33,7 +33,7 @@ from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
 from train.data import draw_prompts  # noqa: E402
-from train.settings import RECIPES, PromptSettings, load_recipe  # noqa: E402
+from train.settings import RECIPES, PromptMixture, load_recipe  # noqa: E402
 from train.stream import HeldOut, statistics_of  # noqa: E402
 
 SMALL = (
@@ -194,7 +194,7 @@ def test_each_way_of_pointing_is_trained_alone_too(shards):
     sample, generator = observe(shards), np.random.default_rng(0)
     given = Counter()
     for _ in range(2000):
-        masks, prompts = draw_prompts(sample, PromptSettings(), generator)
+        masks, prompts = draw_prompts(sample, PromptMixture(), generator)
         given[len(masks), len(prompts)] += 1
         assert all(prompt.kind in PROMPT_KINDS for prompt in prompts)
     shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}

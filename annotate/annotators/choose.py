@@ -1,7 +1,6 @@
 """Who fills the three roles: from the settings to loaded annotators, once a process."""
 
 from functools import lru_cache, partial
-from importlib.util import find_spec
 
 from annotate.annotator import Annotators, Tracker
 from annotate.annotators.motion_roles import GrammarNamer, MotionGripperFinder, MotionObjectFinder
@@ -9,7 +8,7 @@ from annotate.annotators.pretrained import check, resolve
 from annotate.annotators.roles import TargetNamer
 from annotate.settings import AnnotateSettings
 from annotate.timing import Stages
-from pixel160k.errors import InputError
+from pixel160k.packages import require_packages
 
 
 @lru_cache(maxsize=1)
@@ -63,11 +62,7 @@ def check_annotators(settings: AnnotateSettings) -> None:
     """
     if settings.annotators == "motion" and not settings.tracks:
         return
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            raise InputError(
-                f"the models need {package}: pip install 'pixelvla[foundation]', or --set annotators=motion without tracks"
-            )
+    require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
     check("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
     if settings.annotators == "motion":
         return
