@@ -270,13 +270,17 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
             assert first.read_bytes() == second.read_bytes()
 
 
-def launch(shards, out, steps, overrides, *more, program=("-m", "cli")):
-    """Two processes of torchrun; what they print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *program]
+SCRIPTS = Path(sys.executable).parent
+PIXELCLI = ("--no-python", str(SCRIPTS / "pixelcli"))
+
+
+def launch(shards, out, steps, overrides, *more, program=PIXELCLI, folder=None):
+    """What two processes of torchrun print; the working directory is `folder`, or that of the tests."""
+    command = [str(SCRIPTS / "torchrun"), "--nproc-per-node", "2", "--standalone", *program]
     command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
     command += [part for override in overrides for part in ("--set", override)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -296,7 +300,11 @@ print(f"{', '.join(left) or 'no'} thread of gloo is left", flush=True)
 @pytest.mark.parametrize("stage", ["pretrain", "pue"])
 def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
     overrides = [*QUICK, f"stage={stage}", "init=tiny" if stage == "pretrain" else f"init={trained / 'cat'}"]
-    told = launch(shards, tmp_path / "out", 2, overrides)
+    folder = tmp_path / "of_the_user"  # with files of our names
+    folder.mkdir()
+    for name in ("cli.py", "train.py"):
+        (folder / name).write_text("raise SystemExit('this is another program')")
+    told = launch(shards, tmp_path / "out", 2, overrides, folder=folder)
     progress = [
         json.loads((tmp_path / "out" / "checkpoint-2" / f"progress-{rank}.json").read_text()) for rank in (0, 1)
     ]
