@@ -80,7 +80,7 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
 
 # --- with a policy
 
-torch = pytest.importorskip("torch", reason="needs the extra [train]")
+pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
 import test_train  # noqa: E402
@@ -103,6 +103,17 @@ def test_the_command_refuses_another_recipe(shards, tmp_path):
     assert result.exit_code == 1 and "checkpoint-2 cannot be resumed with another recipe: seed was 0" in result.output
     (tmp_path / "out" / "checkpoint-2" / "recipe.yaml").unlink()
     assert "holds no recipe.yaml" in CliRunner().invoke(main, arguments).output
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_missing_reporter_is_said_before_it_begins(package, shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()  # as W&B leaves one where it was run: no package
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"^{package} of report_to is not installed: pip install {package}, or .*$"):
+        train(shards, tmp_path / "out", f"report_to=[{package}]")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("share", "message"), [(0, "no episode of .* raise held_out_share"), (1, "every sample of")])

@@ -196,15 +196,15 @@ class _Timed:
         self._stream, self._account = stream, account
 
     def __iter__(self) -> Any:
-        batches = iter(self._stream)
-        while True:
-            began = time.perf_counter()
-            try:
+        try:
+            batches = iter(self._stream)
+            while True:
+                began = time.perf_counter()
                 batch = next(batches)
-            except InputError as error:  # from a loader process torch puts the whole traceback before its message
-                raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from None
-            self._account.waited += time.perf_counter() - began
-            yield batch
+                self._account.waited += time.perf_counter() - began
+                yield batch
+        except InputError as error:  # from a loader process torch puts the whole traceback before its message
+            raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from None
 
 
 def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> TrainingArguments:
