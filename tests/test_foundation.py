@@ -251,6 +251,24 @@ def test_a_missing_model_is_one_line(folders, tmp_path):
     assert "'absent/detector'" in line and "--set foundation.detector=FOLDER" in line
 
 
+def test_a_broken_model_and_a_device_that_is_not_there_are_one_line(folders, tmp_path):
+    import shutil
+
+    data = write_scenes(tmp_path / "data", [episode()])
+    broken = tmp_path / "broken"
+    shutil.copytree(folders[0], broken)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
+    for name, models, more, fault in (
+        ("a", (broken, folders[1]), (), f"cannot load '{broken}'"),
+        ("b", folders, ("--device", "cuda:77"), "--device cuda:77 cannot be used: "),
+        ("c", folders, ("--device", "gpu"), "--device gpu cannot be used: "),
+    ):
+        result = run_annotate(models, data, tmp_path / name, *more)
+        assert result.exit_code == 1
+        (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
+        assert fault in line and "Traceback" not in result.output
+
+
 def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
     import io
     import json
@@ -290,7 +308,13 @@ def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
         assert np.load(io.BytesIO(content[f"{row.episode_id}-{step:04d}.state.npy"])).shape == (8,)
     assert CliRunner().invoke(main, ["verify", "--shards", str(tmp_path / "shards")]).exit_code == 0
 
-    next((tmp_path / "annotations" / "tracks").iterdir()).unlink()  # lost tracks must not pass for "not annotated"
+    (part,) = (tmp_path / "annotations" / "tracks").iterdir()
+    part.write_bytes(part.read_bytes()[:-40])
+    arguments[-1] = str(tmp_path / "damaged")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "part-train-00000.parquet is not a part of the tracks" in result.output
+
+    part.unlink()  # lost tracks must not pass for "not annotated"
     arguments[-1] = str(tmp_path / "again")
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1 and "tracks/part-train-00000.parquet" in result.output
