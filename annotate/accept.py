@@ -1,4 +1,7 @@
-"""The last step: accept a row or reject it with one reason. It reads the stored columns alone, so it can be repeated without the models."""
+"""The last stage: accept a row, or reject it with one reason.
+
+It reads the stored columns alone, so it can be repeated without the models.
+"""
 
 import dataclasses
 

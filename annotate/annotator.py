@@ -1,5 +1,6 @@
-"""Annotates the episodes of one source file: takes episodes, returns table rows. The stages are those of the paper's Fig. 6:
+"""Annotates the episodes of one source file: takes episodes, returns table rows.
 
+The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
 Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
 size that the gripper finder wants. So at most one group per viewpoint has its keyframes in memory.

@@ -18,7 +18,7 @@ def object_mask(centre):
 
 
 def frames(centre=(90, 150), goal=(190, 170), seed=0, carry=True, shake=0, home=True):
-    """RGB frames, uint8: approach the disc at `centre` from the top, close at CLOSE, carry to the goal, open at OPEN, go home."""
+    """RGB frames, uint8: go to the disc at `centre` from the top, close at CLOSE, carry to the goal, open at OPEN, go home."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(90, 170, (32, 32, 3)).astype(np.uint8)
     background = cv2.resize(noise, (SIZE + 32, SIZE + 32), interpolation=cv2.INTER_CUBIC)

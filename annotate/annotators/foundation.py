@@ -1,4 +1,4 @@
-"""The paper's annotators in their roles: SAM 2 over discrete videos finds the gripper, Grounding DINO + SAM 2 the object."""
+"""The paper's annotators: SAM 2 over discrete videos finds the gripper, Grounding DINO and SAM 2 the object."""
 
 from collections.abc import Sequence
 
@@ -69,7 +69,10 @@ class DetectedObjectFinder:
     def find_objects(
         self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
     ) -> list[FoundObject]:
-        """One answer per episode. The detector sees the square around the region; a box counts if its centre lies in the region."""
+        """One answer per episode.
+
+        The detector sees the square around the region; a box counts if its centre lies in the region.
+        """
         found = [FoundObject() for _ in episodes]
         asked = [index for index, target in enumerate(targets) if target]
         frames = {index: episodes[index].keyframes.initial for index in asked}

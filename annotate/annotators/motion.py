@@ -143,7 +143,7 @@ class Motion:
         return self._closed(self._opened(difference > self.settings.change_threshold, 3), 9)
 
     def gripper(self) -> tuple[Box, np.ndarray] | None:
-        """The gripper on the close frame: its box, xyxy in pixels, and its mask, bool (height, width); None where no arm was seen.
+        """The gripper on the close frame: box (xyxy, pixels) and mask (bool, height x width); None where no arm was seen.
 
         The gripper is the arm's end: the arm pixels nearest to what left its place, or else those farthest from where the
         arm enters the image. The mask is the arm inside the box: a region of the gripper, not its outline.
@@ -185,7 +185,10 @@ class Motion:
         return sorted(regions, key=lambda region: -region[0])
 
     def outline(self, region: np.ndarray) -> np.ndarray:
-        """The exact mask, bool (height, width), of a moved region: GrabCut on the first frame, or the region where GrabCut fails."""
+        """The exact mask, bool (height, width), of a moved region, by GrabCut on the first frame.
+
+        Where GrabCut fails the region itself is returned.
+        """
         around = cv2.dilate(region.astype(np.uint8), _kernel(11 * self.pixel)).astype(bool)
         labels = np.full(region.shape, cv2.GC_BGD, np.uint8)
         labels[around & (self.change_after >= 0.35 * self.settings.change_threshold)] = cv2.GC_PR_BGD
@@ -290,7 +293,7 @@ def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Per pixel the difference of two RGB images, in grey levels of the channel that differs most: uint8 (height, width)."""
+    """Per pixel how much two RGB images differ: grey levels of the channel that differs most, uint8 (height, width)."""
     red, green, blue = cv2.split(cv2.absdiff(first, second))
     return cv2.max(cv2.max(red, green), blue)
 

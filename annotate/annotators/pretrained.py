@@ -33,14 +33,11 @@ def load(setting: str, model: str, loader: Callable[[str], Loaded]) -> Loaded:
     """
     from safetensors import SafetensorError
 
+    # How transformers says that a folder is missing, of another model, or damaged.
+    failures = (OSError, ValueError, RuntimeError, SafetensorError)
     try:
         return loader(model)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # how transformers says that a folder is wrong
+    except failures as error:
         reason = one_line(error).split(". ")[0]
         raise InputError(
             f"cannot load {model!r} from a folder, the local cache or the hub ({reason}); "

@@ -1,7 +1,7 @@
 """The three roles of the annotation and what passes between them; who fills a role is chosen by the settings.
 
-Each role sees a group of episodes at once, all of one source file and one viewpoint: a model can take them as one batch, and
-a tracker can carry the gripper's look from episode to episode.
+Each role sees a group of episodes at once, all of one source file and one viewpoint. So a model can take them as one
+batch, and a tracker can carry the gripper's look from episode to episode.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ from pixel160k.format import table
 
 
 def summary_table(totals: dict[str, Any]) -> Table:
-    """A table of the totals that `annotate` returns: accepted episodes first, then the others by reason; below it the times."""
+    """A table of the totals that `annotate` returns: accepted episodes, then the others by reason, then the times."""
     episodes, work = totals["episodes"], max(totals["work_seconds"], 1e-9)
     caption = f"{episodes} episodes, {episodes / work:.1f} per second of work"
     if totals["files_missing"]:

@@ -177,6 +177,11 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
 
     No record is lost: where the file ends early, one row stands for each record that the data set says it should hold.
 
+    Args:
+        source: whose schema the records have.
+        file: one of `list_files`.
+        camera: one of `source.cameras`; "" for the main one.
+
     Raises:
         InputError: the source has no such camera.
         OSError: the file cannot be read.
