@@ -239,7 +239,7 @@ def annotated(tmp_path_factory):
     """Four drawn scenes, annotated by motion, one with a broken frame; truth of three, and of one that is not there."""
     folder = tmp_path_factory.mktemp("annotated")
     points = [(80, 150), (100, 160), (70, 170)]
-    scenes = [episode(place=point, seed=seed) for seed, point in enumerate(points)]
+    scenes = [episode(centre=point, seed=seed) for seed, point in enumerate(points)]
     write_scenes(folder / "data", scenes[:2], [scenes[2], episode(broken=[CLOSE])])
     settings = AnnotateSettings(annotators="motion")
     annotate("libero", folder / "data", folder / "annotations", settings, Execution())
