@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,15 +76,19 @@ def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
 _SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 
 
-def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
+def load_settings(
+    source: str, config: str | Path | None, overrides: tuple[str, ...], values: Mapping[str, Any] | None = None
+) -> AnnotateSettings:
     """The settings of a run: of a file and overrides, or else the defaults, which for the sample are the tiny models.
+
+    `overrides` are texts `key=value`, `values` are taken as they are: see `Settings.load`.
 
     Raises:
         InputError: a setting is unknown or wrong.
     """
     if source == "sample" and config is None:
         overrides = (*_SAMPLE_DEFAULTS, *overrides)
-    return AnnotateSettings.load(config, overrides)
+    return AnnotateSettings.load(config, overrides, values=values)
 
 
 def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
