@@ -70,12 +70,17 @@ def write(out, records):
         "dataset": "drawn",
         "include": "all",
         "horizon": HORIZON,
+        "samples": len(writer.index),
         "episodes": len(records),
+        "shards": [],
         "left_out": {"drawn-train-00000-00099": "bad_image", "drawn-train-00000-00098": "malformed_record"},
         "annotated": {
             "status": {"accepted": 10, "failed": 1, "rejected": 5},
             "reasons": {"bad_image": 1, "contradicted_by_motion": 5},
         },
+        "annotations": {},
+        "software": "0",
+        "files": {},
     }
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
@@ -150,7 +155,7 @@ def test_reasons_are_those_of_all_that_was_annotated(numbers, tmp_path):
 def test_few_samples_are_read(directory, monkeypatch):
     read = []
     monkeypatch.setattr(
-        ShardDirectory, "sample", lambda *place, sample=ShardDirectory.sample: (read.append(place), sample(*place))[1]
+        ShardDirectory, "sample", lambda *asked, sample=ShardDirectory.sample: (read.append(asked), sample(*asked))[1]
     )
     count(ShardDirectory(directory, members=("actions",)))
     assert len(read) == sum(-(-length // HORIZON) for length in LENGTHS)

@@ -25,7 +25,10 @@ def test_yaml_then_overrides(tmp_path):
         ("evidence_frames", "--set takes key=value"),
         ("annotators.x=1", "'annotators' holds a value"),
         ("evidence_frames=[", "--set evidence_frames=[: the value is no YAML: "),
-        ("evidence_frames=2024-13-01", "--set evidence_frames=2024-13-01: the value is no YAML: month must be in 1..12"),
+        (
+            "evidence_frames=2024-13-01",
+            "--set evidence_frames=2024-13-01: the value is no YAML: month must be in 1..12",
+        ),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(override, message):
@@ -42,7 +45,7 @@ def test_values_are_taken_as_they_are(init):
 
 
 def test_wrong_values_are_named_in_one_line():
-    with pytest.raises(InputError, match="unknown setting 'lora.alfa'; did you mean 'lora.alpha'?"):
+    with pytest.raises(InputError, match=r"unknown setting 'lora\.alfa'; did you mean 'lora\.alpha'\?"):
         load_recipe("tiny-sample", values={"lora.alfa": 5})
     with pytest.raises(InputError, match="setting 'max_steps': input should be greater than or equal to 1, not 0"):
         load_recipe("tiny-sample", values={"max_steps": 0})

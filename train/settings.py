@@ -82,9 +82,7 @@ class TrainSettings(Settings):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
 
-def load_recipe(
-    name: str, overrides: tuple[str, ...] = (), values: Mapping[str, Any] | None = None
-) -> TrainSettings:
+def load_recipe(name: str, overrides: tuple[str, ...] = (), values: Mapping[str, Any] | None = None) -> TrainSettings:
     """A shipped recipe by its name, or a YAML file, with what overrides it.
 
     Args:

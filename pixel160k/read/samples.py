@@ -5,19 +5,26 @@ Only what is asked for is decoded, and nothing is ever unpickled: a member is de
 
 import io
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+from pydantic import ValidationError
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks, prompts, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS, chunk_mask
 from pixel160k.format.prompts import Prompt
+from pixel160k.format.schema import Metadata
 from pixel160k.format.table import Point
+from pixel160k.read import foreign
+from pixel160k.read.folder import explain
+
+_Parsed = TypeVar("_Parsed")
 
 # What can be asked for, and the member of the tar that holds it. The JSON is always read.
 MEMBERS = {
@@ -119,7 +126,7 @@ def check_chunk(chunk: int, horizon: int, where: str) -> None:
         InputError: they do not.
     """
     if not 1 <= chunk <= horizon:
-        raise InputError(f"{where} holds {horizon} actions a sample; a chunk of {chunk} cannot be cut from that")
+        raise InputError(f"{where} holds {horizon} actions per sample; a chunk of {chunk} cannot be cut from that")
 
 
 def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tuple(MEMBERS), chunk: int = 0) -> Sample:
@@ -127,81 +134,109 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
 
     Args:
         key: the key that its members have in the tar.
-        members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...); others than those of the format are
-            left alone.
+        members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...). Other members are left alone.
         wanted: what of `MEMBERS` to decode.
         chunk: how many actions; 0 for all that there are.
 
     Raises:
         InputError: a member is missing or damaged; names the key and the member.
     """
-    suffix = "json"
+
+    def parse(suffix: str, parser: Callable[[bytes], _Parsed]) -> _Parsed:
+        if suffix not in members:
+            raise InputError(f"{key}: lacks {suffix!r}")
+        try:
+            return parser(members[suffix])
+        except InputError as error:
+            raise InputError(f"{key}: {suffix} is damaged ({one_line(error)})") from None
+
+    about = parse("json", lambda content: _about(content, key))
+    actions = parse("action.npy", lambda content: _actions(content, chunk)) if "actions" in wanted else None
+    return Sample(
+        key=key,
+        episode_id=about["episode_id"],
+        dataset=about["dataset"],
+        step=about["step"],
+        instruction=about["instruction"],
+        target_object=about["target_object"],
+        status=about["status"],
+        reason=about["reason"],
+        image=parse("jpg", _image) if "image" in wanted else None,
+        labels=parse("mask.png", _labels) if "labels" in wanted else None,
+        prompts=parse("json", lambda _: _prompts(about)) if "prompts" in wanted else (),
+        actions=actions,
+        action_mask=None if actions is None else chunk_mask(about["step"], about["last_step"], len(actions)),
+        state=parse("state.npy", lambda content: _floats(content, 1)) if "state" in wanted else None,
+        about=about,
+    )
+
+
+def _about(content: bytes, key: str) -> dict[str, Any]:
+    """The JSON member, checked to be of this key and in the form of the format."""
     try:
-        about = json.loads(members["json"])
-        if shards.sample_key(about["episode_id"], about["step"]) != key:
-            raise InputError(f"it is of {about['episode_id']}, step {about['step']}")
-        decoded: dict[str, Any] = {}
-        if "prompts" in wanted:
-            decoded["prompts"] = _prompts(about)
-        if "image" in wanted:
-            suffix = "jpg"
-            decoded["image"] = _image(members[suffix])
-        if "labels" in wanted:
-            suffix = "mask.png"
-            decoded["labels"] = _labels(members[suffix])
-        if "actions" in wanted:
-            suffix = "action.npy"
-            actions = _floats(members[suffix], 2)
-            if actions.shape[1] != ACTION_DIMENSIONS or len(actions) < chunk:
-                raise InputError(f"its shape is {actions.shape}, not ({chunk or 'horizon'}, {ACTION_DIMENSIONS})")
-            decoded["actions"] = actions[: chunk or None]
-            decoded["action_mask"] = chunk_mask(about["step"], about["last_step"], len(decoded["actions"]))
-        if "state" in wanted:
-            suffix = "state.npy"
-            decoded["state"] = _floats(members[suffix], 1)
-        suffix = "json"
-        texts = ("episode_id", "dataset", "step", "instruction", "target_object", "status", "reason")
-        return Sample(
-            key=key,
-            about=about,
-            **{name: about[name] for name in texts},
-            **{"image": None, "labels": None, "prompts": (), "actions": None, "action_mask": None, "state": None}
-            | decoded,
-        )
-    except (KeyError, TypeError, IndexError, ValueError, OSError, SyntaxError, EOFError, cv2.error) as error:
-        fault = f"lacks {error}" if isinstance(error, KeyError) else f"{suffix} is damaged ({error})"
-        raise InputError(f"{key}: {' '.join(fault.split())}") from None
+        about = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(one_line(error)) from None
+    if not isinstance(about, dict):
+        raise InputError("no JSON object")
+    episode_id, step = about.get("episode_id"), about.get("step")
+    if not isinstance(step, int) or shards.sample_key(str(episode_id), step) != key:
+        raise InputError(f"it is of {episode_id}, step {step}")
+    try:
+        Metadata.model_validate(about)
+    except ValidationError as error:
+        raise InputError(explain(error)[0]) from None
+    return about
 
 
 def _image(jpeg: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None or not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
-        raise InputError("no image" if image is None else "the JPEG is cut")
+    try:
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # of no bytes, or of too large an image
+        raise InputError(f"no image: {one_line(error)}") from None
+    if image is None:
+        raise InputError("no image")
+    if not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
+        raise InputError("the JPEG is cut")
     return image
 
 
 @lru_cache(maxsize=8)  # where nothing is annotated, the bytes are the same at every step
 def _labels(png: bytes) -> np.ndarray:
-    labels = masks.decode_indexed_png(png)
+    labels = foreign.decode_labels(png)
     labels.flags.writeable = False
     return labels
 
 
+def _actions(npy: bytes, chunk: int) -> np.ndarray:
+    actions = _floats(npy, 2)
+    if actions.shape[1] != ACTION_DIMENSIONS or len(actions) < chunk:
+        raise InputError(f"its shape is {actions.shape}, not ({chunk or 'horizon'}, {ACTION_DIMENSIONS})")
+    return actions[: chunk or None]
+
+
 def _floats(npy: bytes, dimensions: int) -> np.ndarray:
-    """As np.load(allow_pickle=False) would read it, which spends its time on headers that are all the same."""
+    """A float32 array as `foreign.decode_array` reads it, which spends its time on headers that are all the same."""
     begin = 10 + int.from_bytes(npy[8:10], "little")
-    shape, fortran, dtype = _npy_header(npy[:begin])
-    if dtype != np.float32 or len(shape) != dimensions or fortran:
+    shape = _npy_shape(npy[:begin])
+    if len(shape) != dimensions or len(npy) - begin != 4 * math.prod(shape):
         raise InputError(f"no float32 array of {dimensions} dimensions")
     return np.frombuffer(npy, np.float32, offset=begin).reshape(shape).copy()
 
 
 @lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_shape(header: bytes) -> tuple[int, ...]:
+    """The shape that a `.npy` header says, of an array of float32 in C order without its values."""
     file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise InputError("no .npy file of version 1.0")
-    return np.lib.format.read_array_header_1_0(file)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise InputError("no .npy file of version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except foreign.ARRAY_ERRORS as error:
+        raise InputError(one_line(error)) from None
+    if dtype != np.float32 or fortran:
+        raise InputError(f"no float32 array in C order but {dtype}{' in Fortran order' if fortran else ''}")
+    return shape
 
 
 def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
@@ -216,7 +251,7 @@ def _episode_prompts(
     points: tuple[Point, ...], line: tuple[Point, ...], size: tuple[int, int], counts: str
 ) -> tuple[Prompt, ...]:
     """The visual prompts that the annotation job sampled, and the object's box and mask."""
-    mask = masks.decode({"size": list(size), "counts": counts})
+    mask = foreign.decode_rle({"size": list(size), "counts": counts})
     mask.flags.writeable = False
     return (
         *(prompts.point(x, y) for x, y in points),

@@ -1,6 +1,6 @@
 """What shards hold, at a glance: the paper's data figure for any shard directory, as a picture and as numbers.
 
-Of each episode only as many samples are read as hold its actions: one a chunk of the shards' horizon.
+Only as many samples of each episode are read as hold its actions: one per chunk of the shards' horizon.
 """
 
 import json
@@ -20,11 +20,11 @@ from pixel160k.read.samples import Sample
 _SCORES = {"score": "detection score", "mask_score": "mask score", "evidence_score": "motion evidence"}  # of the JSON
 _ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
 _COLOURS = {table.ACCEPTED: "#17713a", table.REJECTED: "#c2492f"}
-_PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars a panel
+_PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
 
 
 def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
-    """Write `stats.png` and `stats.json` into `out` and return the numbers, as `count` gives them.
+    """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers that `count` gives.
 
     Args:
         shards: output of `pixelcli build-shards`.
@@ -53,16 +53,17 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
 
     Returns:
         - `dataset`, `include`, `episodes`, `samples`, `horizon`;
-        - `annotated`: how many episodes of each status there were, in the shards or not; `reasons`: why those that are
-          not accepted are not; `left_out`: why episodes that were to be in the shards are not, failed ones included;
-        - `skills`: the first word of instructions; `target_objects`: both by number of episodes, "" for none;
+        - `annotated`: how many of all annotated episodes have each status, in the shards or not;
+        - `reasons`: why annotated episodes are not accepted; `left_out`: why episodes that were to be in the shards are
+          not there, failed ones included;
+        - `skills`: the first words of instructions, and `target_objects`: in how many episodes each is, "" for none;
         - `scores` by score and status, of the episodes that have one (motion evidence: where motion could judge);
-        - `episode_steps`: valid steps of an episode;
+        - `episode_steps`: valid steps per episode;
         - `actions` by dimension, in robot units, over all steps in the shards; the outermost bins hold all beyond the
           1% and 99% quantiles of the data set;
         - `whole_chunks`: the share of samples whose first n actions are all the episode's own, for n = 1 to the horizon.
 
-        A histogram is `edges` and `counts`; names come by their number, the most frequent first.
+        A histogram is `edges` and `counts`. What is counted by name is in the order of the counts, the largest first.
 
     Raises:
         InputError: there is no episode, or the samples are damaged.
@@ -118,7 +119,7 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
 
 
 def _has(sample: Sample, score: str) -> bool:
-    """Whether the stage that gives a score came to one: 0 stands for none too."""
+    """Whether a sample's episode has this score: 0 stands for none."""
     if score == "evidence_score":
         return sample.about["evidence_status"] != table.NOT_APPLICABLE
     return sample.about[score] > 0
@@ -141,7 +142,7 @@ def _whole_edges(values: list[int]) -> np.ndarray:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Two bounds, a little apart where the value never changes."""
+    """The two bounds; a little apart where they are equal, since the value never changes."""
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
@@ -184,7 +185,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
             _say_none(axis)
 
     steps, whole = _panels(
-        rows[2], ["valid steps of an episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
+        rows[2], ["valid steps per episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
     )
     steps.stairs(**_stairs(numbers["episode_steps"]), fill=True, color=_PLAIN)
     steps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -222,7 +223,7 @@ def _say_none(axis: Any) -> None:
 
 
 def _bars(axis: Any, counts: dict[str, int], colour: str = _PLAIN) -> None:
-    """The most frequent as bars, with their numbers; says how many others there are."""
+    """Draw the most frequent as bars with their numbers, and one bar for all others."""
     if not counts:
         _say_none(axis)
         return

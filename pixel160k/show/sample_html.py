@@ -1,26 +1,35 @@
-"""A sample as HTML, for notebooks: its image with what is marked on it, and what is known of it in words."""
+"""A sample as HTML, for notebooks: its image with what is marked on it, and what is known of it in words.
 
+`Sample` imports this when a notebook shows it; so nothing of `pixel160k.read` is imported here.
+"""
+
+import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from markupsafe import Markup
 
 from pixel160k.format import table
-from pixel160k.read.samples import Sample
 from pixel160k.show import drawing
-from pixel160k.show.browse_page import split_at_target
+
+if TYPE_CHECKING:
+    from pixel160k.read.samples import Sample
 
 LAYERS = ("object mask", "gripper mask", "prompts")
 _TEMPLATE = Path(__file__).with_name("sample.html")
 _NOT_ANNOTATED = "not annotated on this step"
 
 
-def sample_html(sample: Sample, layers: Collection[str] = LAYERS) -> str:
-    """A self-contained piece of HTML that shows a sample, with those of `LAYERS` that are given drawn over its image.
+def sample_html(sample: "Sample", layers: Collection[str] = LAYERS) -> str:
+    """A self-contained piece of HTML that shows a sample: its image with layers over it, and its facts as text.
 
-    What a class is not annotated on is said in words; prompts are drawn on the step that they belong to alone.
+    Args:
+        sample: read with any members; what was not read is left out.
+        layers: which of `LAYERS` are drawn. A mask is drawn where its class is annotated on this step, prompts only on the
+            step that they belong to.
     """
     return drawing.render(
         _TEMPLATE,
@@ -34,7 +43,22 @@ def sample_html(sample: Sample, layers: Collection[str] = LAYERS) -> str:
     )
 
 
-def _picture(sample: Sample, layers: Collection[str]) -> Markup:
+def split_at_target(instruction: str, target: str) -> tuple[str, str, str]:
+    """Cut an instruction into the text before the target's words, these words as they stand there, and the text after.
+
+    Upper and lower case do not matter, nor how many spaces or underscores are between words. Where the target is not in
+    the instruction, the first text is all of it and the others are "".
+    """
+    words = [re.escape(word) for word in target.split()]
+    if words:
+        # A word ends where no letter or digit follows; \b would not do, since it takes an underscore for a letter.
+        pattern = r"(?<![^\W_])" + r"[\s_]+".join(words) + r"(?![^\W_])"
+        if match := re.search(pattern, instruction, re.IGNORECASE):
+            return instruction[: match.start()], match.group(), instruction[match.end() :]
+    return instruction, "", ""
+
+
+def _picture(sample: "Sample", layers: Collection[str]) -> Markup:
     if sample.image is None:
         return Markup('<p class="faint">(read without its image)</p>')
     drawn = []
@@ -53,7 +77,7 @@ def _picture(sample: Sample, layers: Collection[str]) -> Markup:
     return drawing.picture(jpeg, (height, width), drawn, f"step {sample.step}")
 
 
-def _facts(sample: Sample) -> list[tuple[str, str]]:
+def _facts(sample: "Sample") -> list[tuple[str, str]]:
     about = sample.about
     facts = [
         ("step", f"{sample.step}, of {about['first_step']} to {about['last_step']}"),
