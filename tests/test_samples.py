@@ -180,6 +180,21 @@ def test_a_foreign_rle_is_decoded_or_refused(mask, noise):
             assert f"no RLE of a mask of {mask.shape[1]}x{mask.shape[0]}" in str(error)
 
 
+def test_a_bug_of_ours_is_not_taken_for_damage(members, directory, monkeypatch):
+    def broken(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(samples, "chunk_mask", broken)
+    for read in (
+        lambda: samples.decode(KEY, members),
+        lambda: ShardDirectory(directory).sample("drawn-train-00000-00000", 0),
+        lambda: list(open_shards(directory)),
+    ):
+        with pytest.raises(ValueError, match=r"^ours$") as error:
+            read()
+        assert not isinstance(error.value, InputError)
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [">f4", "<f4", np.float64, np.int32])
 def test_only_arrays_as_the_shards_have_them_are_read(members, order, dtype):

@@ -319,6 +319,16 @@ def test_shards_whose_states_differ(directory):
     assert_fault(directory, "its states have 8 numbers, those of the shards before 5")
 
 
+@pytest.mark.parametrize("name", ["verify_sample.masks.encode", "verify_statistics.dataset_statistics"])
+def test_a_bug_of_ours_is_no_fault_of_the_shards(sound, monkeypatch, name):
+    def broken(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(f"pixel160k.read.{name}", broken)
+    with pytest.raises(ValueError, match=r"^ours$"):
+        verify(sound)
+
+
 def test_motion_behind_the_last_step(directory):
     def moved(chunk):
         chunk[1:, 2] = 0.5

@@ -1,6 +1,6 @@
 """A sample as people use it: one step of one episode, decoded from the members of its tar; docs/format.md is the format.
 
-Only what is asked for is decoded, and nothing is ever unpickled: a member is decoded by its known name alone.
+Only what is asked for is decoded. Each member is decoded in the way that its name says, and nothing is ever unpickled.
 """
 
 import io
@@ -38,7 +38,9 @@ MEMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One step of one episode. What was not asked for is None, or empty. Arrays may be shared, and then are read-only.
+    """One step of one episode. What was not asked for is None; prompts are then empty.
+
+    Samples may share arrays; such arrays are read-only.
 
     Attributes:
         key: the sample's key, `{episode_id}-{step:04d}`.
@@ -50,8 +52,9 @@ class Sample:
         status: "accepted" or "rejected".
         reason: why it was rejected, of the closed list `pixel160k.format.table.REASONS`; "" when accepted.
         image: RGB, uint8 (height, width, 3).
-        labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated; where only one of
-            the two classes is annotated, 0 says only that this one is not there: use `object_mask`, `gripper_mask`.
+        labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated. Where only one of the
+            two classes is annotated, 0 says nothing of the other: `object_mask` and `gripper_mask` are None for a class
+            that is not annotated.
         prompts: points, a line, a region and a mask on the image of the step `about["prompt_step"]`, in its pixels;
             empty where the episode has none.
         actions: float32 (chunk, 7) in robot units: this step's action and those after it; past the episode's end zero
@@ -108,10 +111,10 @@ class Sample:
 
 
 def check_members(wanted: Collection[str]) -> frozenset[str]:
-    """The members asked for, as a set.
+    """The set of the members asked for, each of which must be one of `MEMBERS`.
 
     Raises:
-        InputError: one of them does not exist.
+        InputError: one of them is not; names those that there are.
     """
     names = frozenset([wanted] if isinstance(wanted, str) else wanted)
     if unknown := sorted(names - set(MEMBERS)):
@@ -120,17 +123,17 @@ def check_members(wanted: Collection[str]) -> frozenset[str]:
 
 
 def check_chunk(chunk: int, horizon: int, where: str) -> None:
-    """Check that shards of this horizon hold chunks as long as are asked for.
+    """Check that chunks of this many actions can be cut from samples that hold `horizon` actions.
 
     Raises:
-        InputError: they do not.
+        InputError: they cannot; the message begins with `where`.
     """
     if not 1 <= chunk <= horizon:
         raise InputError(f"{where} holds {horizon} actions per sample; a chunk of {chunk} cannot be cut from that")
 
 
 def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tuple(MEMBERS), chunk: int = 0) -> Sample:
-    """Decode a sample.
+    """Decode a sample from the bytes of its members.
 
     Args:
         key: the key that its members have in the tar.
@@ -246,7 +249,7 @@ def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
     return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
 
 
-@lru_cache(maxsize=64)  # an episode's samples all hold the same
+@lru_cache(maxsize=64)  # all samples of an episode hold the same
 def _episode_prompts(
     points: tuple[Point, ...], line: tuple[Point, ...], size: tuple[int, int], counts: str
 ) -> tuple[Prompt, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pixel160k.errors import InputError
+from pixel160k.files import write_text, written_atomically
 from pixel160k.format import table
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
@@ -24,12 +25,12 @@ _PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
 
 
 def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
-    """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers that `count` gives.
+    """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers of `figure_numbers`.
 
     Args:
         shards: output of `pixelcli build-shards`.
-        out: a folder, made where it is missing.
-        progress: called with the number of episodes that have been read.
+        out: a folder; it is made where it is missing.
+        progress: called after each episode with the number of episodes read so far.
 
     Raises:
         InputError: the directory holds no shards, no episode, or damaged ones; or matplotlib is missing.
@@ -38,18 +39,20 @@ def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lamb
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(f"the figure needs {error.name}: pip install 'pixelvla[notebook]'") from None
-    numbers = count(ShardDirectory(shards, members=("actions",)), progress)
+    numbers = figure_numbers(ShardDirectory(shards), progress)
     figure = Figure(figsize=(16, 18), layout="constrained")
     _draw(figure, numbers)
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "stats.png", dpi=100)
-    text = json.dumps(numbers, indent=1, ensure_ascii=False)
-    (out / "stats.json").write_text(text + "\n", encoding="utf-8")
+    with written_atomically(out / "stats.png") as temporary:
+        figure.savefig(temporary, dpi=100)
+    write_text(out / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return numbers
 
 
-def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
-    """Count what shards hold; the same shards give the same numbers, in the same order.
+def figure_numbers(
+    directory: ShardDirectory, progress: Callable[[int], None] = lambda episodes: None
+) -> dict[str, Any]:
+    """Count what shards hold, for the data figure. The same shards give the same numbers, in the same order.
 
     Returns:
         - `dataset`, `include`, `episodes`, `samples`, `horizon`;
@@ -80,8 +83,8 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
     actions = np.zeros((len(edges), 40), int)
     for done, episode in enumerate(directory.episode_ids, 1):
         steps = directory.steps(episode)
-        chunks = [directory.sample(episode, step) for step in steps[::horizon]]
-        own = np.concatenate([chunk.actions[chunk.action_mask] for chunk in chunks])  # type: ignore[index]
+        chunks = [directory.sample(episode, step, ("actions",)) for step in steps[::horizon]]
+        own = np.concatenate([_own_actions(chunk) for chunk in chunks])
         actions += [_histogram(values, bins)["counts"] for values, bins in zip(own.T, edges, strict=True)]
         lengths.append(len(steps))
         first = chunks[0]
@@ -116,6 +119,12 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
         },
         "whole_chunks": (whole / sum(lengths)).tolist(),
     }
+
+
+def _own_actions(sample: Sample) -> np.ndarray:
+    """float32 (n, 7): of the sample's chunk the actions that are the episode's own."""
+    assert sample.actions is not None and sample.action_mask is not None  # they were asked for
+    return sample.actions[sample.action_mask]
 
 
 def _has(sample: Sample, score: str) -> bool:

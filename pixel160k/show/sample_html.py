@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pixel160k.read.samples import Sample
 
 LAYERS = ("object mask", "gripper mask", "prompts")
+"""What can be drawn over a sample's image."""
 _TEMPLATE = Path(__file__).with_name("sample.html")
 _NOT_ANNOTATED = "not annotated on this step"
 
