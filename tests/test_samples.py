@@ -83,7 +83,7 @@ def test_what_is_not_annotated_is_never_background(directory):
 def test_prompts_are_those_of_the_first_step(directory):
     shards = ShardDirectory(directory)
     for sample in shards.episode("drawn-train-00000-00001"):
-        assert sample.about["prompt_step"] == 0
+        assert sample.metadata.prompt_step == 0
         assert [prompt.kind for prompt in sample.prompts] == ["point"] * 3 + ["line", "region", "mask"]
         for prompt in sample.prompts:
             prompts.validate(prompt, SIZE, SIZE)

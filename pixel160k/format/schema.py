@@ -3,15 +3,15 @@
 docs/format.md says what each key means. Types are strict (no text where a number belongs), keys fixed, numbers finite.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from pixel160k.format.metadata import Metadata
 
 Count = Annotated[int, Field(ge=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Box = Annotated[list[float], Field(min_length=4, max_length=4)]
-Points = Annotated[list[Annotated[list[float], Field(min_length=2, max_length=2)]], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -20,7 +20,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Shard(Strict):
+class ShardEntry(Strict):
     """One tar in the manifest."""
 
     name: FileName
@@ -45,7 +45,7 @@ class Manifest(Strict):
     horizon: Annotated[int, Field(ge=1)]
     samples: Count
     episodes: Count
-    shards: list[Shard]
+    shards: list[ShardEntry]
     left_out: dict[str, str]
     annotated: Outcome
     annotations: dict[str, Any]
@@ -53,43 +53,14 @@ class Manifest(Strict):
     files: dict[FileName, Digest]
 
 
-class RLE(Strict):
-    """A run-length encoded mask; `size` is [height, width], both 0 where there is none."""
-
-    size: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    counts: str
+_KEYS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Metadata, include_extras=True).items()}
+_METADATA = create_model("Metadata", __base__=Strict, **_KEYS)
 
 
-class Metadata(Strict):
-    """The `.json` member of a sample."""
+def check_metadata(content: bytes) -> Metadata:
+    """The metadata of a sample, from the bytes of its `.json` member.
 
-    dataset: str
-    episode_id: str
-    step: Count
-    num_steps: Count
-    first_step: Count
-    last_step: Count
-    close_step: Annotated[int, Field(ge=-1)]
-    camera: str
-    instruction: str
-    target_object: str
-    status: Literal["accepted", "rejected"]
-    reason: str
-    detail: str
-    score: float
-    mask_score: float
-    evidence_status: str
-    evidence_score: float
-    object_box: Box
-    region_box: Box
-    gripper_box: Box
-    points: Points
-    line: Points
-    object_mask: RLE
-    prompt_step: Annotated[int, Field(ge=-1)]
-    object_mask_valid: bool
-    gripper_mask_valid: bool
-
-    def of_episode(self) -> dict[str, Any]:
-        """What must be the same at every step of an episode."""
-        return self.model_dump(exclude={"step", "object_mask_valid", "gripper_mask_valid"})
+    Raises:
+        ValidationError: they are no JSON of that form; it lists every fault.
+    """
+    return Metadata(**dict(_METADATA.model_validate_json(content)))

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from pixel160k.errors import InputError
 from pixel160k.format import masks
-from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.table import FAILED, EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
 
 FORMAT_VERSION = 1
@@ -104,7 +105,7 @@ class ShardWriter:
                 "__key__": key,
                 "jpg": jpeg,
                 "mask.png": _label_png(row, masked),
-                "json": json.dumps(sample_metadata(row, masked), sort_keys=True).encode(),
+                "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
                 "action.npy": _npy(action),
                 "state.npy": _npy(state),
             }
@@ -113,37 +114,38 @@ class ShardWriter:
         self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
 
 
-def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> dict[str, Any]:
+def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
     """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
+    assert row.status != FAILED  # such an episode has no samples
     prompts = row.prompts
-    return {
-        "dataset": row.dataset,
-        "episode_id": row.episode_id,
-        "step": masked.step,
-        "num_steps": row.num_steps,
-        "first_step": row.first_step,
-        "last_step": row.last_step,
-        "close_step": row.close_step,
-        "camera": row.camera,
-        "instruction": row.instruction,
-        "target_object": row.target_object,
-        "status": row.status,
-        "reason": row.reason,
-        "detail": row.detail,
-        "score": float(row.detection_score),
-        "mask_score": float(row.mask_score),
-        "evidence_status": row.evidence.status,
-        "evidence_score": float(row.evidence.score),
-        "object_box": list(row.object_box or masks.NO_BOX),
-        "region_box": list(row.region_box or masks.NO_BOX),
-        "gripper_box": list(row.gripper_box or masks.NO_BOX),
-        "points": [list(point) for point in prompts.points] if prompts else NO_POINTS,
-        "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
-        "object_mask": row.object_mask or NO_RLE,
-        "prompt_step": row.first_step if prompts else -1,
-        "object_mask_valid": masked.object_mask is not None,
-        "gripper_mask_valid": masked.gripper_mask is not None,
-    }
+    return Metadata(
+        dataset=row.dataset,
+        episode_id=row.episode_id,
+        step=masked.step,
+        num_steps=row.num_steps,
+        first_step=row.first_step,
+        last_step=row.last_step,
+        close_step=row.close_step,
+        camera=row.camera,
+        instruction=row.instruction,
+        target_object=row.target_object,
+        status=row.status,
+        reason=row.reason,
+        detail=row.detail,
+        score=float(row.detection_score),
+        mask_score=float(row.mask_score),
+        evidence_status=row.evidence.status,
+        evidence_score=float(row.evidence.score),
+        object_box=list(row.object_box or masks.NO_BOX),
+        region_box=list(row.region_box or masks.NO_BOX),
+        gripper_box=list(row.gripper_box or masks.NO_BOX),
+        points=[list(point) for point in prompts.points] if prompts else NO_POINTS,
+        line=[list(point) for point in prompts.line] if prompts else NO_POINTS,
+        object_mask=row.object_mask or NO_RLE,
+        prompt_step=row.first_step if prompts else -1,
+        object_mask_valid=masked.object_mask is not None,
+        gripper_mask_valid=masked.gripper_mask is not None,
+    )
 
 
 def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,10 @@ from pixel160k.format.masks import RLE
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
-ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+Status = Literal["accepted", "rejected", "failed"]
+ACCEPTED: Final = "accepted"
+REJECTED: Final = "rejected"
+FAILED: Final = "failed"
 SUPPORTED, CONTRADICTED, NOT_APPLICABLE = "supported", "contradicted", "not_applicable"
 
 REASONS: dict[str, str] = {
@@ -99,7 +102,7 @@ class EpisodeAnnotation:
     last_step: int = -1
     image_height: int = 0
     image_width: int = 0
-    status: str = FAILED
+    status: Status = FAILED
     reason: str = ""
     detail: str = ""
     close_step: int = -1

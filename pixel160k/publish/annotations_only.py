@@ -47,7 +47,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     (folder / "data").mkdir()
     written = 0
     for file, of_file in itertools.groupby(
-        episodes, key=lambda episode: episode[0].about["episode_id"].rpartition("-")[0]
+        episodes, key=lambda episode: episode[0].metadata.episode_id.rpartition("-")[0]
     ):
         with pq.ParquetWriter(folder / "data" / f"{file}.parquet", schema, compression="zstd") as writer:
             for episode in of_file:
@@ -59,7 +59,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
 def _row(step: Step) -> dict[str, Any]:
     height, width = step.labels.shape
-    return step.about | {
+    return step.metadata.as_dict() | {
         "image_height": height,
         "image_width": width,
         "image_crc32c": google_crc32c.value(step.jpeg),

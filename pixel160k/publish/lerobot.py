@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pixel160k.errors import InputError
+from pixel160k.format.metadata import PER_STEP
 from pixel160k.publish.card import ORIGINS, arrow_type, metadata_features
 from pixel160k.publish.steps import Step
 
@@ -26,7 +27,6 @@ _FILES_A_CHUNK = 1000
 _ROWS_A_GROUP = 100
 _FILE = "chunk-{:03d}/file-{:03d}.parquet"
 _ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
-_PER_STEP = {"step", "object_mask_valid", "gripper_mask_valid"}  # the other keys of the JSON are the episode's
 _ROBOTS = {"bridge_orig": "widowx", "fractal": "google_robot", "libero": "panda", "sample": "panda"}
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -50,7 +50,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
             for step in episode:
                 _check_size(step, features)
                 statistics.add(step)
-            task = tasks.setdefault(episode[0].about["instruction"], len(tasks))
+            task = tasks.setdefault(episode[0].metadata.instruction, len(tasks))
             file_number = data.write(_columns(episode, counts["episodes"], counts["frames"], task, fps))
             table.write(_episode_row(episode, counts["episodes"], counts["frames"], file_number, statistics.summary()))
             total.merge(statistics)
@@ -190,7 +190,7 @@ def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
 
 
 def _camera(step: Step) -> str:
-    return f"observation.images.{step.about['camera']}"
+    return f"observation.images.{step.metadata.camera}"
 
 
 def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
@@ -234,7 +234,7 @@ def _columns(episode: list[Step], number: int, frames: int, task: int, fps: floa
         "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],
-        **{f"annotation.{name}": [step.about[name] for step in episode] for name in _PER_STEP},
+        **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},
         "timestamp": [place / fps for place in range(len(episode))],
         "frame_index": range(len(episode)),
         "episode_index": [number] * len(episode),
@@ -247,10 +247,9 @@ def _episode_row(
     episode: list[Step], number: int, frames: int, file_number: int, statistics: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     chunk_index, file_index = divmod(file_number, _FILES_A_CHUNK)
-    about = {name: value for name, value in episode[0].about.items() if name not in _PER_STEP}
     return {
         "episode_index": number,
-        "tasks": [about["instruction"]],
+        "tasks": [episode[0].metadata.instruction],
         "length": len(episode),
         "data/chunk_index": chunk_index,
         "data/file_index": file_index,
@@ -258,7 +257,7 @@ def _episode_row(
         "dataset_to_index": frames + len(episode),
         "meta/episodes/chunk_index": 0,
         "meta/episodes/file_index": 0,
-        **{f"annotation/{name}": value for name, value in about.items()},
+        **{f"annotation/{name}": value for name, value in sorted(episode[0].metadata.of_episode().items())},
         **{f"stats/{name}/{measure}": value for name, row in statistics.items() for measure, value in row.items()},
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 from pixel160k.errors import InputError
 from pixel160k.format import masks, prompts, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS, chunk_mask
+from pixel160k.format.metadata import Metadata
 from pixel160k.format.prompts import Prompt
 from pixel160k.format.table import Point
 
@@ -45,13 +46,13 @@ class Sample:
         image: RGB, uint8 (height, width, 3).
         labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated; where only one of
             the two classes is annotated, 0 says only that this one is not there: use `object_mask`, `gripper_mask`.
-        prompts: points, a line, a region and a mask on the image of the step `about["prompt_step"]`, in its pixels;
+        prompts: points, a line, a region and a mask on the image of the step `metadata.prompt_step`, in its pixels;
             empty where the episode has none.
         actions: float32 (chunk, 7) in robot units: this step's action and those after it; past the episode's end zero
             motion with the gripper held.
         action_mask: bool (chunk,): which of the actions are the episode's own.
         state: proprioception, float32 (S,).
-        about: the JSON member with everything else, as docs/format.md lists it.
+        metadata: the JSON member with everything else.
     """
 
     key: str
@@ -68,7 +69,7 @@ class Sample:
     actions: np.ndarray | None = field(repr=False)
     action_mask: np.ndarray | None = field(repr=False)
     state: np.ndarray | None = field(repr=False)
-    about: dict[str, Any] = field(repr=False)
+    metadata: Metadata = field(repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
@@ -77,7 +78,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.TARGET, "object_mask_valid")
+        return self._mask(masks.TARGET, self.metadata.object_mask_valid)
 
     @property
     def gripper_mask(self) -> np.ndarray | None:
@@ -86,7 +87,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.GRIPPER, "gripper_mask_valid")
+        return self._mask(masks.GRIPPER, self.metadata.gripper_mask_valid)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image with what is marked on it, and what is known of the sample."""
@@ -94,10 +95,10 @@ class Sample:
 
         return sample_html(self)
 
-    def _mask(self, label: int, valid: str) -> np.ndarray | None:
+    def _mask(self, label: int, valid: bool) -> np.ndarray | None:
         if self.labels is None:
             raise InputError(f"{self.key} was read without its masks; ask for the member 'labels'")
-        return self.labels == label if self.about[valid] else None
+        return self.labels == label if valid else None
 
 
 def check_members(wanted: Collection[str]) -> frozenset[str]:
@@ -137,12 +138,13 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
     """
     suffix = "json"
     try:
-        about = json.loads(members["json"])
-        if shards.sample_key(about["episode_id"], about["step"]) != key:
-            raise InputError(f"it is of {about['episode_id']}, step {about['step']}")
+        values = json.loads(members["json"])
+        if shards.sample_key(values["episode_id"], values["step"]) != key:
+            raise InputError(f"it is of {values['episode_id']}, step {values['step']}")
+        metadata = Metadata.unchecked(values)
         decoded: dict[str, Any] = {}
         if "prompts" in wanted:
-            decoded["prompts"] = _prompts(about)
+            decoded["prompts"] = _prompts(metadata)
         if "image" in wanted:
             suffix = "jpg"
             decoded["image"] = _image(members[suffix])
@@ -155,7 +157,7 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
             if actions.shape[1] != ACTION_DIMENSIONS or len(actions) < chunk:
                 raise InputError(f"its shape is {actions.shape}, not ({chunk or 'horizon'}, {ACTION_DIMENSIONS})")
             decoded["actions"] = actions[: chunk or None]
-            decoded["action_mask"] = chunk_mask(about["step"], about["last_step"], len(decoded["actions"]))
+            decoded["action_mask"] = chunk_mask(metadata.step, metadata.last_step, len(decoded["actions"]))
         if "state" in wanted:
             suffix = "state.npy"
             decoded["state"] = _floats(members[suffix], 1)
@@ -163,8 +165,8 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         texts = ("episode_id", "dataset", "step", "instruction", "target_object", "status", "reason")
         return Sample(
             key=key,
-            about=about,
-            **{name: about[name] for name in texts},
+            metadata=metadata,
+            **{name: values[name] for name in texts},
             **{"image": None, "labels": None, "prompts": (), "actions": None, "action_mask": None, "state": None}
             | decoded,
         )
@@ -204,11 +206,12 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_1_0(file)
 
 
-def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
-    if about["prompt_step"] < 0:
+def _prompts(metadata: Metadata) -> tuple[Prompt, ...]:
+    if metadata.prompt_step < 0:
         return ()
-    points, line = (tuple((x, y) for x, y in about[name]) for name in ("points", "line"))
-    return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
+    points, line = (tuple((x, y) for x, y in ends) for ends in (metadata.points, metadata.line))
+    height, width = metadata.object_mask["size"]
+    return _episode_prompts(points, line, (height, width), metadata.object_mask["counts"])
 
 
 @lru_cache(maxsize=64)  # an episode's samples all hold the same

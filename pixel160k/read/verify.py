@@ -25,7 +25,8 @@ from pixel160k.errors import InputError
 from pixel160k.files import sha256_of
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS, dataset_statistics
-from pixel160k.format.schema import Manifest, Metadata, Shard
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.schema import Manifest, ShardEntry, check_metadata
 from pixel160k.format.table import ACCEPTED, CONTRADICTED, NOT_APPLICABLE, REASONS, REJECTED, SUPPORTED
 
 _KEY = re.compile(r"(?P<episode>[A-Za-z0-9_]+-[A-Za-z0-9_]+-\d{5}-\d{5})-(?P<step>\d{4,})")
@@ -138,7 +139,7 @@ class _Verification:
             self._fault("index.parquet", f"cannot be read ({error})")
             return None
 
-    def _check_shard(self, path: Path, shard: Shard) -> None:
+    def _check_shard(self, path: Path, shard: ShardEntry) -> None:
         if (size := path.stat().st_size) != shard.bytes:
             self._fault(shard.name, f"{size} bytes, the manifest says {shard.bytes}")
         rows: list[dict[str, Any]] = []
@@ -211,7 +212,7 @@ class _Verification:
         marked = self._check_images(sample)
         if "json" in sample.members:
             try:
-                sample.metadata = Metadata.model_validate_json(sample.members["json"])
+                sample.metadata = check_metadata(sample.members["json"])
                 self._check_metadata(sample.key, sample.metadata, marked)
             except ValidationError as error:
                 for fault in _explain(error):
@@ -242,52 +243,52 @@ class _Verification:
             return None
         return labels, mask.height, mask.width
 
-    def _check_metadata(self, key: str, about: Metadata, marked: tuple[set[int], int, int] | None) -> None:
+    def _check_metadata(self, key: str, metadata: Metadata, marked: tuple[set[int], int, int] | None) -> None:
         rules = {
-            f"its JSON is of {shards.sample_key(about.episode_id, about.step)}": key
-            == shards.sample_key(about.episode_id, about.step),
-            f"its JSON is of the data set {about.dataset}": about.dataset == self._manifest.dataset
-            and about.episode_id.startswith(f"{about.dataset}-"),
-            "its steps are not 0 <= first_step <= step <= last_step < num_steps": about.first_step
-            <= about.step
-            <= about.last_step
-            < about.num_steps,
-            "close_step is not within the episode": about.close_step < about.num_steps,
-            "prompt_step is neither first_step nor -1": about.prompt_step in (-1, about.first_step),
+            f"its JSON is of {shards.sample_key(metadata.episode_id, metadata.step)}": key
+            == shards.sample_key(metadata.episode_id, metadata.step),
+            f"its JSON is of the data set {metadata.dataset}": metadata.dataset == self._manifest.dataset
+            and metadata.episode_id.startswith(f"{metadata.dataset}-"),
+            "its steps are not 0 <= first_step <= step <= last_step < num_steps": metadata.first_step
+            <= metadata.step
+            <= metadata.last_step
+            < metadata.num_steps,
+            "close_step is not within the episode": metadata.close_step < metadata.num_steps,
+            "prompt_step is neither first_step nor -1": metadata.prompt_step in (-1, metadata.first_step),
             "its status is not among those that the manifest includes": self._manifest.include == "all"
-            or about.status == ACCEPTED,
-            f"status {about.status} with reason {about.reason!r}": about.reason == ""
-            if about.status == ACCEPTED
-            else about.reason in REASONS,
-            f"unknown evidence_status {about.evidence_status!r}": about.evidence_status
+            or metadata.status == ACCEPTED,
+            f"status {metadata.status} with reason {metadata.reason!r}": metadata.reason == ""
+            if metadata.status == ACCEPTED
+            else metadata.reason in REASONS,
+            f"unknown evidence_status {metadata.evidence_status!r}": metadata.evidence_status
             in (SUPPORTED, CONTRADICTED, NOT_APPLICABLE),
         }
         for fault, sound in rules.items():
             if not sound:
                 self._fault(key, fault)
         if marked is not None:
-            self._check_marks(key, about, *marked)
+            self._check_marks(key, metadata, *marked)
 
-    def _check_marks(self, key: str, about: Metadata, labels: set[int], height: int, width: int) -> None:
+    def _check_marks(self, key: str, metadata: Metadata, labels: set[int], height: int, width: int) -> None:
         """The labels agree with what the JSON says is marked, boxes, points and RLE with the image's size."""
         allowed = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET}
-        if not about.object_mask_valid:
+        if not metadata.object_mask_valid:
             allowed -= {masks.TARGET}
-        if not about.gripper_mask_valid:
+        if not metadata.gripper_mask_valid:
             allowed -= {masks.GRIPPER}
         if allowed == {masks.BACKGROUND}:
             allowed = {masks.NOT_ANNOTATED}
         if wrong := labels - allowed:
             self._fault(key, f"the mask holds label {min(wrong)}, which its JSON says is not marked here")
         for name in ("object_box", "region_box", "gripper_box"):
-            x0, y0, x1, y1 = box = getattr(about, name)
+            x0, y0, x1, y1 = box = getattr(metadata, name)
             if tuple(box) != masks.NO_BOX and not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 self._fault(key, f"{name} {box} is no box in an image of {width}x{height}")
         for name in ("points", "line"):
-            points = getattr(about, name)
+            points = getattr(metadata, name)
             if points != shards.NO_POINTS and not all(0 <= x <= width and 0 <= y <= height for x, y in points):
                 self._fault(key, f"{name} {points} lie outside the image of {width}x{height}")
-        rle: masks.RLE = {"size": about.object_mask.size, "counts": about.object_mask.counts}
+        rle = metadata.object_mask
         if rle != shards.NO_RLE:
             try:
                 sound = rle["size"] == [height, width] and masks.encode(masks.decode(rle)) == rle

@@ -9,12 +9,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 from pixel160k.format import masks, table
+from pixel160k.format.metadata import Metadata
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.show import drawing
 
@@ -23,9 +23,9 @@ _TEMPLATE = Path(__file__).with_name("browse.html")
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of one episode; `about` is the JSON member of its first sample."""
+    """What the page shows of one episode; `metadata` is the JSON member of its first sample."""
 
-    about: dict[str, Any]
+    metadata: Metadata
     instruction: tuple[str, str, str]  # before, the target's words, after
     meaning: str  # of the reason; "" when accepted
     initial: Markup
@@ -57,8 +57,8 @@ def write_page(shard_directory: Path, out: Path, title: str = "", limit: int = 2
             "made": yaml.safe_dump({key: made[key] for key in ("models", "settings")}, sort_keys=False),
             "total": len(directory.episode_ids),
             "cards": cards,
-            "statuses": dict(sorted(Counter(card.about["status"] for card in cards).items())),
-            "reasons": dict(Counter(card.about["reason"] for card in cards if card.about["reason"]).most_common()),
+            "statuses": dict(sorted(Counter(card.metadata.status for card in cards).items())),
+            "reasons": dict(Counter(card.metadata.reason for card in cards if card.metadata.reason).most_common()),
             "meanings": table.REASONS,
         },
     )
@@ -85,15 +85,15 @@ def split_at_target(instruction: str, target: str) -> tuple[str, str, str]:
 def _card(directory: ShardDirectory, episode: str) -> Card:
     steps = directory.steps(episode)
     first = directory.members(episode, steps[0])
-    about = json.loads(first["json"])
+    metadata = Metadata.unchecked(json.loads(first["json"]))
     labels = masks.decode_indexed_png(first["mask.png"])
     size = labels.shape[0], labels.shape[1]
-    region = [] if tuple(about["region_box"]) == masks.NO_BOX else [drawing.box_layer(about["region_box"], "region")]
-    close_step, close, no_close = about["close_step"], None, ""
+    region = [] if tuple(metadata.region_box) == masks.NO_BOX else [drawing.box_layer(metadata.region_box, "region")]
+    close_step, close, no_close = metadata.close_step, None, ""
     if close_step < 0:
         no_close = "The gripper never closes."
     elif close_step not in steps:
-        valid = f"{about['first_step']}–{about['last_step']}"
+        valid = f"{metadata.first_step}–{metadata.last_step}"
         no_close = f"The close step {close_step} is not in the shard, which holds the valid steps {valid}."
     else:
         sample = directory.members(episode, close_step)
@@ -101,19 +101,19 @@ def _card(directory: ShardDirectory, episode: str) -> Card:
         layers = [drawing.mask_layer(gripper, "mask gripper"), *region]
         close = drawing.picture(sample["jpg"], size, layers, f"the gripper closes: step {close_step}")
     layers = list(region)
-    if about["object_mask_valid"]:
-        layers.insert(0, drawing.mask_layer(masks.decode(about["object_mask"]), "mask target"))
-    if about["prompt_step"] == steps[0]:
-        box = masks.box_of(masks.decode(about["object_mask"]))
+    if metadata.object_mask_valid:
+        layers.insert(0, drawing.mask_layer(masks.decode(metadata.object_mask), "mask target"))
+    if metadata.prompt_step == steps[0]:
+        box = masks.box_of(masks.decode(metadata.object_mask))
         layers += [
             drawing.box_layer(box, "prompt"),
-            drawing.line_layer(about["line"], "prompt"),
-            drawing.points_layer(about["points"], "prompt point"),
+            drawing.line_layer(metadata.line, "prompt"),
+            drawing.points_layer(metadata.points, "prompt point"),
         ]
     return Card(
-        about=about,
-        instruction=split_at_target(about["instruction"], about["target_object"]),
-        meaning=table.REASONS.get(about["reason"], ""),
+        metadata=metadata,
+        instruction=split_at_target(metadata.instruction, metadata.target_object),
+        meaning=table.REASONS.get(metadata.reason, ""),
         initial=drawing.picture(first["jpg"], size, layers, f"the first frame: step {steps[0]}"),
         close=close,
         no_close=no_close,

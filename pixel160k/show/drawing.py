@@ -7,7 +7,7 @@ left to the style sheet overlays.css, which knows the classes given here.
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 from markupsafe import Markup
 
 from pixel160k.format.prompts import Prompt
-from pixel160k.format.table import Box, Point
 
 
 def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], caption: str) -> Markup:
@@ -76,18 +75,18 @@ def mask_layer(mask: np.ndarray, name: str) -> Markup:
     return Markup('<path class="{}" fill-rule="evenodd" d="{}"/>').format(name, outline(mask))
 
 
-def box_layer(box: Box, name: str) -> Markup:
+def box_layer(box: Sequence[float], name: str) -> Markup:
     """A half-open xyxy box as a rectangle of the class `name`."""
     x0, y0, x1, y1 = map(_number, box)
     return Markup('<path class="{}" d="M{} {}H{}V{}H{}Z"/>').format(name, x0, y0, x1, y1, x0)
 
 
-def line_layer(ends: Iterable[Point], name: str) -> Markup:
+def line_layer(ends: Iterable[Sequence[float]], name: str) -> Markup:
     """A line through points as a path of the class `name`."""
     return Markup('<path class="{}" d="M{}"/>').format(name, "L".join(f"{_number(x)} {_number(y)}" for x, y in ends))
 
 
-def points_layer(points: Iterable[Point], name: str) -> Markup:
+def points_layer(points: Iterable[Sequence[float]], name: str) -> Markup:
     """Points as lines without length, which round caps turn into dots whose size does not grow with the picture."""
     return Markup('<path class="{}" d="{}"/>').format(name, "".join(f"M{_number(x)} {_number(y)}h0" for x, y in points))
 

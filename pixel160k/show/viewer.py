@@ -157,8 +157,8 @@ class Viewer(widgets.VBox):
 
 def _read_episode(directory: ShardDirectory, episode_id: str) -> _Episode:
     steps = directory.steps(episode_id)
-    about = json.loads(directory.members(episode_id, steps[0])["json"])
-    texts = {name: about[name] for name in ("close_step", "status", "instruction", "target_object")}
+    metadata = json.loads(directory.members(episode_id, steps[0])["json"])
+    texts = {name: metadata[name] for name in ("close_step", "status", "instruction", "target_object")}
     return _Episode(episode_id, steps[0], steps[-1], **texts)
 
 
