@@ -22,7 +22,7 @@ from cli import main
 from pixel160k.files import sha256_of
 from pixel160k.format import masks, shards
 from pixel160k.format.metadata import Metadata
-from pixel160k.publish.card import metadata_features
+from pixel160k.publish.features import METADATA, declared
 from pixel160k.read.verify import verify
 
 
@@ -280,9 +280,7 @@ def test_the_schema_is_checked(directory, changes, fault):
 
 
 def test_the_schema_is_the_one_that_the_card_declares():
-    assert {feature["name"] for feature in metadata_features()} == {
-        field.name for field in dataclasses.fields(Metadata)
-    }
+    assert {feature["name"] for feature in declared(METADATA)} == {field.name for field in dataclasses.fields(Metadata)}
 
 
 def test_object_arrays_are_never_unpickled(directory):

@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars of samples, one a valid step, with an index, a manifest and the statistics beside them.
+"""Shards: WebDataset tars of samples, one per valid step, with an index, a manifest and the statistics beside them.
 
 docs/format.md is the format in full. A sample always has all its members; JSON keys are fixed and hold sentinels instead
 of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks
+from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.table import FAILED, EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
@@ -29,30 +30,21 @@ MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
 
-INDEX_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "episode_id": pa.string(),
-        "step": pa.int32(),
-        "status": pa.string(),
-        "shard": pa.string(),
-        "offset": pa.int64(),
-        "bytes": pa.int64(),
-    }
-)
-
 
 @dataclass(frozen=True)
 class IndexRow:
-    """Where a sample lies: its shard's file name, and offset and length in bytes of its members in that tar."""
+    """One row of the index: where a sample lies."""
 
-    key: str
-    episode_id: str
-    step: int
-    status: str
-    shard: str
-    offset: int
-    bytes: int
+    key: Annotated[str, "the sample's key"]
+    episode_id: Annotated[str, "its episode"]
+    step: Annotated[int, "its raw step"]
+    status: Annotated[str, "of its episode"]
+    shard: Annotated[str, "file name of the tar that holds it"]
+    offset: Annotated[int, pa.int64(), "where its members begin in that tar, in bytes"]
+    bytes: Annotated[int, pa.int64(), "how long they are together, in bytes"]
+
+
+INDEX_SCHEMA = arrow_schema(IndexRow)
 
 
 def sample_key(episode_id: str, step: int) -> str:
@@ -207,7 +199,7 @@ def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] =
             table = parquet.read(columns=list(columns), use_threads=False)
         return table.select(columns).unify_dictionaries().combine_chunks()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
+        raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

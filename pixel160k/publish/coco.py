@@ -14,8 +14,8 @@ import numpy as np
 
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
+from pixel160k.format.origins import origin_of
 from pixel160k.format.table import ACCEPTED
-from pixel160k.publish.card import ORIGINS
 from pixel160k.publish.steps import Step
 
 GRIPPER_CATEGORY = "robot gripper"
@@ -54,11 +54,10 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
 
 def _info(manifest: dict[str, Any]) -> dict[str, str]:
-    origin = ORIGINS[manifest["annotations"]["source"]]
     return {
         "description": f"{manifest['dataset']}: pixel annotations made with pixelvla {manifest['software']}",
         "version": str(manifest["format_version"]),
-        "contributor": f"{origin.title}{f', {origin.licence}' if origin.licence else ''}",
+        "contributor": origin_of(manifest).credit,
     }
 
 
