@@ -1,6 +1,6 @@
-"""The forms of a shard directory's JSON, as models that check types: manifest.json and the `.json` member of a sample.
+"""The checks of a shard directory's JSON: manifest.json, and the `.json` member of a sample.
 
-docs/format.md says what each key means. Types are strict (no text where a number belongs), keys fixed, numbers finite.
+Types are strict (no text where a number belongs), keys fixed, numbers finite.
 """
 
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,7 +15,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Strict(BaseModel):
-    """Base of the forms: no unknown key, no other type, no number that is not finite."""
+    """Base of what is checked: no unknown key, no other type, no number that is not finite."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -37,20 +37,22 @@ class Outcome(Strict):
 
 
 class Manifest(Strict):
-    """manifest.json."""
+    """manifest.json. The text of each field says what it means."""
 
-    format_version: int
-    dataset: str
-    include: Literal["accepted", "all"]
-    horizon: Annotated[int, Field(ge=1)]
-    samples: Count
-    episodes: Count
-    shards: list[ShardEntry]
-    left_out: dict[str, str]
-    annotated: Outcome
-    annotations: dict[str, Any]
-    software: str
-    files: dict[FileName, Digest]
+    format_version: Annotated[int, "1"]
+    dataset: Annotated[str, "the data set's name"]
+    include: Annotated[Literal["accepted", "all"], "which episodes are here: `accepted`, or `all` that can be read"]
+    horizon: Annotated[int, Field(ge=1), "rows of an action chunk"]
+    samples: Annotated[Count, "how many samples the shards hold"]
+    episodes: Annotated[Count, "how many episodes the shards hold"]
+    shards: Annotated[list[ShardEntry], "`name`, `bytes`, `sha256`, `samples` of each tar, in order"]
+    left_out: Annotated[dict[str, str], "episode id and reason of what should be here and could not be used"]
+    annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]
+    annotations: Annotated[
+        dict[str, Any], "`software`, `source`, `dataset`, `settings`, `models` with which they were made"
+    ]
+    software: Annotated[str, "the version that built the shards"]
+    files: Annotated[dict[FileName, Digest], "SHA-256 of `index.parquet`, `dataset_statistics.json`, `croissant.json`"]
 
 
 _KEYS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Metadata, include_extras=True).items()}

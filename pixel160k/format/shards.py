@@ -36,9 +36,9 @@ class IndexRow:
     """One row of the index: where a sample lies."""
 
     key: Annotated[str, "the sample's key"]
-    episode_id: Annotated[str, "its episode"]
-    step: Annotated[int, "its raw step"]
-    status: Annotated[str, "of its episode"]
+    episode_id: Annotated[str, "the episode that it belongs to"]
+    step: Annotated[int, "its raw step in the episode"]
+    status: Annotated[str, "the episode's: `accepted` or `rejected`"]
     shard: Annotated[str, "file name of the tar that holds it"]
     offset: Annotated[int, pa.int64(), "where its members begin in that tar, in bytes"]
     bytes: Annotated[int, pa.int64(), "how long they are together, in bytes"]
@@ -223,12 +223,11 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(content)
-        version = manifest.get("format_version")
-    except (ValueError, AttributeError):
-        raise InputError(
-            f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
-        ) from None
-    if version != FORMAT_VERSION:
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise InputError(
             f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
             "rebuild the shards, or install the version that wrote them"

@@ -86,7 +86,7 @@ class EpisodeAnnotation:
 
     episode_id: Annotated[str, "which record of the source the episode is"]
     dataset: Annotated[str, "the data set's name"]
-    split: Annotated[str, "of the source"]
+    split: Annotated[str, "the source's split"]
     shard: Annotated[int, "number of the source file in its split"]
     record: Annotated[int, "number of the record in that file"]
     record_crc32c: Annotated[int, pa.uint32(), "masked CRC32C of the TFRecord frame, checked at every join"]
@@ -97,10 +97,10 @@ class EpisodeAnnotation:
     num_steps: Annotated[int, "number of raw steps"] = 0
     first_step: Annotated[int, "the first valid raw step (x_0), on whose frame object mask and prompts lie"] = -1
     last_step: Annotated[int, "the last valid raw step"] = -1
-    image_height: Annotated[int, "of the frames, in pixels"] = 0
-    image_width: Annotated[int, "of the frames, in pixels"] = 0
+    image_height: Annotated[int, "height of the frames in pixels"] = 0
+    image_width: Annotated[int, "width of the frames in pixels"] = 0
     status: Annotated[Status, "`accepted`, `rejected` (by a stage), `failed` (the record is unusable)"] = FAILED
-    reason: Annotated[str, 'why it is not accepted, of a closed list; "" where it is'] = ""
+    reason: Annotated[str, 'why it is not accepted, of a closed list; `""` where it is'] = ""
     detail: Annotated[str, "more about the reason, for people"] = ""
     close_step: Annotated[int, "the first raw step at which the gripper closes; −1: never"] = -1
     gripper_box: Annotated[Box | None, "the gripper on the close frame"] = None
@@ -109,9 +109,9 @@ class EpisodeAnnotation:
     target_object: Annotated[str, "the words of the object that is to be grasped"] = ""
     detections: Annotated[list[Detection], "candidate boxes of the object, best first"] = field(default_factory=list)
     object_box: Annotated[Box | None, "the object on x_0"] = None
-    detection_score: Annotated[float, "of the object's box"] = 0.0
+    detection_score: Annotated[float, "score of the object's box, 0 to 1"] = 0.0
     object_mask: Annotated[RLE | None, "the object on x_0"] = None
-    mask_score: Annotated[float, "of the object's mask"] = 0.0
+    mask_score: Annotated[float, "score of the object's mask, 0 to 1"] = 0.0
     evidence: Annotated[Evidence, "what motion says of the object's mask, and the step that shows it"] = Evidence()
     prompts: Annotated[Prompts | None, "visual prompts on the object, on x_0"] = None
 
@@ -129,11 +129,6 @@ def write_part(path: str | Path, rows: list[EpisodeAnnotation], metadata: dict[s
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
     stored = {"pixelvla": json.dumps(metadata, sort_keys=True)}
     pq.write_table(table.replace_schema_metadata(stored), path, compression="zstd")
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata with which a part was written."""
-    return json.loads(pq.read_schema(path).metadata[b"pixelvla"])
 
 
 def read_part(path: str | Path) -> list[EpisodeAnnotation]:

@@ -87,6 +87,8 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"(format version {manifest['format_version']}, `{manifest['include']}` episodes, action horizon "
             f"{manifest['horizon']}), made with pixelvla {manifest['software']}.\n",
             f"- Source: {origin.credit}. The images are the source's own bytes.",
+            f"- Robot: {origin.robot}{f' at {origin.hz:g} Hz' if origin.hz else ''}. Actions: {origin.actions}; gripper 1 = open.",
+            f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
