@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from pixel160k.format.origins import ORIGINS
+
 
 class _Commands(click.Group):
     """Turns the errors that name their own way out into one line and exit code 1."""
@@ -46,7 +48,7 @@ def _execution_options(command: Any) -> Any:
     return command
 
 
-_SOURCE_NAMES = ("sample", "bridge_orig", "fractal", "libero")
+_SOURCE_NAMES = tuple(ORIGINS)
 _directory = click.Path(path_type=Path, file_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 

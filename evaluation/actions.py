@@ -179,8 +179,9 @@ def _errors(samples: Sequence[Sample], predictions: Iterator[np.ndarray] | Seque
     for sample, predicted in zip(samples, predictions, strict=True):
         difference = np.abs(predicted - _actions(sample))
         steps = sample.step + np.arange(len(difference))
+        assert sample.action_mask is not None  # read together with the actions
         for place, counted in enumerate(
-            (sample.action_mask, sample.action_mask & (steps < sample.about["close_step"]))
+            (sample.action_mask, sample.action_mask & (steps < sample.metadata.close_step))
         ):
             total[place] += difference[counted].sum(0)
             rows[place] += counted.sum()

@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixel160k.format.arrow import arrow_type
 from pixel160k.format.masks import RLE, decode
-from pixel160k.format.table import RLE_TYPE
 
 FILE_NAME = "truth.parquet"
 GRIPPER, TARGET = "gripper", "target"
 
+_RLE = arrow_type(RLE)
 _STEP = pa.struct(
     [
-        ("gripper", RLE_TYPE),
-        ("target", RLE_TYPE),
-        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", RLE_TYPE)]))),
+        ("gripper", _RLE),
+        ("target", _RLE),
+        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", _RLE)]))),
     ]
 )
 SCHEMA = pa.schema(

@@ -87,7 +87,7 @@ def test_what_is_not_annotated_is_never_background(directory):
 def test_prompts_are_those_of_the_first_step(directory):
     shards = ShardDirectory(directory)
     for sample in shards.episode("drawn-train-00000-00001"):
-        assert sample.about["prompt_step"] == 0
+        assert sample.metadata.prompt_step == 0
         assert [prompt.kind for prompt in sample.prompts] == ["point"] * 3 + ["line", "region", "mask"]
         for prompt in sample.prompts:
             prompts.validate(prompt, SIZE, SIZE)
@@ -133,7 +133,7 @@ def test_asking_for_what_there_is_not(directory, asked, fault):
         ("mask.png", b"\x89PNG\r\n\x1a\n", "mask.png is damaged"),
         ("json", b"{", "json is damaged"),
         ("json", b"[]", "json is damaged"),
-        ("json", b'{"episode_id": "drawn-train-00000-00001", "step": 0}', "json is damaged .it is of drawn"),
+        ("json", b'{"episode_id": "drawn-train-00000-00001", "step": 0}', "json is damaged .dataset: field required"),
         ("action.npy", npy(np.zeros((3, 6), np.float32)), r"action.npy is damaged .its shape is \(3, 6\)"),
         ("action.npy", npy(np.zeros((3, 7))), "action.npy is damaged .no float32"),
         ("state.npy", npy(np.array([{}])), "state.npy is damaged .no float32"),
@@ -178,6 +178,12 @@ def test_a_foreign_rle_is_decoded_or_refused(mask, noise):
             assert foreign.decode_rle({"size": rle["size"], "counts": counts}).shape == mask.shape
         except InputError as error:
             assert f"no RLE of a mask of {mask.shape[1]}x{mask.shape[0]}" in str(error)
+
+
+def test_the_json_of_another_sample_is_damage(directory, members):
+    other = ShardDirectory(directory).members("drawn-train-00000-00001", 0)
+    with pytest.raises(InputError, match=f"^{KEY}: json is damaged .it is of drawn-train-00000-00001, step 0"):
+        samples.decode(KEY, members | {"json": other["json"]})
 
 
 def test_a_bug_of_ours_is_not_taken_for_damage(members, directory, monkeypatch):

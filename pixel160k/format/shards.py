@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars of samples, one a valid step, with an index, a manifest and the statistics beside them.
+"""Shards: WebDataset tars of samples, one per valid step, with an index, a manifest and the statistics beside them.
 
 docs/format.md is the format in full. A sample always has all its members; JSON keys are fixed and hold sentinels instead
 of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks
-from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.arrow import arrow_schema
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.table import FAILED, EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
 
 FORMAT_VERSION = 1
@@ -28,30 +30,21 @@ MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
 
-INDEX_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "episode_id": pa.string(),
-        "step": pa.int32(),
-        "status": pa.string(),
-        "shard": pa.string(),
-        "offset": pa.int64(),
-        "bytes": pa.int64(),
-    }
-)
-
 
 @dataclass(frozen=True)
 class IndexRow:
-    """Where a sample lies: its shard's file name, and offset and length in bytes of its members in that tar."""
+    """One row of the index: where a sample lies."""
 
-    key: str
-    episode_id: str
-    step: int
-    status: str
-    shard: str
-    offset: int
-    bytes: int
+    key: Annotated[str, "the sample's key"]
+    episode_id: Annotated[str, "the episode that it belongs to"]
+    step: Annotated[int, "its raw step in the episode"]
+    status: Annotated[str, "the episode's: `accepted` or `rejected`"]
+    shard: Annotated[str, "file name of the tar that holds it"]
+    offset: Annotated[int, pa.int64(), "where its members begin in that tar, in bytes"]
+    bytes: Annotated[int, pa.int64(), "how long they are together, in bytes"]
+
+
+INDEX_SCHEMA = arrow_schema(IndexRow)
 
 
 def sample_key(episode_id: str, step: int) -> str:
@@ -104,7 +97,7 @@ class ShardWriter:
                 "__key__": key,
                 "jpg": jpeg,
                 "mask.png": _label_png(row, masked),
-                "json": json.dumps(sample_metadata(row, masked), sort_keys=True).encode(),
+                "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
                 "action.npy": _npy(action),
                 "state.npy": _npy(state),
             }
@@ -113,37 +106,38 @@ class ShardWriter:
         self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
 
 
-def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> dict[str, Any]:
+def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
     """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
+    assert row.status != FAILED  # such an episode has no samples
     prompts = row.prompts
-    return {
-        "dataset": row.dataset,
-        "episode_id": row.episode_id,
-        "step": masked.step,
-        "num_steps": row.num_steps,
-        "first_step": row.first_step,
-        "last_step": row.last_step,
-        "close_step": row.close_step,
-        "camera": row.camera,
-        "instruction": row.instruction,
-        "target_object": row.target_object,
-        "status": row.status,
-        "reason": row.reason,
-        "detail": row.detail,
-        "score": float(row.detection_score),
-        "mask_score": float(row.mask_score),
-        "evidence_status": row.evidence.status,
-        "evidence_score": float(row.evidence.score),
-        "object_box": list(row.object_box or masks.NO_BOX),
-        "region_box": list(row.region_box or masks.NO_BOX),
-        "gripper_box": list(row.gripper_box or masks.NO_BOX),
-        "points": [list(point) for point in prompts.points] if prompts else NO_POINTS,
-        "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
-        "object_mask": row.object_mask or NO_RLE,
-        "prompt_step": row.first_step if prompts else -1,
-        "object_mask_valid": masked.object_mask is not None,
-        "gripper_mask_valid": masked.gripper_mask is not None,
-    }
+    return Metadata(
+        dataset=row.dataset,
+        episode_id=row.episode_id,
+        step=masked.step,
+        num_steps=row.num_steps,
+        first_step=row.first_step,
+        last_step=row.last_step,
+        close_step=row.close_step,
+        camera=row.camera,
+        instruction=row.instruction,
+        target_object=row.target_object,
+        status=row.status,
+        reason=row.reason,
+        detail=row.detail,
+        score=float(row.detection_score),
+        mask_score=float(row.mask_score),
+        evidence_status=row.evidence.status,
+        evidence_score=float(row.evidence.score),
+        object_box=list(row.object_box or masks.NO_BOX),
+        region_box=list(row.region_box or masks.NO_BOX),
+        gripper_box=list(row.gripper_box or masks.NO_BOX),
+        points=[list(point) for point in prompts.points] if prompts else NO_POINTS,
+        line=[list(point) for point in prompts.line] if prompts else NO_POINTS,
+        object_mask=row.object_mask or NO_RLE,
+        prompt_step=row.first_step if prompts else -1,
+        object_mask_valid=masked.object_mask is not None,
+        gripper_mask_valid=masked.gripper_mask is not None,
+    )
 
 
 def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:
@@ -205,7 +199,7 @@ def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] =
             table = parquet.read(columns=list(columns), use_threads=False)
         return table.select(columns).unify_dictionaries().combine_chunks()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
+        raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -229,12 +223,11 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(content)
-        version = manifest.get("format_version")
-    except (ValueError, AttributeError):
-        raise InputError(
-            f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
-        ) from None
-    if version != FORMAT_VERSION:
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise InputError(
             f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
             "rebuild the shards, or install the version that wrote them"

@@ -4,12 +4,11 @@ Only what is asked for is decoded. Each member is decoded in the way that its na
 """
 
 import io
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,8 +17,9 @@ from pydantic import ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks, prompts, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS, chunk_mask
+from pixel160k.format.metadata import Metadata
 from pixel160k.format.prompts import Prompt
-from pixel160k.format.schema import Metadata
+from pixel160k.format.schema import check_metadata
 from pixel160k.format.table import Point
 from pixel160k.read import foreign
 from pixel160k.read.folder import explain
@@ -55,13 +55,13 @@ class Sample:
         labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated. Where only one of the
             two classes is annotated, 0 says nothing of the other: `object_mask` and `gripper_mask` are None for a class
             that is not annotated.
-        prompts: points, a line, a region and a mask on the image of the step `about["prompt_step"]`, in its pixels;
+        prompts: points, a line, a region and a mask on the image of the step `metadata.prompt_step`, in its pixels;
             empty where the episode has none.
         actions: float32 (chunk, 7) in robot units: this step's action and those after it; past the episode's end zero
             motion with the gripper held.
         action_mask: bool (chunk,): which of the actions are the episode's own.
         state: proprioception, float32 (S,).
-        about: the JSON member with everything else, as docs/format.md lists it.
+        metadata: the JSON member with everything else.
     """
 
     key: str
@@ -78,7 +78,7 @@ class Sample:
     actions: np.ndarray | None = field(repr=False)
     action_mask: np.ndarray | None = field(repr=False)
     state: np.ndarray | None = field(repr=False)
-    about: dict[str, Any] = field(repr=False)
+    metadata: Metadata = field(repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
@@ -87,7 +87,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.TARGET, "object_mask_valid")
+        return self._mask(masks.TARGET, self.metadata.object_mask_valid)
 
     @property
     def gripper_mask(self) -> np.ndarray | None:
@@ -96,7 +96,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.GRIPPER, "gripper_mask_valid")
+        return self._mask(masks.GRIPPER, self.metadata.gripper_mask_valid)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image with what is marked on it, and what is known of the sample."""
@@ -104,10 +104,10 @@ class Sample:
 
         return sample_html(self)
 
-    def _mask(self, label: int, valid: str) -> np.ndarray | None:
+    def _mask(self, label: int, valid: bool) -> np.ndarray | None:
         if self.labels is None:
             raise InputError(f"{self.key} was read without its masks; ask for the member 'labels'")
-        return self.labels == label if self.about[valid] else None
+        return self.labels == label if valid else None
 
 
 def check_members(wanted: Collection[str]) -> frozenset[str]:
@@ -153,43 +153,35 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         except InputError as error:
             raise InputError(f"{key}: {suffix} is damaged ({one_line(error)})") from None
 
-    about = parse("json", lambda content: _about(content, key))
+    metadata = parse("json", lambda content: _metadata(content, key))
     actions = parse("action.npy", lambda content: _actions(content, chunk)) if "actions" in wanted else None
     return Sample(
         key=key,
-        episode_id=about["episode_id"],
-        dataset=about["dataset"],
-        step=about["step"],
-        instruction=about["instruction"],
-        target_object=about["target_object"],
-        status=about["status"],
-        reason=about["reason"],
+        episode_id=metadata.episode_id,
+        dataset=metadata.dataset,
+        step=metadata.step,
+        instruction=metadata.instruction,
+        target_object=metadata.target_object,
+        status=metadata.status,
+        reason=metadata.reason,
         image=parse("jpg", _image) if "image" in wanted else None,
         labels=parse("mask.png", _labels) if "labels" in wanted else None,
-        prompts=parse("json", lambda _: _prompts(about)) if "prompts" in wanted else (),
+        prompts=parse("json", lambda _: _prompts(metadata)) if "prompts" in wanted else (),
         actions=actions,
-        action_mask=None if actions is None else chunk_mask(about["step"], about["last_step"], len(actions)),
+        action_mask=None if actions is None else chunk_mask(metadata.step, metadata.last_step, len(actions)),
         state=parse("state.npy", lambda content: _floats(content, 1)) if "state" in wanted else None,
-        about=about,
+        metadata=metadata,
     )
 
 
-def _about(content: bytes, key: str) -> dict[str, Any]:
-    """The JSON member, checked to be of this key and in the form of the format."""
+def _metadata(content: bytes, key: str) -> Metadata:
     try:
-        about = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(one_line(error)) from None
-    if not isinstance(about, dict):
-        raise InputError("no JSON object")
-    episode_id, step = about.get("episode_id"), about.get("step")
-    if not isinstance(step, int) or shards.sample_key(str(episode_id), step) != key:
-        raise InputError(f"it is of {episode_id}, step {step}")
-    try:
-        Metadata.model_validate(about)
+        metadata = check_metadata(content)
     except ValidationError as error:
         raise InputError(explain(error)[0]) from None
-    return about
+    if shards.sample_key(metadata.episode_id, metadata.step) != key:
+        raise InputError(f"it is of {metadata.episode_id}, step {metadata.step}")
+    return metadata
 
 
 def _image(jpeg: bytes) -> np.ndarray:
@@ -242,11 +234,12 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
     return shape
 
 
-def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
-    if about["prompt_step"] < 0:
+def _prompts(metadata: Metadata) -> tuple[Prompt, ...]:
+    if metadata.prompt_step < 0:
         return ()
-    points, line = (tuple((x, y) for x, y in about[name]) for name in ("points", "line"))
-    return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
+    points, line = (tuple((x, y) for x, y in ends) for ends in (metadata.points, metadata.line))
+    height, width = metadata.object_mask["size"]
+    return _episode_prompts(points, line, (height, width), metadata.object_mask["counts"])
 
 
 @lru_cache(maxsize=64)  # all samples of an episode hold the same

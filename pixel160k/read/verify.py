@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
 from pixel160k.format import shards
-from pixel160k.format.schema import Manifest, Shard
+from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
 from pixel160k.read.folder import explain, parse_statistics
 from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
@@ -105,7 +105,7 @@ class _Verification:
             self._fault("index.parquet", f"cannot be read ({one_line(error)})")
             return None
 
-    def _check_shard(self, path: Path, shard: Shard) -> None:
+    def _check_shard(self, path: Path, shard: ShardEntry) -> None:
         if (size := path.stat().st_size) != shard.bytes:
             self._fault(shard.name, f"{size} bytes, the manifest says {shard.bytes}")
         rows: list[dict[str, Any]] = []

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS
-from pixel160k.format.schema import Manifest, Metadata
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.schema import Manifest, check_metadata
 from pixel160k.format.table import ACCEPTED, CONTRADICTED, NOT_APPLICABLE, REASONS, SUPPORTED
 from pixel160k.read import foreign
 from pixel160k.read.folder import explain
@@ -110,7 +111,7 @@ def check_sample(sample: StoredSample, manifest: Manifest, report: Report) -> No
     labels = _check_images(sample, report)
     if "json" in sample.members:
         try:
-            sample.metadata = Metadata.model_validate_json(sample.members["json"])
+            sample.metadata = check_metadata(sample.members["json"])
         except ValidationError as error:
             for fault in explain(error):
                 report(sample.key, f"its JSON: {fault}")
@@ -185,7 +186,7 @@ def _mark_faults(metadata: Metadata, labels: _Labels) -> Iterator[str]:
         points = getattr(metadata, name)
         if points != shards.NO_POINTS and not all(0 <= x <= width and 0 <= y <= height for x, y in points):
             yield f"{name} {points} lie outside the image of {width}x{height}"
-    rle: masks.RLE = {"size": metadata.object_mask.size, "counts": metadata.object_mask.counts}
+    rle = metadata.object_mask
     if rle != shards.NO_RLE and not (rle["size"] == [height, width] and _is_canonical(rle)):
         yield f"object_mask is no RLE of an image of {width}x{height}"
 

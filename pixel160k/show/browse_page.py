@@ -7,7 +7,6 @@ at which the gripper closes. The page needs no network and no other file; its im
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format import masks, table
+from pixel160k.format.metadata import Metadata
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.foreign import decode_rle
 from pixel160k.show import drawing
@@ -26,9 +26,9 @@ _TEMPLATE = Path(__file__).with_name("browse.html")
 
 @dataclass(frozen=True)
 class EpisodeCard:
-    """What the page shows of one episode; `about` is the JSON member of its first sample."""
+    """What the page shows of one episode; `metadata` is the JSON member of its first sample."""
 
-    about: dict[str, Any]
+    metadata: Metadata
     instruction: tuple[str, str, str]  # as `split_at_target` cuts it
     meaning: str  # of the reason; "" when accepted
     initial: Markup
@@ -60,8 +60,8 @@ def write_page(shard_directory: Path, out: Path, title: str = "", limit: int = 2
             "made": yaml.safe_dump({key: made.get(key) for key in ("models", "settings")}, sort_keys=False),
             "total": len(directory.episode_ids),
             "cards": cards,
-            "statuses": dict(sorted(Counter(card.about["status"] for card in cards).items())),
-            "reasons": dict(Counter(card.about["reason"] for card in cards if card.about["reason"]).most_common()),
+            "statuses": dict(sorted(Counter(card.metadata.status for card in cards).items())),
+            "reasons": dict(Counter(card.metadata.reason for card in cards if card.metadata.reason).most_common()),
             "meanings": table.REASONS,
         },
     )
@@ -72,14 +72,14 @@ def write_page(shard_directory: Path, out: Path, title: str = "", limit: int = 2
 
 def _card(directory: ShardDirectory, episode: str) -> EpisodeCard:
     steps = directory.steps(episode)
-    first, labels, about = _read(directory, episode, steps[0])
+    first, labels, metadata = _read(directory, episode, steps[0])
     size = labels.shape[0], labels.shape[1]
-    region = [] if tuple(about["region_box"]) == masks.NO_BOX else [drawing.box_layer(about["region_box"], "region")]
-    close_step, close, no_close = about["close_step"], None, ""
+    region = [] if tuple(metadata.region_box) == masks.NO_BOX else [drawing.box_layer(metadata.region_box, "region")]
+    close_step, close, no_close = metadata.close_step, None, ""
     if close_step < 0:
         no_close = "The gripper never closes."
     elif close_step not in steps:
-        valid = f"{about['first_step']}–{about['last_step']}"
+        valid = f"{metadata.first_step}–{metadata.last_step}"
         no_close = f"The close step {close_step} is not in the shard, which holds the valid steps {valid}."
     else:
         jpeg, close_labels, _ = _read(directory, episode, close_step)
@@ -87,30 +87,30 @@ def _card(directory: ShardDirectory, episode: str) -> EpisodeCard:
         close = drawing.picture(jpeg, size, layers, f"the gripper closes: step {close_step}")
     layers = list(region)
     try:
-        target = decode_rle(about["object_mask"])
+        target = decode_rle(metadata.object_mask)
     except InputError as error:
         raise InputError(f"{directory.directory}: {episode}: {error}; `pixelcli verify` says more") from None
-    if about["object_mask_valid"]:
+    if metadata.object_mask_valid:
         layers.insert(0, drawing.mask_layer(target, "mask target"))
-    if about["prompt_step"] == steps[0]:
+    if metadata.prompt_step == steps[0]:
         box = masks.box_of(target)
         layers += [
             drawing.box_layer(box, "prompt"),
-            drawing.line_layer(about["line"], "prompt"),
-            drawing.points_layer(about["points"], "prompt point"),
+            drawing.line_layer(metadata.line, "prompt"),
+            drawing.points_layer(metadata.points, "prompt point"),
         ]
     return EpisodeCard(
-        about=about,
-        instruction=split_at_target(about["instruction"], about["target_object"]),
-        meaning=table.REASONS.get(about["reason"], ""),
+        metadata=metadata,
+        instruction=split_at_target(metadata.instruction, metadata.target_object),
+        meaning=table.REASONS.get(metadata.reason, ""),
         initial=drawing.picture(first, size, layers, f"the first frame: step {steps[0]}"),
         close=close,
         no_close=no_close,
     )
 
 
-def _read(directory: ShardDirectory, episode: str, step: int) -> tuple[bytes, np.ndarray, dict[str, Any]]:
+def _read(directory: ShardDirectory, episode: str, step: int) -> tuple[bytes, np.ndarray, Metadata]:
     """The JPEG, the labels and the JSON member of a sample."""
     sample = directory.sample(episode, step, members=("labels",))
     assert sample.labels is not None  # they were asked for
-    return directory.members(episode, step)["jpg"], sample.labels, sample.about
+    return directory.members(episode, step)["jpg"], sample.labels, sample.metadata

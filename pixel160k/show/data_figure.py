@@ -92,7 +92,7 @@ def figure_numbers(
         objects[first.target_object] += 1
         for name in _SCORES:
             if _has(first, name):
-                scores[name][first.status].append(first.about[name])
+                scores[name][first.status].append(getattr(first.metadata, name))
         progress(done)
     rows = np.arange(1, horizon + 1)
     whole = np.maximum(np.array(lengths)[:, None] - rows + 1, 0).sum(0)
@@ -130,8 +130,8 @@ def _own_actions(sample: Sample) -> np.ndarray:
 def _has(sample: Sample, score: str) -> bool:
     """Whether a sample's episode has this score: 0 stands for none."""
     if score == "evidence_score":
-        return sample.about["evidence_status"] != table.NOT_APPLICABLE
-    return sample.about[score] > 0
+        return sample.metadata.evidence_status != table.NOT_APPLICABLE
+    return getattr(sample.metadata, score) > 0
 
 
 def _first_word(instruction: str) -> str:

@@ -7,7 +7,7 @@ CSS classes; the style sheet overlays.css gives the classes their colours and li
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ import numpy as np
 from markupsafe import Markup
 
 from pixel160k.format.prompts import Prompt
-from pixel160k.format.table import Box, Point
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -83,18 +82,18 @@ def mask_layer(mask: np.ndarray, name: str) -> Markup:
     return Markup('<path class="{}" fill-rule="evenodd" d="{}"/>').format(name, outline(mask))
 
 
-def box_layer(box: Box, name: str) -> Markup:
+def box_layer(box: Sequence[float], name: str) -> Markup:
     """A layer with a half-open xyxy box, in pixels, as a rectangle of the CSS class `name`."""
     x0, y0, x1, y1 = map(_number, box)
     return Markup('<path class="{}" d="M{} {}H{}V{}H{}Z"/>').format(name, x0, y0, x1, y1, x0)
 
 
-def line_layer(ends: Iterable[Point], name: str) -> Markup:
+def line_layer(ends: Iterable[Sequence[float]], name: str) -> Markup:
     """A layer with a line through points (x, y), in pixels, of the CSS class `name`."""
     return Markup('<path class="{}" d="M{}"/>').format(name, "L".join(f"{_number(x)} {_number(y)}" for x, y in ends))
 
 
-def points_layer(points: Iterable[Point], name: str) -> Markup:
+def points_layer(points: Iterable[Sequence[float]], name: str) -> Markup:
     """A layer with points (x, y), in pixels, as dots of the CSS class `name`.
 
     They are lines without length, drawn with round caps: so dots do not grow when the picture is enlarged.

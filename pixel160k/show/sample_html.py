@@ -70,7 +70,7 @@ def _picture(sample: "Sample", layers: Collection[str]) -> Markup:
         ):
             if layer in layers and mask is not None:
                 drawn.append(drawing.mask_layer(mask, name))
-    if "prompts" in layers and sample.step == sample.about["prompt_step"]:
+    if "prompts" in layers and sample.step == sample.metadata.prompt_step:
         # Points last: they are the smallest.
         drawn += [drawing.prompt_layer(prompt) for prompt in reversed(sample.prompts)]
     jpeg = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
@@ -79,10 +79,10 @@ def _picture(sample: "Sample", layers: Collection[str]) -> Markup:
 
 
 def _facts(sample: "Sample") -> list[tuple[str, str]]:
-    about = sample.about
+    metadata = sample.metadata
     facts = [
-        ("step", f"{sample.step}, of {about['first_step']} to {about['last_step']}"),
-        ("gripper closes", f"step {about['close_step']}" if about["close_step"] >= 0 else "never"),
+        ("step", f"{sample.step}, of {metadata.first_step} to {metadata.last_step}"),
+        ("gripper closes", f"step {metadata.close_step}" if metadata.close_step >= 0 else "never"),
         ("object", sample.target_object or "none named"),
     ]
     if sample.labels is not None:
@@ -92,12 +92,12 @@ def _facts(sample: "Sample") -> list[tuple[str, str]]:
         kinds = [prompt.kind for prompt in sample.prompts]
         counts = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
         said = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts)
-        facts.append(("prompts", f"{said}, on step {about['prompt_step']}"))
-    if about["prompt_step"] >= 0:
-        facts.append(("scores", f"detection {about['score']:.2f}, mask {about['mask_score']:.2f}"))
-        evidence = about["evidence_status"].replace("_", " ")
+        facts.append(("prompts", f"{said}, on step {metadata.prompt_step}"))
+    if metadata.prompt_step >= 0:
+        facts.append(("scores", f"detection {metadata.score:.2f}, mask {metadata.mask_score:.2f}"))
+        evidence = metadata.evidence_status.replace("_", " ")
         facts.append(
-            ("motion", evidence if evidence == "not applicable" else f"{evidence}, {about['evidence_score']:.2f}")
+            ("motion", evidence if evidence == "not applicable" else f"{evidence}, {metadata.evidence_score:.2f}")
         )
     if sample.actions is not None and sample.action_mask is not None:
         real = np.count_nonzero(sample.action_mask)

@@ -162,7 +162,7 @@ def _read_episode(directory: ShardDirectory, episode_id: str) -> _Episode:
         episode_id,
         steps[0],
         steps[-1],
-        first.about["close_step"],
+        first.metadata.close_step,
         first.status,
         first.instruction,
         first.target_object,
