@@ -239,7 +239,7 @@ def annotated(tmp_path_factory):
     """Four drawn scenes, annotated by motion, one with a broken frame; truth of three, and of one that is not there."""
     folder = tmp_path_factory.mktemp("annotated")
     places = [(80, 150), (100, 160), (70, 170)]
-    scenes = [episode(place=place, seed=seed) for seed, place in enumerate(places)]
+    scenes = [episode(centre=centre, seed=seed) for seed, centre in enumerate(places)]
     write_scenes(folder / "data", scenes[:2], [scenes[2], episode(broken=[CLOSE])])
     settings = AnnotateSettings(annotators="motion")
     annotate("libero", folder / "data", folder / "annotations", settings, Execution())
