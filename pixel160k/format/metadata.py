@@ -11,8 +11,8 @@ from annotated_types import Ge, Len
 
 from pixel160k.format.masks import RLE
 
-Step = Annotated[int, Ge(0)]
-StepOrNone = Annotated[int, Ge(-1)]
+RawStep = Annotated[int, Ge(0)]
+RawStepOrNone = Annotated[int, Ge(-1)]  # −1 stands for none
 JSONBox = Annotated[list[float], Len(4, 4)]
 JSONPoints = Annotated[list[Annotated[list[float], Len(2, 2)]], Len(1)]
 
@@ -27,13 +27,13 @@ class Metadata:
 
     dataset: Annotated[str, "the data set's name, by which statistics are kept"]
     episode_id: Annotated[str, "which record of the source the episode is"]
-    step: Annotated[Step, "the raw step of this sample"]
-    num_steps: Annotated[Step, "number of raw steps of the episode"]
-    first_step: Annotated[Step, "the first valid raw step (x_0)"]
+    step: Annotated[RawStep, "the raw step of this sample"]
+    num_steps: Annotated[int, Ge(0), "number of raw steps of the episode"]
+    first_step: Annotated[RawStep, "the first valid raw step (x_0)"]
     last_step: Annotated[
-        Step, "the last valid raw step; row i of the action chunk is real where `step + i <= last_step`"
+        RawStep, "the last valid raw step; row i of the action chunk is real where `step + i <= last_step`"
     ]
-    close_step: Annotated[StepOrNone, "the raw step at which the gripper closes; −1: never"]
+    close_step: Annotated[RawStepOrNone, "the raw step at which the gripper closes; −1: never"]
     camera: Annotated[str, "which of the source's cameras took the images"]
     instruction: Annotated[str, 'what the robot is told; `""`: nothing']
     target_object: Annotated[str, 'the words of the object that is to be grasped; `""`: none found']
@@ -52,7 +52,7 @@ class Metadata:
     points: Annotated[JSONPoints, "point prompts on the object, on x_0; `[[-1, -1]]`: none"]
     line: Annotated[JSONPoints, "both ends of the line prompt on the object, on x_0; `[[-1, -1]]`: none"]
     object_mask: Annotated[RLE, "the object on x_0; size `[0, 0]`: none"]
-    prompt_step: Annotated[StepOrNone, "the raw step that prompts belong to (x_0); −1: no prompts"]
+    prompt_step: Annotated[RawStepOrNone, "the raw step that prompts belong to (x_0); −1: no prompts"]
     object_mask_valid: Annotated[bool, "whether `.mask.png` of this step marks the object"]
     gripper_mask_valid: Annotated[bool, "whether `.mask.png` of this step marks the gripper"]
 

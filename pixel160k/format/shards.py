@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
@@ -72,9 +71,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._tar.close()
         self._file.close()
 
@@ -149,28 +146,22 @@ def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None
     return StepMasks(row.episode_id, step, object_mask, object_mask is not None, gripper_mask, gripper_mask is not None)
 
 
-def label_image(masked: StepMasks, height: int, width: int) -> np.ndarray:
-    """The label image of a step, uint8 (height, width): 0 background, 1 gripper, 2 target, 255 not annotated.
-
-    The gripper lies over the target. Where only one of the two is valid, 0 says only that this one is not there.
-    """
-    nothing = masked.object_mask is None and masked.gripper_mask is None
-    labels = np.full((height, width), masks.NOT_ANNOTATED if nothing else masks.BACKGROUND, np.uint8)
+def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
+    """The label image of a step as PNG. The gripper lies over the target object."""
+    height, width = row.image_height, row.image_width
+    if masked.object_mask is None and masked.gripper_mask is None:
+        return _blank_png(height, width)
+    labels = np.full((height, width), masks.BACKGROUND, np.uint8)
     if masked.object_mask is not None:
         labels[masks.decode(masked.object_mask)] = masks.TARGET
     if masked.gripper_mask is not None:
         labels[masks.decode(masked.gripper_mask)] = masks.GRIPPER
-    return labels
-
-
-def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
-    if masked.object_mask is None and masked.gripper_mask is None:
-        return _blank_png(row.image_height, row.image_width)
-    return masks.encode_indexed_png(label_image(masked, row.image_height, row.image_width))
+    return masks.encode_indexed_png(labels)
 
 
 @lru_cache(maxsize=8)
 def _blank_png(height: int, width: int) -> bytes:
+    """The label image of a step on which nothing is annotated."""
     return masks.encode_indexed_png(np.full((height, width), masks.NOT_ANNOTATED, np.uint8))
 
 

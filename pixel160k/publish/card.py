@@ -1,4 +1,4 @@
-"""The data card (README.md) beside the shards: what they hold, how they were made, what is known to be wrong with them."""
+"""The data card (README.md) beside the shards: what they hold, how they were made, and what their limits are."""
 
 from collections import Counter
 from typing import Any

@@ -26,7 +26,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     (folder / "images").mkdir()
     categories = {GRIPPER_CATEGORY: 1}
     counts = {"images": 0, "annotations": 0}
-    rest = folder / "annotations.part"  # both lists grow at once, but one file holds them one behind the other
+    rest = folder / "annotations.part"  # both lists grow together, but in the file one follows the other
     with open(folder / "annotations.json", "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
         file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
         for episode in episodes:

@@ -126,7 +126,7 @@ class _EpisodeTable:
 
 
 class _Statistics:
-    """LeRobot's statistics: of vectors exactly, of pixels from how often each of the 256 levels occurs in each channel."""
+    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel."""
 
     def __init__(self, camera: str) -> None:
         self.camera = camera
@@ -142,13 +142,13 @@ class _Statistics:
             self._levels[channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
 
     def merge(self, other: Self) -> None:
-        """Count what another has counted."""
+        """Add what another has counted."""
         for name, parts in other._vectors.items():
             self._vectors[name].append(np.concatenate(parts))
         self._levels += other._levels
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """A vector's measures have D numbers each; an image's lie in [0, 1] and have the shape (3, 1, 1)."""
+        """Feature -> measure -> values: one number per dimension of a vector; of an image (3, 1, 1), in [0, 1]."""
         vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
         count = {"count": [len(vectors["action"])]}
         return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
@@ -229,7 +229,7 @@ def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
     return pa.schema({name: arrow(feature) for name, feature in features.items()})
 
 
-def _columns(episode: list[Step], number: int, frames: int, task: int, fps: float) -> dict[str, Any]:
+def _columns(episode: list[Step], episode_index: int, first_frame: int, task: int, fps: float) -> dict[str, Any]:
     """The frames of an episode, one list per column."""
     return {
         _camera(episode[0]): [{"bytes": step.jpeg, "path": f"{step.key}.jpg"} for step in episode],
@@ -239,24 +239,24 @@ def _columns(episode: list[Step], number: int, frames: int, task: int, fps: floa
         **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},
         "timestamp": [frame / fps for frame in range(len(episode))],
         "frame_index": range(len(episode)),
-        "episode_index": [number] * len(episode),
-        "index": range(frames, frames + len(episode)),
+        "episode_index": [episode_index] * len(episode),
+        "index": range(first_frame, first_frame + len(episode)),
         "task_index": [task] * len(episode),
     }
 
 
 def _episode_row(
-    episode: list[Step], number: int, frames: int, file_number: int, statistics: dict[str, dict[str, Any]]
+    episode: list[Step], episode_index: int, first_frame: int, file_number: int, statistics: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     chunk_index, file_index = divmod(file_number, _FILES_PER_CHUNK)
     return {
-        "episode_index": number,
+        "episode_index": episode_index,
         "tasks": [episode[0].metadata.instruction],
         "length": len(episode),
         "data/chunk_index": chunk_index,
         "data/file_index": file_index,
-        "dataset_from_index": frames,
-        "dataset_to_index": frames + len(episode),
+        "dataset_from_index": first_frame,
+        "dataset_to_index": first_frame + len(episode),
         "meta/episodes/chunk_index": 0,
         "meta/episodes/file_index": 0,
         **{f"annotation/{name}": value for name, value in sorted(episode[0].metadata.of_episode().items())},

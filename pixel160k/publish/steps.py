@@ -1,4 +1,4 @@
-"""What every exporter reads: the samples of a shard directory, decoded but for the image, whose bytes are passed on."""
+"""The samples that every exporter reads. All of a sample is decoded except its image, whose JPEG bytes pass through."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
