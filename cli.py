@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from pixel160k.format.origins import ORIGINS
+
 
 class _Commands(click.Group):
     """Turns the errors that name their own way out into one line and exit code 1."""
@@ -47,7 +49,7 @@ def _execution_options(command: Any) -> Any:
     return command
 
 
-_SOURCE_NAMES = ("sample", "bridge_orig", "fractal", "libero")
+_SOURCE_NAMES = tuple(ORIGINS)
 _directory = click.Path(path_type=Path, file_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
@@ -102,9 +104,7 @@ def annotate(
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
-    if tracks:
-        overrides = (*overrides, "tracks=true")
-    settings = annotate_job.load_settings(source, config, overrides)
+    settings = annotate_job.load_settings(source, config, overrides, {"tracks": True} if tracks else {})
     data_dir = annotate_job.default_data_dir(source, data_dir)
     totals = annotate_job.annotate(
         source, data_dir, out, settings, Execution(workers, runner, beam_options), split, device
@@ -313,9 +313,9 @@ def train(
     from train.run import train as run
     from train.settings import load_recipe
 
-    chosen = {"stage": stage, "init": init, "max_steps": max_steps}
-    chosen_here = tuple(f"{key}={value}" for key, value in chosen.items() if value is not None)
-    checkpoint = run(load_recipe(recipe, (*overrides, *chosen_here)), shards, out, resume)
+    options = {"stage": stage, "init": init, "max_steps": max_steps}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    checkpoint = run(load_recipe(recipe, overrides, chosen), shards, out, resume)
     click.echo(f"the last checkpoint: {checkpoint}")
 
 

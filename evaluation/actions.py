@@ -219,7 +219,8 @@ def _errors(samples: Sequence[Sample], predictions: Iterator[np.ndarray] | Seque
     for sample, predicted in zip(samples, predictions, strict=True):
         difference = np.abs(predicted - _actions(sample))
         steps = sample.step + np.arange(len(difference))
-        before_close = steps < sample.about["close_step"]
+        assert sample.action_mask is not None  # read together with the actions
+        before_close = steps < sample.metadata.close_step
         for row, counted in enumerate((sample.action_mask, sample.action_mask & before_close)):
             total[row] += difference[counted].sum(0)
             actions[row] += counted.sum()

@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """What the user or the data did wrong: settings, files, records, or what this machine lacks.
 
-    Its message is one line that names the thing, the place and the way out. `pixelcli` prints it and exits with code 1; a
-    job over many episodes counts it and goes on. Every other exception is a bug of this project, or of a library.
+    Its message is one line: what is wrong, where, and what to do. `pixelcli` prints it and exits with code 1; a job over
+    many episodes counts it and goes on. Every other exception is a bug of this project, or of a library.
     """
 
 

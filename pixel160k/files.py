@@ -17,7 +17,7 @@ TEMPORARY = ".tmp-"
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -37,9 +37,9 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for the enclosed block to write a file to; it takes its place when the block ends.
+    """Yield a temporary path beside `path`, to write a file to; when the block ends, that file is renamed to `path`.
 
-    Where the block raises, nothing is left.
+    Where the block raises, the temporary file is removed and `path` stays as it was.
     """
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
@@ -61,7 +61,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def check_new_folder(out: Path) -> None:
-    """Check that a folder can be made or is empty.
+    """Check that `out` does not exist or is an empty folder.
 
     Raises:
         InputError: it is a file, or holds something.
@@ -72,10 +72,10 @@ def check_new_folder(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `out`, for the enclosed block to fill; it becomes `out` when the block ends.
+    """Yield a temporary folder beside `out`, to be filled; when the block ends, it is renamed to `out`.
 
-    So `out` appears whole or not at all. Where the block raises, nothing is left. With `replace`, an older folder `out`
-    stays until the new one is whole, and is then deleted.
+    So `out` appears whole or not at all. Where the block raises, the temporary folder is removed. With `replace`, an older
+    folder `out` stays until the new one is whole, and is then deleted.
 
     Raises:
         InputError: `out` exists and is not an empty folder (unless `replace`), or is a mount point, which no folder
@@ -94,7 +94,7 @@ def new_folder(out: Path, replace: bool = False) -> Iterator[Path]:
         if replace and out.exists():
             shutil.rmtree(old, ignore_errors=True)
             out.replace(old)
-        unfinished.replace(out)  # replaces an empty folder too
+        unfinished.replace(out)  # an empty folder may be there
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

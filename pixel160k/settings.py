@@ -1,4 +1,4 @@
-"""Typed settings from YAML and `--set key=value`: one way of configuring for every room.
+"""Typed settings from YAML, `--set key=value` and values of other options: one way of configuring for every room.
 
 A settings class is a pydantic model derived from `Settings`. Unknown keys and wrong values are one-line errors that name
 the nearest key or what was expected.
@@ -8,14 +8,15 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 
 
 class Settings(BaseModel):
@@ -25,36 +26,38 @@ class Settings(BaseModel):
 
     @classmethod
     def load(
-        cls, file: str | Path | None = None, overrides: Iterable[str] = (), base: dict[str, Any] | None = None
+        cls,
+        file: str | Path | None = None,
+        overrides: Iterable[str] = (),
+        base: Mapping[str, Any] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Read a YAML file, or start from `base` or the defaults, and apply `key=value` overrides.
+        """Make settings of a YAML file and of what overrides it. Where nothing says a setting, it has its default.
 
-        Nested keys are written with dots.
+        Args:
+            file: the YAML file; where there is one, `base` is not looked at.
+            overrides: texts `key=value`; the value is parsed as YAML. They override the file.
+            base: settings to start from where there is no file, as nested dictionaries.
+            values: settings by their keys, taken as they are and never parsed: `{"init": "my run #2"}`. They override
+                all others.
+
+        Nested keys are written with dots in `overrides` and `values`: `filter.min_evidence`.
 
         Raises:
-            InputError: one line that names the wrong key or value and what would be right.
+            InputError: the file cannot be read, or a key or value is wrong; one line that says what would be right.
         """
-        values = copy.deepcopy(base) if base else {}
+        settings = dict(copy.deepcopy(base)) if base else {}
         if file is not None:
-            try:
-                values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
-                raise InputError(f"cannot read the settings file {file}: {' '.join(str(error).split())}") from None
-            if not isinstance(values, dict):
-                raise InputError(f"{file} must hold `key: value` lines, not a {type(values).__name__}")
+            settings = _read_file(Path(file))
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
                 raise InputError(f"--set takes key=value, not {override!r}")
-            *parents, leaf = key.strip().split(".")
-            place = values
-            for parent in parents:
-                place = place.setdefault(parent, {})
-                if not isinstance(place, dict):
-                    raise InputError(f"setting {key!r}: {parent!r} holds a value, not further settings")
-            place[leaf] = yaml.safe_load(text)
+            _put(settings, key.strip(), _parse_yaml(text, f"--set {override}: the value is no YAML"))
+        for key, value in (values or {}).items():
+            _put(settings, key, value)
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(settings)
         except ValidationError as error:
             raise InputError("; ".join(cls._explain(fault) for fault in error.errors())) from None
 
@@ -64,7 +67,7 @@ class Settings(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @classmethod
-    def _explain(cls, fault: Any) -> str:
+    def _explain(cls, fault: ErrorDetails) -> str:
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(key, cls._keys(), n=1, cutoff=0.4)
@@ -81,3 +84,32 @@ class Settings(BaseModel):
             else:
                 keys.append(prefix + name)
         return keys
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    fault = f"cannot read the settings file {file}"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{fault}: {one_line(error)}") from None
+    settings = _parse_yaml(text, fault) or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} must hold `key: value` lines, not a {type(settings).__name__}")
+    return settings
+
+
+def _parse_yaml(text: str, fault: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date such as 2024-13-01
+        raise InputError(f"{fault}: {one_line(error)}") from None
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key, written with dots, in nested dictionaries."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"setting {key!r}: {parent!r} holds a value, not further settings")
+    settings[leaf] = value

@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import written_atomically
+from pixel160k.format.arrow import arrow_type
 from pixel160k.format.masks import RLE, decode
-from pixel160k.format.table import RLE_TYPE
 from simulation.environment import GRIPPER
 
 FILE_NAME = "truth.parquet"
 TARGET = "target"
 
+_RLE = arrow_type(RLE)
 _STEP = pa.struct(
     [
-        ("gripper", RLE_TYPE),
-        ("target", RLE_TYPE),
-        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", RLE_TYPE)]))),
+        ("gripper", _RLE),
+        ("target", _RLE),
+        ("others", pa.list_(pa.struct([("name", pa.string()), ("mask", _RLE)]))),
     ]
 )
 SCHEMA = pa.schema(

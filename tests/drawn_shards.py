@@ -89,10 +89,12 @@ def write_drawn_shards(out):
         "horizon": 50,
         "samples": len(writer.index),
         "episodes": len(rows),
+        "shards": [],
         "left_out": {"drawn-train-00000-00004": "bad_image"},
         "annotated": {"status": {"accepted": 1, "failed": 1, "rejected": 3}, "reasons": {}},
         "annotations": {"models": {"object": "drawn by hand"}, "settings": {"annotators": "<none>"}},
         "software": "0",
+        "files": {},
     }
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out

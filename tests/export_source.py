@@ -49,7 +49,7 @@ def drawn_tracks(row):
 
 
 def raw_samples(directory):
-    """Every sample of a shard directory in order: its key, members as bytes, and `about`, `action`, `state` decoded."""
+    """Every sample of a shard directory in order: its key, members as bytes, and `metadata`, `action`, `state` decoded."""
     for path in sorted(directory.glob("*.tar")):
         with tarfile.open(path) as tar:
             sample = {}
@@ -59,7 +59,7 @@ def raw_samples(directory):
                 if len(sample) == 5:
                     yield sample | {
                         "key": key,
-                        "about": json.loads(sample["json"]),
+                        "metadata": json.loads(sample["json"]),
                         "action": np.load(io.BytesIO(sample["action.npy"]))[0],
                         "state": np.load(io.BytesIO(sample["state.npy"])),
                     }

@@ -23,7 +23,7 @@ def object_mask(record):
 
 
 def annotation(dataset, split, shard, record, steps):
-    """Every third episode is rejected; the others have a target on x_0 and a gripper at step 1."""
+    """Each third episode of a file is rejected; the others have a target on x_0 and a gripper at step 1."""
     episode_id = f"{dataset}-{split}-{shard:05d}-{record:05d}"
     rejected = record % 3 == 2
     mask = object_mask(record)
@@ -63,12 +63,13 @@ def episode_actions(record, steps):
 def write_shards(out, files, dataset="drawn", split="train"):
     """Write a directory of shards; `files` lists for each shard the number of steps of its episodes."""
     out.mkdir(exist_ok=True)
-    index, entries, actions, states = [], [], [], []
+    index, entries, actions, states, rejected = [], [], [], [], 0
     for number, episodes in enumerate(files):
         path = out / f"{dataset}-{split}-{number:05d}.tar"
         with shards.ShardWriter(path) as writer:
             for record, steps in enumerate(episodes):
                 row = annotation(dataset, split, number, record, steps)
+                rejected += row.status == "rejected"
                 actions.append(episode_actions(record, steps))
                 for step in range(steps):
                     image = np.full((SIZE, SIZE, 3), (10 * number, 10 * record, 10 * step), np.uint8)
@@ -92,6 +93,11 @@ def write_shards(out, files, dataset="drawn", split="train"):
         "samples": len(index),
         "episodes": len(actions),
         "shards": entries,
+        "left_out": {},
+        "annotated": {"status": {"accepted": len(actions) - rejected, "rejected": rejected}, "reasons": {}},
+        "annotations": {},
+        "software": "0",
+        "files": {},
     }
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out

@@ -1,4 +1,4 @@
-"""The page: one file, the shards' own JPEG bytes, a card an episode, nothing unescaped, nothing silently left out."""
+"""The page: one file, the shards' own JPEG bytes, one card per episode, nothing unescaped, nothing silently left out."""
 
 import base64
 import html
@@ -11,6 +11,7 @@ from drawn_shards import ACCEPTED, GRIPPER, TARGET, jpeg, write_drawn_shards
 from pixel160k.errors import InputError
 from pixel160k.format import shards
 from pixel160k.show import browse_page, drawing
+from pixel160k.show.sample_html import split_at_target
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_damaged_shards_say_what_to_do(directory, tmp_path):
     ],
 )
 def test_finds_the_target_whatever_case_and_spaces(instruction, target, parts):
-    assert browse_page.split_at_target(instruction, target) == parts
+    assert split_at_target(instruction, target) == parts
 
 
 def test_an_outline_runs_along_pixel_edges():

@@ -62,10 +62,10 @@ def test_members_are_read_and_share_the_key(directory, dataset):
     )
     assert set(images) == set(masks) == set(annotations) == keys
     for key in sorted(keys)[::9]:
-        about = json.loads(annotations[key]["json"])
-        assert shards.sample_key(about["episode_id"], about["step"]) == key
+        metadata = json.loads(annotations[key]["json"])
+        assert shards.sample_key(metadata["episode_id"], metadata["step"]) == key
         assert images[key]["image"].size == masks[key]["mask"].size == (256, 256)
-        assert (2 in np.unique(np.asarray(masks[key]["mask"]))) == about["object_mask_valid"]
+        assert (2 in np.unique(np.asarray(masks[key]["mask"]))) == metadata["object_mask_valid"]
 
 
 def test_checksums_are_those_of_the_manifest(directory):

@@ -15,7 +15,7 @@ from pixel160k.errors import InputError
 from pixel160k.format import shards
 from pixel160k.format.actions import action_chunk, dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation, Evidence
-from pixel160k.show.data_figure import count, write_figure
+from pixel160k.show.data_figure import figure_numbers, write_figure
 
 HORIZON, EPISODES = 4, 15
 LENGTHS = [2 + 3 * record % 11 for record in range(EPISODES)]  # shorter and longer than the horizon
@@ -70,12 +70,17 @@ def write(out, records):
         "dataset": "drawn",
         "include": "all",
         "horizon": HORIZON,
+        "samples": len(writer.index),
         "episodes": len(records),
+        "shards": [],
         "left_out": {"drawn-train-00000-00099": "bad_image", "drawn-train-00000-00098": "malformed_record"},
         "annotated": {
             "status": {"accepted": 10, "failed": 1, "rejected": 5},
             "reasons": {"bad_image": 1, "contradicted_by_motion": 5},
         },
+        "annotations": {},
+        "software": "0",
+        "files": {},
     }
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
@@ -88,7 +93,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def numbers(directory):
-    return count(ShardDirectory(directory, members=("actions",)))
+    return figure_numbers(ShardDirectory(directory, members=("actions",)))
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +149,15 @@ def test_reasons_are_those_of_all_that_was_annotated(numbers, tmp_path):
     assert numbers["reasons"] == {"contradicted_by_motion": 5, "bad_image": 1}
     assert numbers["left_out"] == {"bad_image": 1, "malformed_record": 1}
     accepted = write(tmp_path / "accepted", [record for record in range(EPISODES) if record % 3 != 2])
-    assert count(ShardDirectory(accepted, members=("actions",)))["reasons"] == numbers["reasons"]
+    assert figure_numbers(ShardDirectory(accepted, members=("actions",)))["reasons"] == numbers["reasons"]
 
 
 def test_few_samples_are_read(directory, monkeypatch):
     read = []
     monkeypatch.setattr(
-        ShardDirectory, "sample", lambda *place, sample=ShardDirectory.sample: (read.append(place), sample(*place))[1]
+        ShardDirectory, "sample", lambda *asked, sample=ShardDirectory.sample: (read.append(asked), sample(*asked))[1]
     )
-    count(ShardDirectory(directory, members=("actions",)))
+    figure_numbers(ShardDirectory(directory, members=("actions",)))
     assert len(read) == sum(-(-length // HORIZON) for length in LENGTHS)
 
 

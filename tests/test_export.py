@@ -81,8 +81,8 @@ def test_damaged_shards_leave_nothing_behind(drawn, tmp_path, to):
     damaged = shutil.copytree(drawn, tmp_path / "shards")
     (path,) = damaged.glob("*.tar")
     with tarfile.open(path) as tar:
-        place = next(member.offset for member in tar if "-0020." in member.name)
-    path.write_bytes(path.read_bytes()[:place])
+        offset = next(member.offset for member in tar if "-0020." in member.name)
+    path.write_bytes(path.read_bytes()[:offset])
     code, output = run("--shards", damaged, "--to", to, "--out", tmp_path / "out", "--fps", 10)
     assert code == 1
     assert "cannot be read at" in output and "`pixelcli verify` says more" in output.splitlines()[-1]
@@ -126,8 +126,8 @@ def test_coco_masks_are_ours(shards, coco_folder):
     images = {image["file_name"].removesuffix(".jpg"): image for image in coco.loadImgs(coco.getImgIds())}
     expected = set()
     for sample in raw_samples(shards):
-        about = sample["about"]
-        if not (about["object_mask_valid"] or about["gripper_mask_valid"]):
+        metadata = sample["metadata"]
+        if not (metadata["object_mask_valid"] or metadata["gripper_mask_valid"]):
             continue
         expected.add(sample["key"])
         image = images[sample["key"]]
@@ -139,14 +139,14 @@ def test_coco_masks_are_ours(shards, coco_folder):
             mask = coco.annToMask(annotation).astype(bool)
             label = masks.GRIPPER if names[annotation["category_id"]] == "robot gripper" else masks.TARGET
             np.testing.assert_array_equal(mask, labels == label)
-            assert label == masks.GRIPPER or names[annotation["category_id"]] == about["target_object"]
+            assert label == masks.GRIPPER or names[annotation["category_id"]] == metadata["target_object"]
             x, y, width, height = annotation["bbox"]
             assert (x, y, x + width, y + height) == masks.box_of(mask)
             assert annotation["area"] == mask.sum() == masks.area(annotation["segmentation"])
         assert len(found) == len({masks.TARGET, masks.GRIPPER} & set(np.unique(labels).tolist()))
         assert image["not_annotated"] == (
-            ([] if about["object_mask_valid"] else [about["target_object"]])
-            + ([] if about["gripper_mask_valid"] else ["robot gripper"])
+            ([] if metadata["object_mask_valid"] else [metadata["target_object"]])
+            + ([] if metadata["gripper_mask_valid"] else ["robot gripper"])
         )
     assert set(images) == expected
     assert len({annotation["id"] for annotation in coco.loadAnns(coco.getAnnIds())}) == len(coco.getAnnIds())
@@ -194,7 +194,7 @@ def test_annotations_join_to_the_source(shards, rows):
         np.testing.assert_array_equal(labels, masks.decode_indexed_png(sample["mask.png"]))
         assert labels.shape == (row["image_height"], row["image_width"])
         assert {name: row[name] for name in ("instruction", "status", "object_mask_valid")} == {
-            name: sample["about"][name] for name in ("instruction", "status", "object_mask_valid")
+            name: sample["metadata"][name] for name in ("instruction", "status", "object_mask_valid")
         }
         joined += 1
     assert joined == 495

@@ -59,14 +59,14 @@ def digest(array):
 
 @pytest.mark.slow
 def test_lerobot_sees_every_frame(samples, loaded):
-    """Image, mask, action, state, task and place of each of the 495 frames."""
+    """Image, mask, action, state, task and index of each of the 495 frames."""
     for sample, frame in zip(samples, loaded["frames"], strict=True):
-        about = sample["about"]
+        metadata = sample["metadata"]
         image = np.asarray(Image.open(io.BytesIO(sample["jpg"])))
         assert frame["image"] == digest(image)
         assert frame["mask"] == digest(masks.decode_indexed_png(sample["mask.png"]))
-        assert frame["task"] == about["instruction"]
-        assert frame["annotation.step"] == about["step"]
+        assert frame["task"] == metadata["instruction"]
+        assert frame["annotation.step"] == metadata["step"]
         assert frame["timestamp"] == pytest.approx(frame["frame_index"] / 5)
         np.testing.assert_array_equal(np.array(frame["action"], np.float32), sample["action"])
         np.testing.assert_array_equal(np.array(frame["observation.state"], np.float32), sample["state"])
@@ -77,19 +77,21 @@ def test_lerobot_sees_every_frame(samples, loaded):
 @pytest.mark.slow
 def test_lerobot_sees_the_episodes_annotations(samples, loaded):
     per_step = {"step", "object_mask_valid", "gripper_mask_valid"}
-    episodes = {sample["about"]["episode_id"]: sample["about"] for sample in samples}
+    episodes = {sample["metadata"]["episode_id"]: sample["metadata"] for sample in samples}
     assert len(loaded["episodes"]) == len(episodes) == 12
-    for row, about in zip(loaded["episodes"], episodes.values(), strict=True):
-        assert row.pop("length") == about["last_step"] - about["first_step"] + 1
-        assert set(row) == set(about) - per_step
+    for row, metadata in zip(loaded["episodes"], episodes.values(), strict=True):
+        assert row.pop("length") == metadata["last_step"] - metadata["first_step"] + 1
+        assert set(row) == set(metadata) - per_step
         for name, value in row.items():
-            assert value == about[name] or np.allclose(value, about[name])
+            assert value == metadata[name] or np.allclose(value, metadata[name])
 
 
 @pytest.mark.slow
 def test_lerobot_makes_chunks_as_the_shards_do(samples, loaded):
     """`delta_timestamps` within an episode; LeRobot repeats the last action where the shards stand still, and says so."""
-    episode = [sample for sample in samples if sample["about"]["episode_id"] == samples[44]["about"]["episode_id"]]
+    episode = [
+        sample for sample in samples if sample["metadata"]["episode_id"] == samples[44]["metadata"]["episode_id"]
+    ]
     actions = np.stack([sample["action"] for sample in episode])
     expected = action_chunk(actions, len(actions) - 3, len(actions) - 1, 8)
     np.testing.assert_array_equal(np.array(loaded["chunk"]["action"], np.float32)[:3], expected[:3])
@@ -134,9 +136,9 @@ def test_images_are_the_sources_own_bytes(exported, samples):
 
 
 def test_a_new_file_begins_where_one_is_full(shards, exported, tmp_path, monkeypatch):
-    """Whole episodes a file, and every episode's row names its file."""
+    """Whole episodes per file, and every episode's row names its file."""
     monkeypatch.setattr(lerobot, "_FILE_BYTES", 2**20)
-    monkeypatch.setattr(lerobot, "_FILES_A_CHUNK", 3)
+    monkeypatch.setattr(lerobot, "_FILES_PER_CHUNK", 3)
     export(shards, "lerobot", tmp_path / "out")
     files = sorted(
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out" / "data").rglob("*.parquet")

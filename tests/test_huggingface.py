@@ -48,9 +48,9 @@ def members(directory):
 
 def assert_same(found, raw):
     """A sample as `datasets` gives it is the one in the tar."""
-    about = json.loads(raw["json"])
-    assert set(found["json"]) == set(about)
-    for name, value in about.items():
+    metadata = json.loads(raw["json"])
+    assert set(found["json"]) == set(metadata)
+    for name, value in metadata.items():
         if isinstance(value, float):
             assert found["json"][name] == pytest.approx(value, rel=1e-6)
         else:
@@ -67,8 +67,8 @@ def test_load_dataset_by_the_card(directory, declared, tmp_path):
     assert loaded.features == declared
     raw = members(directory)
     assert loaded["__key__"] == list(raw) and len(raw) == shards.read_manifest(directory)["samples"] == 495
-    for place in range(0, len(loaded), 45):
-        assert_same(loaded[place], raw[loaded[place]["__key__"]])
+    for index in range(0, len(loaded), 45):
+        assert_same(loaded[index], raw[loaded[index]["__key__"]])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -104,10 +104,10 @@ def test_plain_webdataset(directory):
     assert len(raw) == manifest["samples"]
     for key, sample in raw.items():
         assert {name for name in sample if not name.startswith("__")} == set(shards.MEMBERS)
-        about = json.loads(sample["json"])
-        assert key == shards.sample_key(about["episode_id"], about["step"])
+        metadata = json.loads(sample["json"])
+        assert key == shards.sample_key(metadata["episode_id"], metadata["step"])
         chunk = np.load(io.BytesIO(sample["action.npy"]), allow_pickle=False)
-        real = chunk_mask(about["step"], about["last_step"], manifest["horizon"])
+        real = chunk_mask(metadata["step"], metadata["last_step"], manifest["horizon"])
         assert chunk.shape == (manifest["horizon"], 7) and not chunk[~real, :6].any()
 
 
@@ -116,8 +116,8 @@ def test_the_cards_snippets_run(directory, tmp_path):
     snippets = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(snippets) == 3
     assert "load_dataset" in snippets[0] and "webdataset" in snippets[1] and "pixel160k" in snippets[2]
-    for place, snippet in enumerate(snippets):
-        program = tmp_path / f"snippet_{place}.py"
+    for number, snippet in enumerate(snippets):
+        program = tmp_path / f"snippet_{number}.py"
         program.write_text(snippet, encoding="utf-8")
         run = {"cwd": directory.parent, "env": os.environ | {"HF_HOME": str(tmp_path / "cache")}}
         result = subprocess.run([sys.executable, program], capture_output=True, text=True, **run)

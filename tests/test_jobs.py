@@ -12,6 +12,7 @@ import tarfile
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scene import episode, write_scenes
 
@@ -24,7 +25,7 @@ from annotate.sources import SOURCES
 from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
-from pixel160k.format.table import read_annotations, read_metadata
+from pixel160k.format.table import read_annotations
 
 SETTINGS = AnnotateSettings(annotators="motion")
 
@@ -145,7 +146,8 @@ def test_dask_cluster_writes_the_same_bytes(drawn, finished, tmp_path):
 
 
 def test_parts_say_how_they_were_made(finished):
-    metadata = read_metadata(finished / "annotations" / "part-train-00000.parquet")
+    schema = pq.read_schema(finished / "annotations" / "part-train-00000.parquet")
+    metadata = json.loads(schema.metadata[b"pixelvla"])
     assert metadata["settings"] == SETTINGS.model_dump(mode="json")
     assert metadata["dataset"] == "drawn"
     assert metadata["models"]["object"] == "motion"

@@ -168,7 +168,7 @@ def test_resuming_without_workers_is_exact_from_first_to_last(directory):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_resuming_with_workers_is_exact_at_random_places(directory, workers):
+def test_resuming_with_workers_is_exact_wherever_it_stopped(directory, workers):
     """Twenty interruptions one after the other through two epochs, the state going through bytes each time."""
     expected = []
     for epoch in range(2):
@@ -220,6 +220,11 @@ def test_a_state_of_another_order_is_refused(directory, changed, fault):
     state = open_keys(directory).state_dict()
     with pytest.raises(InputError, match=fault):
         open_keys(directory, **changed).load_state_dict(state)
+
+
+def test_what_is_no_state_is_refused(directory):
+    with pytest.raises(InputError, match="no state of a loader: it lacks 'epoch'"):
+        open_keys(directory).load_state_dict({"model": {}})
 
 
 def test_only_the_status_and_split_asked_for(tmp_path):
@@ -344,7 +349,7 @@ def test_commands_are_not_run(directory, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "fault"),
     [
-        ({"chunk": HORIZON + 1}, "holds 10 actions a sample; a chunk of 11"),
+        ({"chunk": HORIZON + 1}, "holds 10 actions per sample; a chunk of 11"),
         ({"chunk": 0}, "a chunk of 0"),
         ({"members": ["mask"]}, "no member 'mask'"),
         ({"shuffle_buffer": -1}, "shuffle_buffer is a number of samples"),
@@ -364,6 +369,10 @@ def test_no_shards_and_unknown_formats_are_refused(damaged, tmp_path):
     twin = write_shards(tmp_path / "twin", FILES[:1])
     with pytest.raises(InputError, match="both hold drawn"):
         open_shards([damaged, twin])
+    with pytest.raises(InputError, match=r"shards/x-\{1 is no pattern: Unbalanced braces"):
+        open_shards("shards/x-{1")
+    with pytest.raises(InputError, match=r"nfs://host/shards: URLs with nfs: cannot be read; there are .*https"):
+        open_shards("nfs://host/shards")
     manifest = json.loads((damaged / "manifest.json").read_text())
     (damaged / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
     with pytest.raises(InputError, match="format version 99; this software reads 1"):

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pixel160k.errors import InputError
 from pixel160k.format import masks
 from pixel160k.format.prompts import sample_prompts
 from pixel160k.seeding import seeded_generator
@@ -67,5 +66,5 @@ def test_other_episodes_get_other_prompts():
 
 
 def test_an_empty_mask_has_no_prompts():
-    with pytest.raises(InputError, match="empty mask"):
+    with pytest.raises(ValueError, match="empty mask"):
         sample_prompts(np.zeros((4, 4), bool), 3, seeded_generator("x"))

@@ -25,7 +25,7 @@ def test_a_point_is_centred_where_it_is_marked(x, y):
     assert (rows.mean() + 0.5) / SCALE == pytest.approx(y, abs=0.5)
 
 
-def test_lines_and_regions_run_through_their_places():
+def test_lines_and_regions_run_through_their_points():
     along = changed(prompts=[line([(10, 10), (60, 10), (60, 80)])])
     assert along[40, 40:240].all() and along[40:320, 240].all() and not along[60:, :230].any()
     border = changed(prompts=[region((20, 30, 50, 70))])

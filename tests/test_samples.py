@@ -10,14 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numbered_shards import HORIZON, SIZE, episode_actions, object_mask, write_shards
 
 from pixel160k import ShardDirectory, open_shards
 from pixel160k.errors import InputError
 from pixel160k.format import masks, prompts, shards
-from pixel160k.read import samples
+from pixel160k.read import foreign, samples
 
 FILES = [[5, 3, 4], [6]]
 
@@ -83,7 +87,7 @@ def test_what_is_not_annotated_is_never_background(directory):
 def test_prompts_are_those_of_the_first_step(directory):
     shards = ShardDirectory(directory)
     for sample in shards.episode("drawn-train-00000-00001"):
-        assert sample.about["prompt_step"] == 0
+        assert sample.metadata.prompt_step == 0
         assert [prompt.kind for prompt in sample.prompts] == ["point"] * 3 + ["line", "region", "mask"]
         for prompt in sample.prompts:
             prompts.validate(prompt, SIZE, SIZE)
@@ -112,7 +116,7 @@ def test_only_what_is_asked_for_is_decoded(directory, members):
     ("asked", "fault"),
     [
         ({"members": ["images"]}, "no member 'images'; there are image, labels, prompts, actions, state"),
-        ({"chunk": HORIZON + 1}, "holds 10 actions a sample; a chunk of 11"),
+        ({"chunk": HORIZON + 1}, "holds 10 actions per sample; a chunk of 11"),
         ({"chunk": 0}, "a chunk of 0"),
     ],
 )
@@ -129,7 +133,7 @@ def test_asking_for_what_there_is_not(directory, asked, fault):
         ("mask.png", b"\x89PNG\r\n\x1a\n", "mask.png is damaged"),
         ("json", b"{", "json is damaged"),
         ("json", b"[]", "json is damaged"),
-        ("json", b'{"episode_id": "drawn-train-00000-00001", "step": 0}', "json is damaged .it is of drawn"),
+        ("json", b'{"episode_id": "drawn-train-00000-00001", "step": 0}', "json is damaged .dataset: field required"),
         ("action.npy", npy(np.zeros((3, 6), np.float32)), r"action.npy is damaged .its shape is \(3, 6\)"),
         ("action.npy", npy(np.zeros((3, 7))), "action.npy is damaged .no float32"),
         ("state.npy", npy(np.array([{}])), "state.npy is damaged .no float32"),
@@ -141,6 +145,60 @@ def test_damage_names_key_and_member(members, suffix, content, fault):
     damaged = {name: data for name, data in (members | {suffix: content}).items() if data is not None}
     with pytest.raises(InputError, match=f"^{KEY}: {fault}"):
         samples.decode(KEY, damaged)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"object_mask": {"size": [SIZE, SIZE], "counts": "~~~~"}},
+        {"object_mask": {"size": [SIZE, SIZE], "counts": "ooo5oo7o9"}},  # pycocotools would write beyond the mask
+        {"object_mask": {"size": [SIZE, SIZE], "counts": "é"}},
+        {"object_mask": {"size": [SIZE], "counts": ""}},
+        {"points": [[1.0]]},
+        {"line": [[1.0, "2"], [3.0, 4.0]]},
+        {"line": [[1.0, 2.0]]},
+        {"last_step": None},
+        {"status": "failed"},
+        {"score": float("nan")},
+    ],
+)
+def test_a_json_that_is_not_in_the_form_is_damage(members, changes):
+    content = json.dumps(json.loads(members["json"]) | changes).encode()
+    with pytest.raises(InputError, match=f"^{KEY}: json is damaged"):
+        samples.decode(KEY, members | {"json": content})
+
+
+@settings(max_examples=300, deadline=None)
+@given(mask=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), noise=st.text("0123456789:NOo", max_size=8))
+def test_a_foreign_rle_is_decoded_or_refused(mask, noise):
+    rle = masks.encode(mask)
+    np.testing.assert_array_equal(foreign.decode_rle(rle), mask)
+    for counts in (noise, rle["counts"] + noise, noise + rle["counts"]):
+        try:
+            assert foreign.decode_rle({"size": rle["size"], "counts": counts}).shape == mask.shape
+        except InputError as error:
+            assert f"no RLE of a mask of {mask.shape[1]}x{mask.shape[0]}" in str(error)
+
+
+def test_the_json_of_another_sample_is_damage(directory, members):
+    other = ShardDirectory(directory).members("drawn-train-00000-00001", 0)
+    with pytest.raises(InputError, match=f"^{KEY}: json is damaged .it is of drawn-train-00000-00001, step 0"):
+        samples.decode(KEY, members | {"json": other["json"]})
+
+
+def test_a_bug_of_ours_is_not_taken_for_damage(members, directory, monkeypatch):
+    def broken(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(samples, "chunk_mask", broken)
+    for read in (
+        lambda: samples.decode(KEY, members),
+        lambda: ShardDirectory(directory).sample("drawn-train-00000-00000", 0),
+        lambda: list(open_shards(directory)),
+    ):
+        with pytest.raises(ValueError, match=r"^ours$") as error:
+            read()
+        assert not isinstance(error.value, InputError)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -220,10 +278,10 @@ def test_a_cut_tar_names_the_file_and_the_way_out(directory):
 
 def test_no_tar_is_read_from_its_start(directory):
     """All before the sample is overwritten, and it is still read."""
-    place = next(row for row in shards.read_index(directory / "index.parquet") if row.episode_id.endswith("00002"))
+    row = next(row for row in shards.read_index(directory / "index.parquet") if row.episode_id.endswith("00002"))
     tar = directory / "drawn-train-00000.tar"
-    tar.write_bytes(b"\xff" * place.offset + tar.read_bytes()[place.offset :])
-    assert ShardDirectory(directory).sample(place.episode_id, 0).instruction == "move the cup 2"
+    tar.write_bytes(b"\xff" * row.offset + tar.read_bytes()[row.offset :])
+    assert ShardDirectory(directory).sample(row.episode_id, 0).instruction == "move the cup 2"
 
 
 def test_what_is_not_there_is_named(directory):
@@ -256,6 +314,53 @@ def test_importing_is_light():
     ).stdout.split()
     assert float(seconds) < 0.5
     assert not {"apache_beam", "transformers", "torch", "webdataset", "tensorflow_datasets"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda manifest: manifest.pop("dataset"), "manifest.json: dataset: field required"),
+        (lambda manifest: manifest.update(horizon="10"), "manifest.json: horizon: input should be a valid integer"),
+        (lambda manifest: manifest["shards"][0].pop("samples"), "manifest.json: shards.0.samples: field required"),
+    ],
+)
+def test_a_damaged_manifest_is_named(directory, change, fault):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    for opening in (ShardDirectory, open_shards):
+        with pytest.raises(InputError, match=f"{fault}.*pixelcli verify"):
+            opening(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"[]", "holds no statistics of drawn"),
+        (b"{", "holds no statistics of drawn"),
+        (b'{"drawn": {}}', "is not in the form of the format .action: field required"),
+        (b'{"drawn": 1}', "is not in the form of the format"),
+    ],
+)
+def test_damaged_statistics_are_named(directory, content, fault):
+    (directory / "dataset_statistics.json").write_bytes(content)
+    for opening in (lambda: ShardDirectory(directory).statistics, lambda: open_shards(directory)):
+        with pytest.raises(InputError, match=f"dataset_statistics.json {fault}.*; build these shards again"):
+            opening()
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([None] * 18, pa.int32()), pa.array([str(step) for step in range(18)])], ids=["gaps", "text"]
+)
+def test_an_index_of_other_types_is_named(directory, column):
+    path = directory / "index.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("step"), "step", column), path)
+    for opening in (ShardDirectory, open_shards):
+        with pytest.raises(
+            InputError, match=r"index.parquet cannot be read \(column step: .*; build these shards again"
+        ):
+            opening(directory)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 and nothing else PAR1", None])

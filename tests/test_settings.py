@@ -5,6 +5,7 @@ import pytest
 from annotate.jobs.annotate import default_data_dir, load_settings
 from annotate.settings import AnnotateSettings
 from pixel160k.errors import InputError
+from train.settings import load_recipe
 
 
 def test_yaml_then_overrides(tmp_path):
@@ -23,6 +24,11 @@ def test_yaml_then_overrides(tmp_path):
         ("annotators=magic", "setting 'annotators': input should be 'foundation' or 'motion', not 'magic'"),
         ("evidence_frames", "--set takes key=value"),
         ("annotators.x=1", "'annotators' holds a value"),
+        ("evidence_frames=[", "--set evidence_frames=[: the value is no YAML: "),
+        (
+            "evidence_frames=2024-13-01",
+            "--set evidence_frames=2024-13-01: the value is no YAML: month must be in 1..12",
+        ),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(override, message):
@@ -32,9 +38,36 @@ def test_wrong_settings_are_named_in_one_line(override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("init", ["runs/my run #2", "2024", "no", "[", "a=b", "~"])
+def test_values_are_taken_as_they_are(init):
+    recipe = load_recipe("tiny-sample", ("init=other", "lora.rank=8"), {"init": init, "max_steps": 7, "lora.alpha": 5})
+    assert (recipe.init, recipe.max_steps, recipe.lora.rank, recipe.lora.alpha) == (init, 7, 8, 5)
+
+
+def test_wrong_values_are_named_in_one_line():
+    with pytest.raises(InputError, match=r"unknown setting 'lora\.alfa'; did you mean 'lora\.alpha'\?"):
+        load_recipe("tiny-sample", values={"lora.alfa": 5})
+    with pytest.raises(InputError, match="setting 'max_steps': input should be greater than or equal to 1, not 0"):
+        load_recipe("tiny-sample", values={"max_steps": 0})
+    with pytest.raises(InputError, match="'init' holds a value, not further settings"):
+        load_recipe("tiny-sample", values={"init.x": 0})
+
+
+def test_a_base_is_left_as_it_is():
+    base = AnnotateSettings(annotators="motion").model_dump()
+    changed = AnnotateSettings.load(base=base, overrides=["prompts.seed=1"], values={"prompts.points": 5})
+    assert (changed.prompts.seed, changed.prompts.points) == (1, 5)
+    assert base == AnnotateSettings(annotators="motion").model_dump()
+
+
 def test_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="cannot read the settings file"):
         AnnotateSettings.load(tmp_path / "absent.yaml")
+    for number, content in enumerate([b"a: [", b"a: \xff", b"a: 2024-13-01", b"[" * 100_000]):
+        file = tmp_path / f"{number}.yaml"
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"cannot read the settings file {file}"):
+            AnnotateSettings.load(file)
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(InputError, match="must hold `key: value` lines"):
         AnnotateSettings.load(tmp_path / "list.yaml")
@@ -50,6 +83,7 @@ def test_defaults_by_source(tmp_path):
     shipped = load_settings("sample", None, ())
     assert (shipped.annotators, shipped.foundation.detector, shipped.target.method) == ("foundation", "tiny", "grammar")
     assert load_settings("sample", None, ("annotators=motion",)).annotators == "motion"
+    assert load_settings("sample", None, ("tracks=false",), {"tracks": True}).tracks
     real = load_settings("fractal", None, ())
     assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")
     with pytest.raises(InputError, match="needs --data-dir"):

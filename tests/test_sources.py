@@ -20,9 +20,9 @@ def first_close(gripper):
         state = True if value > 0.95 else False if value < 0.05 else state
         states.append(state)
     states.reverse()
-    for place, state in enumerate(states):
+    for step, state in enumerate(states):
         if state is None:
-            states[place] = states[place - 1] if place else True
+            states[step] = states[step - 1] if step else True
     return next((t for t in range(1, len(states)) if states[t - 1] and not states[t]), -1)
 
 
@@ -133,7 +133,7 @@ def test_fractal_very_short_episode_and_moving_base(write_fractal):
 
 
 def libero_episode(gripper, instruction="pick up the milk and place it in the basket"):
-    images = [jpeg(place, 256, 256) for place in range(len(gripper))]
+    images = [jpeg(step, 256, 256) for step in range(len(gripper))]
     return {
         "steps": [
             {
@@ -146,12 +146,12 @@ def libero_episode(gripper, instruction="pick up the milk and place it in the ba
                 "action": np.array([1, 2, 3, 4, 5, 6, command], np.float32),
                 "discount": 1.0,
                 "reward": 0.0,
-                "is_first": place == 0,
-                "is_last": place == len(gripper) - 1,
+                "is_first": step == 0,
+                "is_last": step == len(gripper) - 1,
                 "is_terminal": False,
                 "language_instruction": instruction,
             }
-            for place, (command, image) in enumerate(zip(gripper, images, strict=True))
+            for step, (command, image) in enumerate(zip(gripper, images, strict=True))
         ],
         "episode_metadata": {"file_path": "demo_0"},
     }

@@ -1,5 +1,6 @@
 """`pixelcli verify` on sound shards and on every kind of damage, each named in one line and with exit code 1."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -20,8 +21,8 @@ from annotate.settings import AnnotateSettings
 from cli import main
 from pixel160k.files import sha256_of
 from pixel160k.format import masks, shards
-from pixel160k.format.schema import Metadata
-from pixel160k.publish.card import metadata_features
+from pixel160k.format.metadata import Metadata
+from pixel160k.publish.features import METADATA, declared
 from pixel160k.read.verify import verify
 
 
@@ -68,7 +69,7 @@ def rewrite(directory, change):
     path = first_tar(directory)
     with tarfile.open(path) as tar:
         entries = [(member, tar.extractfile(member).read()) for member in tar]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for member, data in change(entries):
             member.size = len(data) if member.isfile() else 0
             tar.addfile(member, io.BytesIO(data))
@@ -142,9 +143,9 @@ def test_cut_at_a_block_boundary(directory, members):
     """Between two members, where a tar reads to its end without an error; even with checksums that agree."""
     path = first_tar(directory)
     with tarfile.open(path) as tar:
-        place = [*(member.offset for member in tar), tar.offset + 512][members]
-    assert place % 512 == 0
-    path.write_bytes(path.read_bytes()[:place])
+        offset = [*(member.offset for member in tar), tar.offset + 512][members]
+    assert offset % 512 == 0
+    path.write_bytes(path.read_bytes()[:offset])
     assert_fault(directory, "drawn-train-00000.tar: differs from the manifest's SHA-256")
     make_checksums_agree(directory)
     assert_fault(directory, "drawn-train-00000.tar: does not end as a tar ends")
@@ -167,11 +168,11 @@ def test_something_appended(directory):
     assert_fault(directory, "does not end as a tar ends: it was cut, or something was appended")
 
 
-@pytest.mark.parametrize("place", [600, 5000, 100_000])
-def test_a_flipped_byte(directory, place):
+@pytest.mark.parametrize("offset", [600, 5000, 100_000])
+def test_a_flipped_byte(directory, offset):
     path = first_tar(directory)
     content = bytearray(path.read_bytes())
-    content[place] ^= 64
+    content[offset] ^= 64
     path.write_bytes(content)
     assert_fault(directory, "drawn-train-00000.tar: differs from the manifest's SHA-256")
 
@@ -183,8 +184,8 @@ def test_no_flipped_byte_makes_it_stumble(sound, tmp_path_factory, flips):
     directory = shutil.copytree(sound, tmp_path_factory.mktemp("flipped") / "shards")
     path = first_tar(directory)
     content = bytearray(path.read_bytes())
-    for place, flip in flips:
-        content[place % len(content)] ^= flip
+    for offset, flip in flips:
+        content[offset % len(content)] ^= flip
     changed = content != path.read_bytes()
     path.write_bytes(content)
     assert bool(verify(directory)) == changed
@@ -213,6 +214,7 @@ def test_a_missing_and_a_stray_shard(directory):
         (lambda entries: [*entries, (named("../../evil.jpg"), b"x")], "foreign member '../../evil.jpg'"),
         (lambda entries: [*entries, (named("/etc/evil.json"), b"x")], "foreign member '/etc/evil.json'"),
         (lambda entries: [*entries, (named("a.pyd"), b"x")], "foreign member 'a.pyd'"),
+        (lambda entries: [*entries, (named(f"d-t-00000-00000-{'9' * 5000}.jpg"), b"x")], "foreign member 'd-t-00000-0"),
         (lambda entries: [*entries, (named("link", type=tarfile.SYMTYPE, linkname="/etc"), b"")], "is no regular file"),
         (lambda entries: [*entries, (named("link", type=tarfile.LNKTYPE, linkname="/etc"), b"")], "is no regular file"),
     ],
@@ -269,6 +271,7 @@ def test_contents_are_checked(directory, suffix, change, fault):
         ({"object_box": [10.0, 10.0, 300.0, 20.0]}, "object_box [10.0, 10.0, 300.0, 20.0] is no box in an image of 256x256"),
         ({"line": [[-1.0, -1.0], [9.0, 9.0]]}, "line [[-1.0, -1.0], [9.0, 9.0]] lie outside the image of 256x256"),
         ({"object_mask": {"size": [256, 256], "counts": "~~~~"}}, "object_mask is no RLE"),
+        ({"object_mask": {"size": [256, 256], "counts": "ooo5oo7o9"}}, "object_mask is no RLE"),
         ({"object_mask": {"size": [8, 8], "counts": "0`1"}}, "object_mask is no RLE of an image of 256x256"),
         ({"instruction": "sing"}, "another instruction than at the step before"),
     ],
@@ -279,7 +282,7 @@ def test_the_schema_is_checked(directory, changes, fault):
 
 
 def test_the_schema_is_the_one_that_the_card_declares():
-    assert {feature["name"] for feature in metadata_features()} == set(Metadata.model_fields)
+    assert {feature["name"] for feature in declared(METADATA)} == {field.name for field in dataclasses.fields(Metadata)}
 
 
 def test_object_arrays_are_never_unpickled(directory):
@@ -310,6 +313,23 @@ def test_arrays_are_checked(directory, suffix, change, fault):
     assert_fault(directory, fault)
 
 
+def test_shards_whose_states_differ(directory):
+    """Each shard for itself is sound."""
+    for step in range(24):
+        edit_array(directory, "state.npy", step, lambda state: state[:5])
+    assert_fault(directory, "its states have 8 numbers, those of the shards before 5")
+
+
+@pytest.mark.parametrize("name", ["verify_sample.masks.encode", "verify_statistics.dataset_statistics"])
+def test_a_bug_of_ours_is_no_fault_of_the_shards(sound, monkeypatch, name):
+    def broken(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(f"pixel160k.read.{name}", broken)
+    with pytest.raises(ValueError, match=r"^ours$"):
+        verify(sound)
+
+
 def test_motion_behind_the_last_step(directory):
     def moved(chunk):
         chunk[1:, 2] = 0.5
@@ -325,8 +345,11 @@ def test_motion_behind_the_last_step(directory):
         (lambda found: found["action"]["mean"].__setitem__(0, 0.1), "action: mean differ from those of the samples"),
         (lambda found: found["proprio"]["q99"].__setitem__(2, -50.0), "proprio is not ordered"),
         (lambda found: found["action"]["max"].__setitem__(0, 0.01), "action: samples lie outside min and max"),
-        (lambda found: found["action"]["std"].__setitem__(0, float("nan")), "7 finite numbers a row"),
+        (lambda found: found["action"]["std"].__setitem__(0, float("nan")), "7 finite numbers per row"),
         (lambda found: found["action"].pop("q01"), "is not in the form of the format"),
+        (lambda found: found["action"].update(min=["a"] * 7), "is not in the form of the format"),
+        (lambda found: found.update(num_transitions="many"), "is not in the form of the format"),
+        (lambda found: found["proprio"].update(min=[0.0]), "8 finite numbers per row"),
         (lambda found: found["action"].update(mask=[True] * 7), "action.mask is not"),
         (lambda found: found.update(num_transitions=9), "counts fewer transitions"),
     ],

@@ -127,6 +127,15 @@ def test_damage_is_said_where_it_is_met(viewer, tmp_path):
     assert shows(viewer.picture.value, 0, 0)
 
 
+def test_a_bug_of_ours_is_not_shown_as_damage(viewer, monkeypatch):
+    def broken(*_):
+        raise ValueError("ours")
+
+    monkeypatch.setattr("pixel160k.show.viewer.sample_html", broken)
+    with pytest.raises(ValueError, match=r"^ours$"):
+        viewer.step.value = 1
+
+
 def test_a_sample_shows_itself(directory):
     shards = pixel160k.ShardDirectory(directory, chunk=8)
     html = shards.sample("drawn-train-00000-00000", 0)._repr_html_()

@@ -121,6 +121,6 @@ def target_mask(sample: Sample) -> np.ndarray | None:
     """
     if sample.object_mask is not None:
         return sample.object_mask
-    if sample.step >= sample.about["close_step"] >= 0:
+    if sample.step >= sample.metadata.close_step >= 0:
         return None
     return next((prompt.mask for prompt in sample.prompts if prompt.kind == "mask"), None)

@@ -5,6 +5,7 @@ neither torch nor transformers.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -88,8 +89,13 @@ class TrainSettings(Settings):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
 
-def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> TrainSettings:
-    """A shipped recipe by its name, or a YAML file, with `key=value` overrides.
+def load_recipe(name: str, overrides: tuple[str, ...] = (), values: Mapping[str, Any] | None = None) -> TrainSettings:
+    """A shipped recipe by its name, or a YAML file, with what overrides it.
+
+    Args:
+        name: of the recipe, or a path.
+        overrides: texts `key=value`; the value is parsed as YAML.
+        values: settings by their keys, taken as they are; they override all others.
 
     Raises:
         InputError: there is no such recipe, or a setting is unknown or wrong; names the nearest.
@@ -98,7 +104,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> TrainSettings:
     if not shipped.is_file() and not Path(name).is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise InputError(f"there is no recipe {name!r}: give a YAML file or one of {known}")
-    return TrainSettings.load(shipped if shipped.is_file() else name, overrides)
+    return TrainSettings.load(shipped if shipped.is_file() else name, overrides, values=values)
 
 
 def write_recipe(settings: TrainSettings, file: Path) -> None:

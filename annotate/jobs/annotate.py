@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -77,8 +78,10 @@ def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
 _SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 
 
-def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
-    """The settings of a run: the defaults, changed by a YAML file and `key=value` overrides.
+def load_settings(
+    source: str, config: str | Path | None, overrides: tuple[str, ...], values: Mapping[str, Any] | None = None
+) -> AnnotateSettings:
+    """The settings of a run: the defaults, changed by a YAML file, `key=value` overrides, and values taken as they are.
 
     For the source "sample" without a file the models are by default the tiny ones that ship with the package.
 
@@ -87,7 +90,7 @@ def load_settings(source: str, config: str | Path | None, overrides: tuple[str, 
     """
     if source == "sample" and config is None:
         overrides = (*_SAMPLE_DEFAULTS, *overrides)
-    return AnnotateSettings.load(config, overrides)
+    return AnnotateSettings.load(config, overrides, values=values)
 
 
 # The files that a finished run leaves, and what they hold at least.

@@ -1,5 +1,9 @@
-"""One module a data set: each turns its RLDS schema into the one `Episode`."""
+"""One module per data set: each turns the records of its RLDS schema into the one `Episode`."""
 
-from annotate.sources import bridge_orig, fractal, libero, sample
+from importlib import import_module
 
-SOURCES = {module.SOURCE.name: module.SOURCE for module in (sample, bridge_orig, fractal, libero)}
+from annotate.sources.rlds import Source
+from pixel160k.format.origins import ORIGINS
+
+SOURCES: dict[str, Source] = {name: import_module(f"annotate.sources.{name}").SOURCE for name in ORIGINS}
+"""The sources by name: a module for every entry of the registry of data sets."""

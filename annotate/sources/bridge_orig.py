@@ -50,15 +50,13 @@ def is_open(gripper: np.ndarray) -> np.ndarray:
     decided = (gripper > 0.95) | (gripper < 0.05)
     if not decided.any():
         return np.ones(len(gripper), bool)
-    places = np.flatnonzero(decided)
-    following = np.searchsorted(places, np.arange(len(gripper)))
-    return gripper[places[np.minimum(following, len(places) - 1)]] > 0.5
+    steps = np.flatnonzero(decided)
+    following = np.searchsorted(steps, np.arange(len(gripper)))
+    return gripper[steps[np.minimum(following, len(steps) - 1)]] > 0.5
 
 
 SOURCE = Source(
     name="bridge_orig",
-    dataset="bridge_orig",
-    cameras=("image_0", "image_1", "image_2", "image_3"),
     features=(
         "steps/observation/image_0",
         "steps/observation/state",

@@ -61,8 +61,6 @@ def is_open(closedness: np.ndarray) -> np.ndarray:
 
 SOURCE = Source(
     name="fractal",
-    dataset="fractal20220817_data",
-    cameras=("image",),
     features=(
         "steps/observation/image",
         "steps/observation/natural_language_instruction",

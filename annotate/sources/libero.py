@@ -31,8 +31,6 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
 
 SOURCE = Source(
     name="libero",
-    dataset="",
-    cameras=("image", "wrist_image"),
     features=(
         "steps/observation/image",
         "steps/observation/wrist_image",

@@ -22,6 +22,7 @@ from annotate.sources.episode import Episode, RecordId
 from pixel160k.errors import InputError
 from pixel160k.files import read_json
 from pixel160k.format import table
+from pixel160k.format.origins import ORIGINS
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.tfrecord import read_records
 
@@ -58,18 +59,24 @@ class Source:
     """What a module of `annotate.sources` offers.
 
     Attributes:
-        name: as `--src` takes it.
-        dataset: OpenVLA's key; "" where the directory's own name is used.
-        cameras: the main camera first.
+        name: as `--src` takes it, and the name of its entry in `pixel160k.format.origins`.
         features: the columns without which a data set is not of this source.
-        to_episode: turns one record into an Episode of the given camera; ValueError where it breaks the schema.
+        to_episode: turns one record into an Episode of the given camera; InputError where it breaks the schema.
     """
 
     name: str
-    dataset: str
-    cameras: tuple[str, ...]
     features: tuple[str, ...]
     to_episode: "Callable[[Columns, RecordId, str], Episode]"
+
+    @property
+    def dataset(self) -> str:
+        """OpenVLA's key; "" where the directory's own name is used."""
+        return ORIGINS[self.name].dataset
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The names of the cameras, the main one first."""
+        return ORIGINS[self.name].cameras
 
 
 class Columns:

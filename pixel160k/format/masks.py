@@ -5,11 +5,13 @@ A mask is bool, shape (height, width), origin top left. RLE is COCO's compressed
 """
 
 import io
-from typing import TypedDict
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Len
 from PIL import Image
 from pycocotools import mask as coco
+from typing_extensions import TypedDict  # typing's own cannot be checked by pydantic before Python 3.12
 
 BACKGROUND, GRIPPER, TARGET, NOT_ANNOTATED = 0, 1, 2, 255
 NO_BOX = (-1.0, -1.0, -1.0, -1.0)  # stands for "no box" in files that may hold no nulls
@@ -20,7 +22,7 @@ _PALETTE = [0, 0, 0, 64, 156, 255, 224, 64, 208] + [0] * (3 * 252) + [128, 128, 
 class RLE(TypedDict):
     """A run-length encoded mask: `size` is [height, width], `counts` COCO's compressed string."""
 
-    size: list[int]
+    size: Annotated[list[Annotated[int, Ge(0)]], Len(2, 2)]
     counts: str
 
 

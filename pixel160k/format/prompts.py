@@ -25,8 +25,8 @@ class Prompt:
 
     Attributes:
         kind: what it is.
-        coordinates: float32 (n, 2), x and y in pixels, origin top left: one place of a point, two or more of a line, the
-            upper left and the lower right corner of a region, none of a mask.
+        coordinates: float32 (n, 2), x and y in pixels, origin top left: one row for a point, two or more for a line, the
+            upper left and the lower right corner for a region, none for a mask.
         mask: bool (height, width) of a mask, else None.
     """
 
@@ -67,7 +67,7 @@ def region(box: Box) -> Prompt:
 
 
 def mask_prompt(mask: np.ndarray) -> Prompt:
-    """A mask, bool (height, width), of an image of that size.
+    """A prompt that marks an area: a mask, bool (height, width), of an image of that size.
 
     Raises:
         InputError: it is of another type or shape, or empty.
@@ -84,9 +84,9 @@ def _coordinates(what: str, points: Sequence[Sequence[float]]) -> np.ndarray:
     try:
         coordinates = np.asarray(points, np.float32)
     except (TypeError, ValueError):
-        raise InputError(f"{what} is given by places (x, y) in pixels, not {points!r}") from None
+        raise InputError(f"{what} is given by coordinates (x, y) in pixels, not {points!r}") from None
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
-        raise InputError(f"{what} is given by places (x, y) in pixels, not {points!r}")
+        raise InputError(f"{what} is given by coordinates (x, y) in pixels, not {points!r}")
     if not np.isfinite(coordinates).all():
         raise InputError(f"{what} has a coordinate that is not finite: {coordinates.tolist()}")
     return coordinates
@@ -116,11 +116,11 @@ def sample_prompts(mask: np.ndarray, points: int, generator: np.random.Generator
     on a one-pixel mask. All coordinates are x, y in pixels, origin top left.
 
     Raises:
-        InputError: the mask is empty.
+        ValueError: the mask is empty.
     """
     ys, xs = np.nonzero(mask)
     if not len(xs):
-        raise InputError("cannot sample prompts from an empty mask")
+        raise ValueError("cannot sample prompts from an empty mask")
     chosen = generator.choice(len(xs), size=points, replace=len(xs) < points)
     pairs = generator.integers(len(xs), size=(8, 2))
     lengths = np.hypot(np.ptp(xs[pairs], axis=1), np.ptp(ys[pairs], axis=1))

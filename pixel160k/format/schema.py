@@ -1,26 +1,26 @@
-"""The forms of a shard directory's JSON, as models that check types: manifest.json and the `.json` member of a sample.
+"""The checks of a shard directory's JSON: manifest.json, and the `.json` member of a sample.
 
-docs/format.md says what each key means. Types are strict (no text where a number belongs), keys fixed, numbers finite.
+Types are strict (no text where a number belongs), keys fixed, numbers finite.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from pixel160k.format.metadata import Metadata
 
 Count = Annotated[int, Field(ge=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Box = Annotated[list[float], Field(min_length=4, max_length=4)]
-Points = Annotated[list[Annotated[list[float], Field(min_length=2, max_length=2)]], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Base of the forms: no unknown key, no other type, no number that is not finite."""
+    """Base of what is checked: no unknown key, no other type, no number that is not finite."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Shard(Strict):
+class ShardEntry(Strict):
     """One tar in the manifest."""
 
     name: FileName
@@ -37,59 +37,32 @@ class Outcome(Strict):
 
 
 class Manifest(Strict):
-    """manifest.json."""
+    """manifest.json. The text of each field says what it means."""
 
-    format_version: int
-    dataset: str
-    include: Literal["accepted", "all"]
-    horizon: Annotated[int, Field(ge=1)]
-    samples: Count
-    episodes: Count
-    shards: list[Shard]
-    left_out: dict[str, str]
-    annotated: Outcome
-    annotations: dict[str, Any]
-    software: str
-    files: dict[FileName, Digest]
-
-
-class RLE(Strict):
-    """A run-length encoded mask; `size` is [height, width], both 0 where there is none."""
-
-    size: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    counts: str
+    format_version: Annotated[int, "1"]
+    dataset: Annotated[str, "the data set's name"]
+    include: Annotated[Literal["accepted", "all"], "which episodes are here: `accepted`, or `all` that can be read"]
+    horizon: Annotated[int, Field(ge=1), "rows of an action chunk"]
+    samples: Annotated[Count, "how many samples the shards hold"]
+    episodes: Annotated[Count, "how many episodes the shards hold"]
+    shards: Annotated[list[ShardEntry], "`name`, `bytes`, `sha256`, `samples` of each tar, in order"]
+    left_out: Annotated[dict[str, str], "episode id and reason of what should be here and could not be used"]
+    annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]
+    annotations: Annotated[
+        dict[str, Any], "`software`, `source`, `dataset`, `settings`, `models` with which they were made"
+    ]
+    software: Annotated[str, "the version that built the shards"]
+    files: Annotated[dict[FileName, Digest], "SHA-256 of `index.parquet`, `dataset_statistics.json`, `croissant.json`"]
 
 
-class Metadata(Strict):
-    """The `.json` member of a sample."""
+_KEYS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Metadata, include_extras=True).items()}
+_METADATA = create_model("Metadata", __base__=Strict, **_KEYS)
 
-    dataset: str
-    episode_id: str
-    step: Count
-    num_steps: Count
-    first_step: Count
-    last_step: Count
-    close_step: Annotated[int, Field(ge=-1)]
-    camera: str
-    instruction: str
-    target_object: str
-    status: Literal["accepted", "rejected"]
-    reason: str
-    detail: str
-    score: float
-    mask_score: float
-    evidence_status: str
-    evidence_score: float
-    object_box: Box
-    region_box: Box
-    gripper_box: Box
-    points: Points
-    line: Points
-    object_mask: RLE
-    prompt_step: Annotated[int, Field(ge=-1)]
-    object_mask_valid: bool
-    gripper_mask_valid: bool
 
-    def of_episode(self) -> dict[str, Any]:
-        """What must be the same at every step of an episode."""
-        return self.model_dump(exclude={"step", "object_mask_valid", "gripper_mask_valid"})
+def check_metadata(content: bytes) -> Metadata:
+    """The metadata of a sample, from the bytes of its `.json` member.
+
+    Raises:
+        ValidationError: they are no JSON of that form; it lists every fault.
+    """
+    return Metadata.unchecked(vars(_METADATA.model_validate_json(content)))

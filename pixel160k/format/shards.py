@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars of samples, one a valid step, with an index, a manifest and the statistics beside them.
+"""Shards: WebDataset tars of samples, one per valid step, with an index, a manifest and the statistics beside them.
 
 docs/format.md is the format in full. A sample always has all its members; JSON keys are fixed and hold sentinels instead
 of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks
-from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.arrow import arrow_schema
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.table import FAILED, EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
 
 FORMAT_VERSION = 1
@@ -28,30 +29,21 @@ MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
 
-INDEX_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "episode_id": pa.string(),
-        "step": pa.int32(),
-        "status": pa.string(),
-        "shard": pa.string(),
-        "offset": pa.int64(),
-        "bytes": pa.int64(),
-    }
-)
-
 
 @dataclass(frozen=True)
 class IndexRow:
-    """Where a sample lies: its shard's file name, and offset and length in bytes of its members in that tar."""
+    """One row of the index: where a sample lies."""
 
-    key: str
-    episode_id: str
-    step: int
-    status: str
-    shard: str
-    offset: int
-    bytes: int
+    key: Annotated[str, "the sample's key"]
+    episode_id: Annotated[str, "the episode that it belongs to"]
+    step: Annotated[int, "its raw step in the episode"]
+    status: Annotated[str, "the episode's: `accepted` or `rejected`"]
+    shard: Annotated[str, "file name of the tar that holds it"]
+    offset: Annotated[int, pa.int64(), "where its members begin in that tar, in bytes"]
+    bytes: Annotated[int, pa.int64(), "how long they are together, in bytes"]
+
+
+INDEX_SCHEMA = arrow_schema(IndexRow)
 
 
 def sample_key(episode_id: str, step: int) -> str:
@@ -79,9 +71,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._tar.close()
         self._file.close()
 
@@ -104,7 +94,7 @@ class ShardWriter:
                 "__key__": key,
                 "jpg": jpeg,
                 "mask.png": _label_png(row, masked),
-                "json": json.dumps(sample_metadata(row, masked), sort_keys=True).encode(),
+                "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
                 "action.npy": _npy(action),
                 "state.npy": _npy(state),
             }
@@ -113,37 +103,38 @@ class ShardWriter:
         self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
 
 
-def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> dict[str, Any]:
+def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
     """The `.json` member: fixed keys, sentinels for what is absent (box of −1s, point [[−1, −1]], empty RLE)."""
+    assert row.status != FAILED  # such an episode has no samples
     prompts = row.prompts
-    return {
-        "dataset": row.dataset,
-        "episode_id": row.episode_id,
-        "step": masked.step,
-        "num_steps": row.num_steps,
-        "first_step": row.first_step,
-        "last_step": row.last_step,
-        "close_step": row.close_step,
-        "camera": row.camera,
-        "instruction": row.instruction,
-        "target_object": row.target_object,
-        "status": row.status,
-        "reason": row.reason,
-        "detail": row.detail,
-        "score": float(row.detection_score),
-        "mask_score": float(row.mask_score),
-        "evidence_status": row.evidence.status,
-        "evidence_score": float(row.evidence.score),
-        "object_box": list(row.object_box or masks.NO_BOX),
-        "region_box": list(row.region_box or masks.NO_BOX),
-        "gripper_box": list(row.gripper_box or masks.NO_BOX),
-        "points": [list(point) for point in prompts.points] if prompts else NO_POINTS,
-        "line": [list(point) for point in prompts.line] if prompts else NO_POINTS,
-        "object_mask": row.object_mask or NO_RLE,
-        "prompt_step": row.first_step if prompts else -1,
-        "object_mask_valid": masked.object_mask is not None,
-        "gripper_mask_valid": masked.gripper_mask is not None,
-    }
+    return Metadata(
+        dataset=row.dataset,
+        episode_id=row.episode_id,
+        step=masked.step,
+        num_steps=row.num_steps,
+        first_step=row.first_step,
+        last_step=row.last_step,
+        close_step=row.close_step,
+        camera=row.camera,
+        instruction=row.instruction,
+        target_object=row.target_object,
+        status=row.status,
+        reason=row.reason,
+        detail=row.detail,
+        score=float(row.detection_score),
+        mask_score=float(row.mask_score),
+        evidence_status=row.evidence.status,
+        evidence_score=float(row.evidence.score),
+        object_box=list(row.object_box or masks.NO_BOX),
+        region_box=list(row.region_box or masks.NO_BOX),
+        gripper_box=list(row.gripper_box or masks.NO_BOX),
+        points=[list(point) for point in prompts.points] if prompts else NO_POINTS,
+        line=[list(point) for point in prompts.line] if prompts else NO_POINTS,
+        object_mask=row.object_mask or NO_RLE,
+        prompt_step=row.first_step if prompts else -1,
+        object_mask_valid=masked.object_mask is not None,
+        gripper_mask_valid=masked.gripper_mask is not None,
+    )
 
 
 def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:
@@ -155,28 +146,22 @@ def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None
     return StepMasks(row.episode_id, step, object_mask, object_mask is not None, gripper_mask, gripper_mask is not None)
 
 
-def label_image(masked: StepMasks, height: int, width: int) -> np.ndarray:
-    """The label image of a step, uint8 (height, width): 0 background, 1 gripper, 2 target, 255 not annotated.
-
-    The gripper lies over the target. Where only one of the two is valid, 0 says only that this one is not there.
-    """
-    nothing = masked.object_mask is None and masked.gripper_mask is None
-    labels = np.full((height, width), masks.NOT_ANNOTATED if nothing else masks.BACKGROUND, np.uint8)
+def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
+    """The label image of a step as PNG. The gripper lies over the target object."""
+    height, width = row.image_height, row.image_width
+    if masked.object_mask is None and masked.gripper_mask is None:
+        return _blank_png(height, width)
+    labels = np.full((height, width), masks.BACKGROUND, np.uint8)
     if masked.object_mask is not None:
         labels[masks.decode(masked.object_mask)] = masks.TARGET
     if masked.gripper_mask is not None:
         labels[masks.decode(masked.gripper_mask)] = masks.GRIPPER
-    return labels
-
-
-def _label_png(row: EpisodeAnnotation, masked: StepMasks) -> bytes:
-    if masked.object_mask is None and masked.gripper_mask is None:
-        return _blank_png(row.image_height, row.image_width)
-    return masks.encode_indexed_png(label_image(masked, row.image_height, row.image_width))
+    return masks.encode_indexed_png(labels)
 
 
 @lru_cache(maxsize=8)
 def _blank_png(height: int, width: int) -> bytes:
+    """The label image of a step on which nothing is annotated."""
     return masks.encode_indexed_png(np.full((height, width), masks.NOT_ANNOTATED, np.uint8))
 
 
@@ -205,7 +190,7 @@ def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] =
             table = parquet.read(columns=list(columns), use_threads=False)
         return table.select(columns).unify_dictionaries().combine_chunks()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{where} cannot be read ({' '.join(str(error).split())}); build these shards again") from None
+        raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -229,12 +214,11 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(content)
-        version = manifest.get("format_version")
-    except (ValueError, AttributeError):
-        raise InputError(
-            f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them"
-        ) from None
-    if version != FORMAT_VERSION:
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise InputError(
             f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
             "rebuild the shards, or install the version that wrote them"

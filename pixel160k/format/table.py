@@ -1,4 +1,4 @@
-"""The annotation table: one typed row an episode, rejected ones too, kept as Parquet parts.
+"""The annotation table: one typed row per episode, rejected ones too, kept as Parquet parts.
 
 `annotate` writes part k from source file k; `build-shards`, `evaluate` and `browse` read the parts. A row holds what
 every stage found, so that accepting can be repeated without the models. Boxes are float32 xyxy in pixels of the source
@@ -11,18 +11,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
+from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.masks import RLE
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
-ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
+Status = Literal["accepted", "rejected", "failed"]
+ACCEPTED: Final = "accepted"
+REJECTED: Final = "rejected"
+FAILED: Final = "failed"
 SUPPORTED, CONTRADICTED, NOT_APPLICABLE = "supported", "contradicted", "not_applicable"
 
 REASONS: dict[str, str] = {
@@ -78,81 +82,41 @@ class Prompts:
 
 @dataclass(frozen=True)
 class EpisodeAnnotation:
-    """One row. `close_step` is −1 where there is none; None stands where a stage found nothing or did not run.
+    """One row. The text of each field says what it means; None stands where a stage found nothing or did not run."""
 
-    `first_step`..`last_step` are the valid raw steps: the first is x_0, the frame that object mask and prompts belong to.
-    `detail` says more of the reason, for people; `verb` is the instruction's verb class.
-    """
-
-    episode_id: str
-    dataset: str
-    split: str
-    shard: int
-    record: int
-    record_crc32c: int
-    native_id: str = ""
-    camera: str = ""
-    instruction: str = ""
-    verb: str = ""
-    num_steps: int = 0
-    first_step: int = -1
-    last_step: int = -1
-    image_height: int = 0
-    image_width: int = 0
-    status: str = FAILED
-    reason: str = ""
-    detail: str = ""
-    close_step: int = -1
-    gripper_box: Box | None = None
-    gripper_mask: RLE | None = None
-    region_box: Box | None = None
-    target_object: str = ""
-    detections: list[Detection] = field(default_factory=list)
-    object_box: Box | None = None
-    detection_score: float = 0.0
-    object_mask: RLE | None = None
-    mask_score: float = 0.0
-    evidence: Evidence = Evidence()
-    prompts: Prompts | None = None
+    episode_id: Annotated[str, "which record of the source the episode is"]
+    dataset: Annotated[str, "the data set's name"]
+    split: Annotated[str, "the source's split"]
+    shard: Annotated[int, "number of the source file in its split"]
+    record: Annotated[int, "number of the record in that file"]
+    record_crc32c: Annotated[int, pa.uint32(), "masked CRC32C of the TFRecord frame, checked at every join"]
+    native_id: Annotated[str, "the source's own name of the episode"] = ""
+    camera: Annotated[str, "which of the source's cameras took the images"] = ""
+    instruction: Annotated[str, "what the robot is told"] = ""
+    verb: Annotated[str, "the instruction's verb class"] = ""
+    num_steps: Annotated[int, "number of raw steps"] = 0
+    first_step: Annotated[int, "the first valid raw step (x_0), on whose frame object mask and prompts lie"] = -1
+    last_step: Annotated[int, "the last valid raw step"] = -1
+    image_height: Annotated[int, "height of the frames in pixels"] = 0
+    image_width: Annotated[int, "width of the frames in pixels"] = 0
+    status: Annotated[Status, "`accepted`, `rejected` (by a stage), `failed` (the record is unusable)"] = FAILED
+    reason: Annotated[str, 'why it is not accepted, of a closed list; `""` where it is'] = ""
+    detail: Annotated[str, "more about the reason, for people"] = ""
+    close_step: Annotated[int, "the first raw step at which the gripper closes; −1: never"] = -1
+    gripper_box: Annotated[Box | None, "the gripper on the close frame"] = None
+    gripper_mask: Annotated[RLE | None, "the gripper on the close frame"] = None
+    region_box: Annotated[Box | None, "the region proposal on x_0, where the object is looked for"] = None
+    target_object: Annotated[str, "the words of the object that is to be grasped"] = ""
+    detections: Annotated[list[Detection], "candidate boxes of the object, best first"] = field(default_factory=list)
+    object_box: Annotated[Box | None, "the object on x_0"] = None
+    detection_score: Annotated[float, "score of the object's box, 0 to 1"] = 0.0
+    object_mask: Annotated[RLE | None, "the object on x_0"] = None
+    mask_score: Annotated[float, "score of the object's mask, 0 to 1"] = 0.0
+    evidence: Annotated[Evidence, "what motion says of the object's mask, and the step that shows it"] = Evidence()
+    prompts: Annotated[Prompts | None, "visual prompts on the object, on x_0"] = None
 
 
-_BOX = pa.list_(pa.float32())
-_POINT = pa.list_(pa.float32())
-RLE_TYPE = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
-SCHEMA = pa.schema(
-    {
-        "episode_id": pa.string(),
-        "dataset": pa.string(),
-        "split": pa.string(),
-        "shard": pa.int32(),
-        "record": pa.int32(),
-        "record_crc32c": pa.uint32(),
-        "native_id": pa.string(),
-        "camera": pa.string(),
-        "instruction": pa.string(),
-        "verb": pa.string(),
-        "num_steps": pa.int32(),
-        "first_step": pa.int32(),
-        "last_step": pa.int32(),
-        "image_height": pa.int32(),
-        "image_width": pa.int32(),
-        "status": pa.string(),
-        "reason": pa.string(),
-        "detail": pa.string(),
-        "close_step": pa.int32(),
-        "gripper_box": _BOX,
-        "gripper_mask": RLE_TYPE,
-        "region_box": _BOX,
-        "target_object": pa.string(),
-        "detections": pa.list_(pa.struct({"box": _BOX, "score": pa.float32()})),
-        "object_box": _BOX,
-        "detection_score": pa.float32(),
-        "object_mask": RLE_TYPE,
-        "mask_score": pa.float32(),
-        "evidence": pa.struct({"status": pa.string(), "score": pa.float32(), "step": pa.int32()}),
-        "prompts": pa.struct({"points": pa.list_(_POINT), "line": pa.list_(_POINT), "region": _BOX}),
-    }
-)
+SCHEMA = arrow_schema(EpisodeAnnotation)
 
 
 def tally(rows: list[EpisodeAnnotation]) -> dict[str, Counter[str]]:
@@ -167,11 +131,6 @@ def write_part(path: str | Path, rows: list[EpisodeAnnotation], metadata: dict[s
     pq.write_table(table.replace_schema_metadata(stored), path, compression="zstd")
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata with which a part was written."""
-    return json.loads(pq.read_schema(path).metadata[b"pixelvla"])
-
-
 def read_part(path: str | Path) -> list[EpisodeAnnotation]:
     """Read one part back into rows.
 
@@ -181,7 +140,7 @@ def read_part(path: str | Path) -> list[EpisodeAnnotation]:
     try:
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not an annotation part: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not an annotation part: {one_line(error)}") from None
     return [_from_row(row) for row in rows]
 
 

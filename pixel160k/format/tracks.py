@@ -1,6 +1,6 @@
 """The tracks: object and gripper masks at every step (p_t), kept as Parquet parts beside the annotation table.
 
-One row a raw step of an episode that has a mask to start from. Null stands where a mask was not tracked; a mask that was
+One row per raw step of an episode that has a mask to start from. Null stands where a mask was not tracked; a mask that was
 tracked but is not visible is there, and empty.
 """
 
@@ -8,37 +8,29 @@ import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixel160k.errors import InputError, one_line
+from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.masks import RLE
-from pixel160k.format.table import RLE_TYPE
 
 
 @dataclass(frozen=True)
 class StepMasks:
     """The masks of one raw step; None where that one was not tracked."""
 
-    episode_id: str
-    step: int
-    object_mask: RLE | None
-    object_visible: bool
-    gripper_mask: RLE | None
-    gripper_visible: bool
+    episode_id: Annotated[str, "the episode"]
+    step: Annotated[int, "the raw step"]
+    object_mask: Annotated[RLE | None, "the object; null: not tracked, empty: not visible"]
+    object_visible: Annotated[bool, "whether the object was tracked and is visible"]
+    gripper_mask: Annotated[RLE | None, "the gripper; null: not tracked, empty: not visible"]
+    gripper_visible: Annotated[bool, "whether the gripper was tracked and is visible"]
 
 
-SCHEMA = pa.schema(
-    {
-        "episode_id": pa.string(),
-        "step": pa.int32(),
-        "object_mask": RLE_TYPE,
-        "object_visible": pa.bool_(),
-        "gripper_mask": RLE_TYPE,
-        "gripper_visible": pa.bool_(),
-    }
-)
+SCHEMA = arrow_schema(StepMasks)
 
 
 def write_tracks(path: Path, rows: list[StepMasks]) -> None:

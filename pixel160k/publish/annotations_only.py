@@ -12,9 +12,10 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from pixel160k.publish.card import ORIGINS, arrow_type, metadata_features
+from pixel160k.format.origins import origin_of
+from pixel160k.publish.card import front_matter
+from pixel160k.publish.features import IMAGE, METADATA, declared
 from pixel160k.publish.steps import Step
 
 _JOIN = """\
@@ -30,28 +31,27 @@ from 0; `step` is the raw step of that record. In the repository of pixelvla, `a
 without TensorFlow."""
 
 
-def features() -> list[dict[str, Any]]:
-    """The declared features of a row, in the form of Hugging Face data cards."""
-    return [
-        *metadata_features(),
-        {"name": "image_height", "dtype": "int32"},
-        {"name": "image_width", "dtype": "int32"},
-        {"name": "image_crc32c", "dtype": "uint32"},
-        {"name": "mask", "dtype": "image"},
+COLUMNS = pa.schema(
+    [
+        *METADATA,
+        ("image_height", pa.int32()),
+        ("image_width", pa.int32()),
+        ("image_crc32c", pa.uint32()),
+        ("mask", IMAGE),
     ]
+)
 
 
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Write a Parquet file a shard and the data card into an empty folder; returns the number of rows."""
-    schema = pa.schema({feature["name"]: arrow_type(feature) for feature in features()})
+    """Write one Parquet file per shard and the data card into an empty folder; returns the number of rows."""
     (folder / "data").mkdir()
     written = 0
     for file, of_file in itertools.groupby(
-        episodes, key=lambda episode: episode[0].about["episode_id"].rpartition("-")[0]
+        episodes, key=lambda episode: episode[0].metadata.episode_id.rpartition("-")[0]
     ):
-        with pq.ParquetWriter(folder / "data" / f"{file}.parquet", schema, compression="zstd") as writer:
+        with pq.ParquetWriter(folder / "data" / f"{file}.parquet", COLUMNS, compression="zstd") as writer:
             for episode in of_file:
-                writer.write_table(pa.Table.from_pylist([_row(step) for step in episode], schema=schema))
+                writer.write_table(pa.Table.from_pylist([_row(step) for step in episode], schema=COLUMNS))
                 written += len(episode)
     (folder / "README.md").write_text(_card(manifest, written), encoding="utf-8")
     return {"rows": written}
@@ -59,7 +59,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
 def _row(step: Step) -> dict[str, Any]:
     height, width = step.labels.shape
-    return step.about | {
+    return step.metadata.as_dict() | {
         "image_height": height,
         "image_width": width,
         "image_crc32c": google_crc32c.value(step.jpeg),
@@ -68,19 +68,17 @@ def _row(step: Step) -> dict[str, Any]:
 
 
 def _card(manifest: dict[str, Any], rows: int) -> str:
-    origin = ORIGINS[manifest["annotations"]["source"]]
     header = {
         "tags": ["robotics", "pixel160k"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
-        "dataset_info": {"features": features()},
+        "dataset_info": {"features": declared(COLUMNS)},
     }
     return "\n".join(
         [
-            f"---\n{yaml.safe_dump(header, sort_keys=False).strip()}\n---",
+            front_matter(header),
             f"# {manifest['dataset']}: pixel annotations without the images\n",
-            f"{rows} rows, one a step, of {manifest['episodes']} episodes, made with pixelvla {manifest['software']}.",
-            f"The images are those of {origin.title}{f' ({origin.licence})' if origin.licence else ''}: "
-            "join your own copy.\n",
+            f"{rows} rows, one per step, of {manifest['episodes']} episodes, made with pixelvla {manifest['software']}.",
+            f"The images are those of {origin_of(manifest).credit}: join your own copy.\n",
             _JOIN + "\n",
         ]
     )

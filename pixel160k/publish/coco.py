@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pixel160k.format import masks
+from pixel160k.format.metadata import Metadata
+from pixel160k.format.origins import origin_of
 from pixel160k.format.table import ACCEPTED
-from pixel160k.publish.card import ORIGINS
 from pixel160k.publish.steps import Step
 
 GRIPPER_CATEGORY = "robot gripper"
@@ -25,19 +26,19 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     (folder / "images").mkdir()
     categories = {GRIPPER_CATEGORY: 1}
     counts = {"images": 0, "annotations": 0}
-    rest = folder / "annotations.part"  # both lists grow at once, but one file holds them one behind the other
+    rest = folder / "annotations.part"  # both lists grow together, but in the file one follows the other
     with open(folder / "annotations.json", "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
         file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
         for episode in episodes:
             for step in episode:
-                about = step.about
-                if about["status"] != ACCEPTED or not (about["object_mask_valid"] or about["gripper_mask_valid"]):
+                metadata = step.metadata
+                if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
                     continue
                 (folder / "images" / f"{step.key}.jpg").write_bytes(step.jpeg)
                 file.write(",\n" if counts["images"] else "\n")
                 counts["images"] += 1
                 file.write(json.dumps(_image(counts["images"], step)))
-                for category, mask in _instances(about, step.labels):
+                for category, mask in _instances(metadata, step.labels):
                     number = categories.setdefault(category, len(categories) + 1)
                     part.write(",\n" if counts["annotations"] else "\n")
                     counts["annotations"] += 1
@@ -53,41 +54,40 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
 
 def _info(manifest: dict[str, Any]) -> dict[str, str]:
-    origin = ORIGINS[manifest["annotations"]["source"]]
     return {
         "description": f"{manifest['dataset']}: pixel annotations made with pixelvla {manifest['software']}",
         "version": str(manifest["format_version"]),
-        "contributor": f"{origin.title}{f', {origin.licence}' if origin.licence else ''}",
+        "contributor": origin_of(manifest).credit,
     }
 
 
 def _image(number: int, step: Step) -> dict[str, Any]:
-    about = step.about
+    metadata = step.metadata
     missing = []
-    if not about["object_mask_valid"]:
-        missing.append(_object_category(about))
-    if not about["gripper_mask_valid"]:
+    if not metadata.object_mask_valid:
+        missing.append(_object_category(metadata))
+    if not metadata.gripper_mask_valid:
         missing.append(GRIPPER_CATEGORY)
     return {
         "id": number,
         "file_name": f"{step.key}.jpg",
         "height": step.labels.shape[0],
         "width": step.labels.shape[1],
-        "episode_id": about["episode_id"],
-        "step": about["step"],
-        "instruction": about["instruction"],
+        "episode_id": metadata.episode_id,
+        "step": metadata.step,
+        "instruction": metadata.instruction,
         "not_annotated": missing,
     }
 
 
-def _instances(about: dict[str, Any], labels: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _instances(metadata: Metadata, labels: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Category and mask of what is visible: the target as far as the gripper does not cover it, and the gripper."""
-    found = [(_object_category(about), labels == masks.TARGET), (GRIPPER_CATEGORY, labels == masks.GRIPPER)]
+    found = [(_object_category(metadata), labels == masks.TARGET), (GRIPPER_CATEGORY, labels == masks.GRIPPER)]
     return [(category, mask) for category, mask in found if mask.any()]
 
 
-def _object_category(about: dict[str, Any]) -> str:
-    return about["target_object"] or "object"
+def _object_category(metadata: Metadata) -> str:
+    return metadata.target_object or "object"
 
 
 def _annotation(number: int, image: int, category: int, mask: np.ndarray) -> dict[str, Any]:

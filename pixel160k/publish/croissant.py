@@ -8,8 +8,8 @@ described as files.
 
 from typing import Any
 
+from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import INDEX_SCHEMA
-from pixel160k.publish.card import ORIGINS
 
 _CONTEXT = {
     "@language": "en",
@@ -83,8 +83,8 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
         "version": f"{manifest['format_version']}.0.0",
         "isLiveDataset": False,
     }
-    if licence := ORIGINS[manifest["annotations"]["source"]].licence_url:
-        described["license"] = licence
+    if licence := origin_of(manifest).licence:
+        described["license"] = licence.url
     return described | {
         "distribution": [
             _file("index.parquet", "application/x-parquet", index_sha256),

@@ -3,18 +3,18 @@
 Each exporter streams the shards once, in their order, so memory stays flat and the same shards give the same bytes.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pixel160k.errors import InputError
+from pixel160k.files import new_folder
+from pixel160k.format.origins import origin_of
 from pixel160k.publish import annotations_only, coco, lerobot
 from pixel160k.publish.steps import read_episodes
 from pixel160k.read.episodes import ShardDirectory
 
 FORMATS = ("lerobot", "coco", "hf")
-_FPS = {"sample": 5.0, "bridge_orig": 5.0, "fractal": 3.0}  # control rates of the sources; LIBERO's data sets differ
 
 
 def export(
@@ -44,28 +44,19 @@ def export(
         raise InputError(f"{directory} holds no samples, so there is nothing to export")
     if to not in FORMATS:
         raise InputError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not empty; choose a new --out")
     rate = _control_rate(shards.manifest, fps) if to == "lerobot" else 0.0
     episodes = read_episodes(shards, progress or (lambda samples: None))
-    unfinished = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(out) as folder:
         if to == "lerobot":
-            counts = lerobot.export(episodes, shards.manifest, unfinished, rate)
-        elif to == "coco":
-            counts = coco.export(episodes, shards.manifest, unfinished)
-        else:
-            counts = annotations_only.export(episodes, shards.manifest, unfinished)
-        unfinished.replace(out)  # takes the place of an empty directory too
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return counts
+            return lerobot.export(episodes, shards.manifest, folder, rate)
+        if to == "coco":
+            return coco.export(episodes, shards.manifest, folder)
+        return annotations_only.export(episodes, shards.manifest, folder)
 
 
 def _control_rate(manifest: dict[str, Any], fps: float | None) -> float:
-    source = manifest["annotations"]["source"]
-    if fps is None and source not in _FPS:
+    rate = fps if fps is not None else origin_of(manifest).hz
+    if rate is None:
+        source = manifest["annotations"]["source"]
         raise InputError(f"data sets of source {source!r} have no fixed control rate; give it in Hz with --fps")
-    return fps if fps is not None else _FPS[source]
+    return rate

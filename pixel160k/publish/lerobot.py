@@ -2,7 +2,7 @@
 
 Frames are stored as LeRobot's `image` features, not as video: the source's own JPEG bytes stand in the Parquet files, so
 nothing is encoded again. The layout follows lerobot 0.4.4 (`lerobot.datasets.utils`, Apache-2.0): `data/` with whole
-episodes a file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row an episode, `meta/stats.json`.
+episodes per file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row per episode, `meta/stats.json`.
 """
 
 import io
@@ -18,16 +18,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pixel160k.errors import InputError
-from pixel160k.publish.card import ORIGINS, arrow_type, metadata_features
+from pixel160k.files import write_json
+from pixel160k.format.metadata import PER_STEP
+from pixel160k.format.origins import origin_of
+from pixel160k.publish.card import front_matter
+from pixel160k.publish.features import IMAGE, METADATA
 from pixel160k.publish.steps import Step
 
 _FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
-_FILES_A_CHUNK = 1000
-_ROWS_A_GROUP = 100
+_FILES_PER_CHUNK = 1000
+_ROWS_PER_GROUP = 100
 _FILE = "chunk-{:03d}/file-{:03d}.parquet"
 _ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
-_PER_STEP = {"step", "object_mask_valid", "gripper_mask_valid"}  # the other keys of the JSON are the episode's
-_ROBOTS = {"bridge_orig": "widowx", "fractal": "google_robot", "libero": "panda", "sample": "panda"}
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
@@ -50,7 +52,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
             for step in episode:
                 _check_size(step, features)
                 statistics.add(step)
-            task = tasks.setdefault(episode[0].about["instruction"], len(tasks))
+            task = tasks.setdefault(episode[0].metadata.instruction, len(tasks))
             file_number = data.write(_columns(episode, counts["episodes"], counts["frames"], task, fps))
             table.write(_episode_row(episode, counts["episodes"], counts["frames"], file_number, statistics.summary()))
             total.merge(statistics)
@@ -58,14 +60,14 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
             counts["frames"] += len(episode)
     counts["tasks"] = len(tasks)
     _write_tasks(folder / "meta" / "tasks.parquet", list(tasks))
-    _write_json(folder / "meta" / "stats.json", total.summary())
-    _write_json(folder / "meta" / "info.json", _info(manifest, features, fps, counts))
+    write_json(folder / "meta" / "stats.json", total.summary())
+    write_json(folder / "meta" / "info.json", _info(manifest, features, fps, counts))
     (folder / "README.md").write_text(_card(manifest, counts), encoding="utf-8")
     return counts
 
 
 class _DataFiles:
-    """`data/`: whole episodes a file, a row group an episode; a new file once one is full."""
+    """`data/`: whole episodes per file, one row group per episode; a new file begins once one is full."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self._folder, self._schema = folder, schema
@@ -84,7 +86,7 @@ class _DataFiles:
         if self._writer is None or self._bytes >= _FILE_BYTES:
             self.__exit__()
             self._number, self._bytes = self._number + 1, 0
-            path = self._folder / "data" / _FILE.format(*divmod(self._number, _FILES_A_CHUNK))
+            path = self._folder / "data" / _FILE.format(*divmod(self._number, _FILES_PER_CHUNK))
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(path, self._schema)
         table = pa.Table.from_pydict(columns, schema=self._schema)
@@ -94,7 +96,7 @@ class _DataFiles:
 
 
 class _EpisodeTable:
-    """`meta/episodes/`: a row an episode, many to a row group, since each group costs memory until the end."""
+    """`meta/episodes/`: one row per episode, many per row group, since each group costs memory until the end."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "meta" / "episodes" / _FILE.format(0, 0)
@@ -113,7 +115,7 @@ class _EpisodeTable:
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; all have the same columns."""
         self._rows.append(row)
-        if len(self._rows) == _ROWS_A_GROUP:
+        if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
@@ -124,7 +126,7 @@ class _EpisodeTable:
 
 
 class _Statistics:
-    """LeRobot's statistics: of vectors exactly, of pixels from how often each of the 256 levels occurs in each channel."""
+    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel."""
 
     def __init__(self, camera: str) -> None:
         self.camera = camera
@@ -140,13 +142,13 @@ class _Statistics:
             self._levels[channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
 
     def merge(self, other: Self) -> None:
-        """Count what another has counted."""
+        """Add what another has counted."""
         for name, parts in other._vectors.items():
             self._vectors[name].append(np.concatenate(parts))
         self._levels += other._levels
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """A vector's measures have D numbers each; an image's lie in [0, 1] and have the shape (3, 1, 1)."""
+        """Feature -> measure -> values: one number per dimension of a vector; of an image (3, 1, 1), in [0, 1]."""
         vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
         count = {"count": [len(vectors["action"])]}
         return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
@@ -190,7 +192,7 @@ def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
 
 
 def _camera(step: Step) -> str:
-    return f"observation.images.{step.about['camera']}"
+    return f"observation.images.{step.metadata.camera}"
 
 
 def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
@@ -219,7 +221,7 @@ def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
 def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
     def arrow(feature: dict[str, Any]) -> pa.DataType:
         if feature["dtype"] == "image":
-            return arrow_type(feature)
+            return IMAGE
         (length,) = feature["shape"]
         scalar = pa.type_for_alias(feature["dtype"])
         return scalar if length == 1 else pa.list_(scalar, length)
@@ -227,45 +229,44 @@ def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
     return pa.schema({name: arrow(feature) for name, feature in features.items()})
 
 
-def _columns(episode: list[Step], number: int, frames: int, task: int, fps: float) -> dict[str, Any]:
-    """The frames of an episode, a list a column."""
+def _columns(episode: list[Step], episode_index: int, first_frame: int, task: int, fps: float) -> dict[str, Any]:
+    """The frames of an episode, one list per column."""
     return {
         _camera(episode[0]): [{"bytes": step.jpeg, "path": f"{step.key}.jpg"} for step in episode],
         "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],
-        **{f"annotation.{name}": [step.about[name] for step in episode] for name in _PER_STEP},
-        "timestamp": [place / fps for place in range(len(episode))],
+        **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},
+        "timestamp": [frame / fps for frame in range(len(episode))],
         "frame_index": range(len(episode)),
-        "episode_index": [number] * len(episode),
-        "index": range(frames, frames + len(episode)),
+        "episode_index": [episode_index] * len(episode),
+        "index": range(first_frame, first_frame + len(episode)),
         "task_index": [task] * len(episode),
     }
 
 
 def _episode_row(
-    episode: list[Step], number: int, frames: int, file_number: int, statistics: dict[str, dict[str, Any]]
+    episode: list[Step], episode_index: int, first_frame: int, file_number: int, statistics: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    chunk_index, file_index = divmod(file_number, _FILES_A_CHUNK)
-    about = {name: value for name, value in episode[0].about.items() if name not in _PER_STEP}
+    chunk_index, file_index = divmod(file_number, _FILES_PER_CHUNK)
     return {
-        "episode_index": number,
-        "tasks": [about["instruction"]],
+        "episode_index": episode_index,
+        "tasks": [episode[0].metadata.instruction],
         "length": len(episode),
         "data/chunk_index": chunk_index,
         "data/file_index": file_index,
-        "dataset_from_index": frames,
-        "dataset_to_index": frames + len(episode),
+        "dataset_from_index": first_frame,
+        "dataset_to_index": first_frame + len(episode),
         "meta/episodes/chunk_index": 0,
         "meta/episodes/file_index": 0,
-        **{f"annotation/{name}": value for name, value in about.items()},
+        **{f"annotation/{name}": value for name, value in sorted(episode[0].metadata.of_episode().items())},
         **{f"stats/{name}/{measure}": value for name, row in statistics.items() for measure, value in row.items()},
     }
 
 
 def _episode_schema(row: dict[str, Any]) -> pa.Schema:
     """Arrow's own guess, but for the annotations, whose types are declared."""
-    declared = {f"annotation/{feature['name']}": arrow_type(feature) for feature in metadata_features()}
+    declared = {f"annotation/{key.name}": key.type for key in METADATA}
     guessed = pa.Table.from_pylist([row]).schema
     return pa.schema({field.name: declared.get(field.name, field.type) for field in guessed})
 
@@ -286,11 +287,11 @@ def _info(
 ) -> dict[str, Any]:
     return {
         "codebase_version": "v3.0",
-        "robot_type": _ROBOTS[manifest["annotations"]["source"]],
+        "robot_type": origin_of(manifest).robot,
         "total_episodes": counts["episodes"],
         "total_frames": counts["frames"],
         "total_tasks": counts["tasks"],
-        "chunks_size": _FILES_A_CHUNK,
+        "chunks_size": _FILES_PER_CHUNK,
         "data_files_size_in_mb": _FILE_BYTES // 2**20,
         "video_files_size_in_mb": 200,
         "fps": int(fps) if fps == int(fps) else fps,
@@ -301,19 +302,17 @@ def _info(
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=4), encoding="utf-8")
-
-
 def _card(manifest: dict[str, Any], counts: dict[str, int]) -> str:
-    origin = ORIGINS[manifest["annotations"]["source"]]
-    licence = f"license: {origin.hub_licence}\n" if origin.hub_licence else ""
+    origin = origin_of(manifest)
+    header = {
+        "tags": ["LeRobot", "robotics", "pixel160k"],
+        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
+    }
     return (
-        f"---\n{licence}tags:\n- LeRobot\n- robotics\n- pixel160k\nconfigs:\n- config_name: default\n"
-        "  data_files: data/*/*.parquet\n---\n"
+        f"{front_matter(header, origin)}\n"
         f"# {manifest['dataset']}: pixel annotations as LeRobot v3.0\n\n"
         f"{counts['frames']} frames of {counts['episodes']} episodes, {counts['tasks']} tasks, exported by pixelvla "
-        f"{manifest['software']} from {origin.title}{f', {origin.licence}' if origin.licence else ''}.\n\n"
+        f"{manifest['software']} from {origin.credit}.\n\n"
         "`observation.mask` is an indexed image: 0 background, 1 gripper, 2 target object, 255 not annotated. LeRobot gives\n"
         "it as float (1, height, width) in [0, 1]; `(255 * mask).round()` are the labels again. Columns `annotation/...` of\n"
         "`meta/episodes` hold what was found: status, target object, boxes, prompts, scores.\n"

@@ -1,10 +1,11 @@
-"""What every exporter reads: the samples of a shard directory, decoded but for the image, whose bytes are passed on."""
+"""The samples that every exporter reads. All of a sample is decoded except its image, whose JPEG bytes pass through."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from pixel160k.format.metadata import Metadata
 from pixel160k.format.shards import sample_key
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import decode
@@ -15,7 +16,7 @@ class Step(NamedTuple):
 
     Attributes:
         key: the sample's key.
-        about: the JSON member.
+        metadata: the JSON member.
         jpeg, mask_png: the bytes of image and label image.
         labels: the label image, uint8 (height, width).
         action: float32 (7,) in robot units, this step's alone.
@@ -23,7 +24,7 @@ class Step(NamedTuple):
     """
 
     key: str
-    about: dict[str, Any]
+    metadata: Metadata
     jpeg: bytes
     mask_png: bytes
     labels: np.ndarray
@@ -49,7 +50,7 @@ def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> It
             sample = decode(sample_key(episode_id, step), members, ("labels", "actions", "state"))
             assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for
             images = members["jpg"], members["mask.png"]
-            episode.append(Step(sample.key, sample.about, *images, sample.labels, sample.actions[0], sample.state))
+            episode.append(Step(sample.key, sample.metadata, *images, sample.labels, sample.actions[0], sample.state))
         done += len(episode)
         progress(done)
         yield episode

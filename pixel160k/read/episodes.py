@@ -1,11 +1,9 @@
-"""Random access to shards: any episode or step of a shard directory, read from its place in the tar.
+"""Random access to shards: any episode or step of a shard directory, read from its offset in the tar.
 
 The index says where each sample lies, so that no tar is ever read from its start.
 """
 
 import io
-import json
-import tarfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
+from pixel160k.read import folder
+from pixel160k.read.foreign import tar_members
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 
 
 class ShardDirectory:
-    """The samples of a shard directory by episode and step.
+    """The samples of a local shard directory by episode and step.
 
     Attributes:
         directory: where it is.
-        manifest: manifest.json.
-        index: index.parquet as a table, a row a sample in the shards' order: `key, episode_id, step, status, shard,
+        manifest: manifest.json, with all keys of `pixel160k.format.schema.Manifest`.
+        index: index.parquet as a table, one row per sample in the shards' order: `key, episode_id, step, status, shard,
             offset, bytes`.
         episode_ids: the episodes in the shards' order.
     """
@@ -37,26 +37,26 @@ class ShardDirectory:
         Args:
             directory: output of `pixelcli build-shards`.
             members: what of its samples to decode: image, labels, prompts, actions, state.
-            chunk: how many actions a sample has; by default the whole horizon of the shards.
+            chunk: how many actions each sample is given; by default the whole horizon of the shards.
 
         Raises:
-            InputError: it holds no shards or those of an unknown format, its index is damaged, or a member or chunk is
-                asked for that there is not.
+            InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member
+                or chunk is asked for that the shards do not have.
         """
         self.directory = Path(directory)
-        self.manifest = shards.read_manifest(self.directory)
+        self.manifest = folder.read_manifest(self.directory)
         self._members = check_members(members)
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
-        path = self.directory / "index.parquet"
-        self.index = shards.read_index_table(path, str(path))
+        self.index = folder.read_index(self.directory)
         runs = pc.run_end_encode(self.index["episode_id"].cast(pa.string()).combine_chunks())
         self.episode_ids: list[str] = runs.values.to_pylist()
         ends = runs.run_ends.to_pylist()
         self._rows = dict(zip(self.episode_ids, zip([0, *ends], ends, strict=False), strict=True))
         if len(self._rows) != len(self.episode_ids):
-            raise InputError(f"{path} lists an episode in two places; `pixelcli verify` says more")
+            fault = f"{self.directory}/index.parquet lists an episode in two places"
+            raise InputError(f"{fault}; `pixelcli verify` says more")
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -65,13 +65,7 @@ class ShardDirectory:
         Raises:
             InputError: dataset_statistics.json is missing or does not hold them.
         """
-        path = self.directory / "dataset_statistics.json"
-        try:
-            return json.loads(path.read_bytes())[self.manifest["dataset"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} holds no statistics of {self.manifest['dataset']}; build these shards again"
-            ) from None
+        return folder.read_statistics(self.directory, self.manifest["dataset"])
 
     def steps(self, episode_id: str) -> list[int]:
         """The raw steps of an episode that are samples, in order.
@@ -90,49 +84,62 @@ class ShardDirectory:
         """
         return [self.sample(episode_id, step) for step in self.steps(episode_id)]
 
-    def sample(self, episode_id: str, step: int) -> Sample:
+    def sample(self, episode_id: str, step: int, members: Collection[str] | None = None) -> Sample:
         """The sample of a raw step of an episode.
+
+        Args:
+            episode_id: of the episode.
+            step: the raw step.
+            members: what to decode; by default what the directory was opened with.
 
         Raises:
             InputError: there is no such sample, or it cannot be read.
         """
-        members = self.members(episode_id, step)
+        wanted = self._members if members is None else check_members(members)
+        encoded = self.members(episode_id, step)
         try:
-            return decode(shards.sample_key(episode_id, step), members, self._members, self._chunk)
-        except ValueError as error:
+            return decode(shards.sample_key(episode_id, step), encoded, wanted, self._chunk)
+        except InputError as error:
             raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
 
     def members(self, episode_id: str, step: int) -> dict[str, bytes]:
         """The bytes of a sample's members by their suffix (`jpg`, `mask.png`, ...), not decoded.
 
         Raises:
-            InputError: there is no such sample, or it does not stand in the tar where the index says.
+            InputError: there is no such sample, or it does not lie in the tar where the index says.
         """
         start, _ = self._range(episode_id)
         steps = self.steps(episode_id)
         if step not in steps:
             raise InputError(f"{self.directory} holds the steps {steps[0]} to {steps[-1]} of {episode_id}, not {step}")
-        place = self.index.slice(start + steps.index(step), 1).to_pylist()[0]
-        path = self.directory / Path(place["shard"]).name  # a name and no path, whatever the index says
-        members = {}
+        row = self.index.slice(start + steps.index(step), 1).to_pylist()[0]
+        path = self.directory / Path(row["shard"]).name  # a name and no path, whatever the index says
         try:
-            with open(path, "rb") as file:
-                file.seek(place["offset"])
-                with tarfile.open(fileobj=io.BytesIO(file.read(place["bytes"])), mode="r:") as tar:
-                    for member in tar:
-                        key, _, suffix = member.name.partition(".")
-                        if key != shards.sample_key(episode_id, step) or not member.isreg():
-                            raise tarfile.TarError(f"there stands {member.name}")
-                        content = tar.extractfile(member)
-                        members[suffix] = content.read() if content else b""
-        except (OSError, ValueError, tarfile.TarError) as error:
-            fault = f"{path} cannot be read at {place['offset']} ({error})"
+            members = _read_members(path, row["offset"], row["bytes"], shards.sample_key(episode_id, step))
+        except (OSError, InputError) as error:
+            fault = f"{path} cannot be read at {row['offset']} ({one_line(error)})"
             raise InputError(f"{fault}; `pixelcli verify` says more") from None
         if missing := [suffix for suffix in shards.MEMBERS if suffix not in members]:
-            raise InputError(f"{path} lacks {missing[0]} at {place['offset']}; `pixelcli verify` says more")
+            raise InputError(f"{path} lacks {missing[0]} at {row['offset']}; `pixelcli verify` says more")
         return members
 
     def _range(self, episode_id: str) -> tuple[int, int]:
         if episode_id not in self._rows:
             raise InputError(f"{self.directory} holds no episode {episode_id!r}")
         return self._rows[episode_id]
+
+
+def _read_members(path: Path, offset: int, length: int, key: str) -> dict[str, bytes]:
+    """The bytes by suffix of the members that lie in this range of a tar, all of which must have this key."""
+    if not 0 <= offset <= offset + length <= path.stat().st_size:
+        raise InputError(f"the file ends before byte {offset + length}")
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(length)
+    members = {}
+    for member, data in tar_members(io.BytesIO(content)):
+        found, _, suffix = member.name.partition(".")
+        if found != key or not member.isreg():
+            raise InputError(f"there stands {member.name}")
+        members[suffix] = data
+    return members

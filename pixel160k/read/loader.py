@@ -1,10 +1,10 @@
 """Shards as a stream of typed samples, for training: shuffled, shared out, mixed, and resumed exactly.
 
-The tars are read front to back by `webdataset`, so that disks and URLs are read alike and nothing is held but the
-shuffle buffer, of encoded samples. The order, however, is computed beforehand from the index (pixel160k/read/order.py), and
-the reader holds a sample until it is due. Resuming is therefore a slice of that order: shards whose samples all came
-before are not even opened, and nothing is decoded for the sake of its place. A buffer that draws while it reads could
-only be resumed by reading the epoch anew, or by saving its contents.
+`webdataset` reads the tars from front to back, disks and URLs alike. Only the shuffle buffer is held in memory, and it
+holds encoded samples. The order is computed beforehand from the index (pixel160k/read/order.py), and the reader holds a
+sample until it is due. To resume is therefore to take a slice of that order: shards whose samples all came before are
+not opened, and samples that came before are not decoded. A buffer that draws at random while it reads could be resumed
+only by reading the epoch again, or by saving its contents.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from webdataset.pytorch import IterableDataset  # torch's, or an empty class whe
 
 from pixel160k.errors import InputError
 from pixel160k.format.table import ACCEPTED, REJECTED
-from pixel160k.read.order import Part, Reader, mixture, parts, quotas, window_shuffle
+from pixel160k.read.order import Portion, Reader, mixture, portions, quotas, window_shuffle
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 from pixel160k.read.shard_sets import Shard, ShardSet, open_sets
 from pixel160k.seeding import seeded_generator
@@ -29,9 +29,10 @@ from pixel160k.seeding import seeded_generator
 class ShardLoader(IterableDataset):
     """An iterable of samples, and a torch `IterableDataset`; `open_shards` makes it.
 
-    Iterating gives the samples of the epoch that `set_epoch` said; it has that order as often as it is iterated. Give
-    it to a `DataLoader` with a `collate_fn` of your own, for exact resuming to torchdata's `StatefulDataLoader`; not
-    with `persistent_workers`, which never hear of `set_epoch`. One iteration at a time: the state is that of the last.
+    Iterating gives the samples of the epoch that `set_epoch` said, each time in the same order. Give it to a `DataLoader`
+    with a `collate_fn` of your own; for exact resuming give it to torchdata's `StatefulDataLoader`. Do not use
+    `persistent_workers`: `set_epoch` does not reach such workers. Iterate once at a time: the state is that of the
+    iteration that began last.
 
     Attributes:
         statistics: of each data set by its name, in OpenVLA's names, as `pixel160k.format.actions.normalise` takes them.
@@ -64,12 +65,12 @@ class ShardLoader(IterableDataset):
         self._current = epoch  # the epoch of the last iteration, and how many of its samples it gave
         self._position = 0
         self._finished = False
-        self._parts(epoch, Reader(rank, world_size))  # says here already that there are too few shards for the ranks
+        self._portions(epoch, Reader(rank, world_size))  # says here already that there are too few shards for the ranks
 
     def __len__(self) -> int:
         """The number of samples of this rank in the epoch, over all workers."""
-        dealt = self._parts(self.epoch, Reader(self._rank, self._world_size))
-        return sum(int(part.kept.sum()) for of_set in dealt for part in of_set)
+        dealt = self._portions(self.epoch, Reader(self._rank, self._world_size))
+        return sum(int(portion.kept.sum()) for of_set in dealt for portion in of_set)
 
     @property
     def episode_ids(self) -> list[str]:
@@ -86,7 +87,7 @@ class ShardLoader(IterableDataset):
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration is: loaded into an equal loader, the next sample is the one that would have come."""
+        """How far the iteration is. A loader of the same arguments that loads this gives the sample that is next here."""
         epoch, position = self._resume or (self._current, self._position)
         return {"epoch": epoch, "position": position, "finished": self._finished, "order": self._order()}
 
@@ -94,9 +95,11 @@ class ShardLoader(IterableDataset):
         """Let the next iteration go on where `state_dict` was called.
 
         Raises:
-            InputError: the state is of a loader with another order; names what differs.
+            InputError: this is no state of a loader, or that of one with another order; names what differs.
         """
         order = self._order()
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise InputError(f"this is no state of a loader: it lacks {missing[0]!r}")
         if different := [name for name, value in order.items() if state["order"].get(name) != value]:
             name = different[0]
             raise InputError(
@@ -116,21 +119,21 @@ class ShardLoader(IterableDataset):
         """
         self._current, self._position = self._resume or (self.epoch, 0)
         self._resume, self._finished = None, False
-        return self._samples(self._parts(self._current, self._reader()), self._current, self._position)
+        return self._samples(self._portions(self._current, self._reader()), self._current, self._position)
 
-    def _samples(self, dealt: list[list[Part]], epoch: int, begin: int) -> Iterator[Sample]:
+    def _samples(self, dealt: list[list[Portion]], epoch: int, begin: int) -> Iterator[Sample]:
         shuffled = self._shuffle_buffer > 0
-        counts = [sum(int(part.kept.sum()) for part in of_set) for of_set in dealt]
+        counts = [sum(int(portion.kept.sum()) for portion in of_set) for of_set in dealt]
         reader = self._reader()
-        place = (self._seed, epoch, reader.rank, reader.world_size, reader.worker, reader.workers)
-        turns = mixture(counts, shuffled, seeded_generator("mixture", *place))
+        seed_parts = (self._seed, epoch, reader.rank, reader.world_size, reader.worker, reader.workers)
+        turns = mixture(counts, shuffled, seeded_generator("mixture", *seed_parts))
         given = np.bincount(turns[:begin], minlength=len(counts))
         streams = []
         for shard_set, of_set, count, first in zip(self._sets, dealt, counts, given, strict=True):
             order = np.arange(count)
             if shuffled:
                 order = window_shuffle(
-                    count, self._shuffle_buffer, seeded_generator("samples", *place, shard_set.dataset)
+                    count, self._shuffle_buffer, seeded_generator("samples", *seed_parts, shard_set.dataset)
                 )
             streams.append(self._stream(shard_set, of_set, order[first:]))
         for turn in turns[begin:]:
@@ -141,9 +144,9 @@ class ShardLoader(IterableDataset):
             next(stream, None)  # lets each see the end of its last shard
         self._finished = True
 
-    def _stream(self, shard_set: ShardSet, of_set: list[Part], order: np.ndarray) -> Iterator[Sample]:
-        """The samples of a data set in this order, which numbers the kept ones of all parts from front to back."""
-        wanted = np.zeros(sum(int(part.kept.sum()) for part in of_set), bool)
+    def _stream(self, shard_set: ShardSet, of_set: list[Portion], order: np.ndarray) -> Iterator[Sample]:
+        """The samples of a data set in this order; it numbers the kept samples of all portions from front to back."""
+        wanted = np.zeros(sum(int(portion.kept.sum()) for portion in of_set), bool)
         wanted[order] = True
         encoded = self._read(shard_set, of_set, wanted)
         held: dict[int, tuple[str, dict[str, Any]]] = {}
@@ -154,27 +157,27 @@ class ShardLoader(IterableDataset):
             url, members = held.pop(due)
             try:
                 sample = decode(members["__key__"], members, self._members, self._chunk)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{url}: {error}; `pixelcli verify` says more") from None
             yield sample
         next(encoded, None)
 
     def _read(
-        self, shard_set: ShardSet, of_set: list[Part], wanted: np.ndarray
+        self, shard_set: ShardSet, of_set: list[Portion], wanted: np.ndarray
     ) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """The wanted samples, encoded, from front to back: their number, shard and members."""
         number = 0
-        for part in of_set:
-            first, number = number, number + int(part.kept.sum())
-            due = np.full(len(part.kept), -1)
-            due[part.kept] = np.where(wanted[first:number], np.arange(first, number), -1)
+        for portion in of_set:
+            first, number = number, number + int(portion.kept.sum())
+            due = np.full(len(portion.kept), -1)
+            due[portion.kept] = np.where(wanted[first:number], np.arange(first, number), -1)
             if (due >= 0).any():
-                for members, place in zip(self._read_shard(shard_set, part.shard), due.tolist(), strict=True):
-                    if place >= 0:
-                        yield place, part.shard.url, members
+                for members, index in zip(self._read_shard(shard_set, portion.shard), due.tolist(), strict=True):
+                    if index >= 0:
+                        yield index, portion.shard.url, members
 
     def _read_shard(self, shard_set: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
-        """All samples of a tar, encoded, of their members those that are decoded; each checked to be the one expected."""
+        """All samples of a tar, encoded: the members that are to be decoded. Each must be the one that the index says."""
         suffixes = {"json", *(MEMBERS[name] for name in self._members)}
         samples = webdataset.tarfile_to_samples(select_files=lambda name: name.partition(".")[2] in suffixes)
         expected = (shard_set.key(shard, number) for number in range(len(shard.steps)))
@@ -185,9 +188,8 @@ class ShardLoader(IterableDataset):
                 members = next(stream, None)
             except (tarfile.TarError, OSError, EOFError, ValueError) as error:
                 fault = getattr(error, "strerror", None) or (error.args or [error])[0]  # webdataset appends its own
-                raise InputError(
-                    f"{shard.url} breaks off at {key or 'its end'} ({fault}); `pixelcli verify` says more"
-                ) from None
+                fault = f"{shard.url} breaks off at {key or 'its end'} ({fault})"
+                raise InputError(f"{fault}; `pixelcli verify` says more") from None
             found = members["__key__"] if members else None
             if found != key:
                 raise InputError(
@@ -198,15 +200,15 @@ class ShardLoader(IterableDataset):
                 return
             yield members
 
-    def _parts(self, epoch: int, reader: Reader) -> list[list[Part]]:
+    def _portions(self, epoch: int, reader: Reader) -> list[list[Portion]]:
         shuffled = self._shuffle_buffer > 0
         return [
-            parts(shard_set, quota, self._seed, epoch, shuffled, reader)
+            portions(shard_set, quota, self._seed, epoch, shuffled, reader)
             for shard_set, quota in zip(self._sets, self._quotas, strict=True)
         ]
 
     def _reader(self) -> Reader:
-        """This process among the readers; the rank is the user's word, the worker torch's."""
+        """This process among the readers: the user says the rank, torch the worker."""
         _, _, worker, workers = webdataset.utils.pytorch_worker_info()
         return Reader(self._rank, self._world_size, worker, workers)
 
@@ -235,28 +237,28 @@ def open_shards(
     rank: int = 0,
     world_size: int = 1,
 ) -> ShardLoader:
-    """Open shards as a stream of samples; nothing of the tars is read yet.
+    """Open shards as a stream of samples, for training; the tars are not read yet.
 
     Args:
         sources: folders with shards, tars, or patterns of tars with braces (`x-{00000..00009}.tar`), local or as URLs;
             manifest.json, index.parquet and dataset_statistics.json lie beside the tars. Several data sets are mixed.
-        members: what to decode: image, labels, prompts, actions, state. The rest of a sample always comes.
-        chunk: how many actions, this step's and those after it.
+        members: what to decode: image, labels, prompts, actions, state. The other fields of a sample are always there.
+        chunk: how many actions each sample has: this step's and those after it.
         split: only samples of this split of the source, such as "train".
         status: only samples of this status, "accepted" or "rejected"; shards built with `--include all` hold both.
-        weights: each data set's share of an epoch, relative to the others'; without it every sample comes once. With it
-            every sample comes at least once, and sets too small for their share repeat.
+        weights: each data set's share of an epoch by its name, relative to the others. Without weights every sample comes
+            once. With weights every sample comes at least once, and samples of a set too small for its share repeat.
         shuffle_buffer: how many encoded samples to hold on average for shuffling, of each data set and in each worker;
             shards are shuffled too. 0: nothing is shuffled, samples come as they lie, data set after data set.
-        seed: of everything random; same seed and epoch, same order.
+        seed: of everything random; the same seed and epoch give the same order.
         epoch: of the first iteration; `set_epoch` says it for the next.
-        rank: which of `world_size` processes this is; each gets shards of its own. Leave both where one process reads
-            for all, as Hugging Face `Trainer` does it for iterable data sets.
+        rank: which of `world_size` processes this is; each gets shards of its own. Leave both at their defaults where one
+            process reads for all, as Hugging Face `Trainer` does it for iterable data sets.
         world_size: how many processes read.
 
     Raises:
-        InputError: there are no shards or those of an unknown format, nothing is there that is asked for, there are
-            fewer shards than ranks, or an argument is out of range.
+        InputError: there are no shards or those of an unknown format, no sample is of the split and status asked for,
+            there are fewer shards than ranks, or an argument is out of range.
     """
     if shuffle_buffer < 0:
         raise InputError(f"shuffle_buffer is a number of samples, 0 for none, not {shuffle_buffer}")

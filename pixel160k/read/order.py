@@ -1,7 +1,7 @@
 """The order of an epoch: which samples a reader gets, in which order, computed from counts before anything is read.
 
-Nothing here reads. An order that is known beforehand makes it simple to share it out between readers without overlap,
-to say its length, and to go on with it exactly where it was left: the rest of a known order is a slice.
+Nothing here reads. An order that is known beforehand can be shared out between readers without overlap, its length can
+be said, and reading can go on exactly where it stopped: what is left of a known order is a slice of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pixel160k.seeding import seeded_generator
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads: a DataLoader worker of a rank."""
+    """Who reads: worker number `worker` of the `workers` of a DataLoader, in process `rank` of `world_size`."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,21 +25,22 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A shard to read, and which of its samples."""
+class Portion:
+    """A shard that a reader reads, and which of its samples it keeps."""
 
     shard: Shard
     kept: np.ndarray  # bool (samples of the shard,)
 
 
 def quotas(sets: Sequence[ShardSet], weights: Mapping[str, float] | None) -> list[int]:
-    """How many samples of each data set an epoch has.
+    """How many samples of each data set an epoch has, in the order of `sets`.
 
-    Without weights an epoch has every sample once. With weights, a data set's share of the epoch, every sample comes at
-    least once, and an epoch is as short as that allows: samples of the sets that are too small for their share repeat.
+    Without weights an epoch has every sample once. Weights are the data sets' shares of an epoch, by their names. With
+    weights every sample comes at least once, and an epoch is as short as that allows: samples of a set that is too
+    small for its share come more than once.
 
     Raises:
-        InputError: the weights are not one positive number a data set.
+        InputError: the weights are not one positive number per data set.
     """
     if weights is None:
         return [shard_set.samples for shard_set in sets]
@@ -50,11 +51,12 @@ def quotas(sets: Sequence[ShardSet], weights: Mapping[str, float] | None) -> lis
     return [max(shard_set.samples, round(epoch * weights[shard_set.dataset])) for shard_set in sets]
 
 
-def parts(shard_set: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, reader: Reader) -> list[Part]:
-    """The shards of a data set that a reader gets in an epoch, in their order.
+def portions(shard_set: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, reader: Reader) -> list[Portion]:
+    """What a reader reads of a data set in an epoch, in this order.
 
-    Each pass over the set shuffles its shards and deals them out to ranks, and a rank's to its workers. Where the quota
-    is no multiple of the set, the last pass keeps samples drawn at random. All readers together get the quota exactly.
+    An epoch passes over the set until `quota` samples are read. Each pass shuffles the shards (where `shuffled`), deals
+    them out to the ranks, and each rank's shards to its workers. Where the quota is no multiple of the set's samples,
+    the last pass keeps samples drawn at random. All readers together get the quota exactly.
 
     Raises:
         InputError: there are more readers than shards; states the arithmetic.
@@ -73,7 +75,7 @@ def parts(shard_set: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool
             kept = _draw(kept, left, generator)
         order = generator.permutation(len(shard_set.shards)) if shuffled else np.arange(len(shard_set.shards))
         mine = order[reader.rank :: reader.world_size][reader.worker :: reader.workers]
-        dealt += [Part(shard_set.shards[place], kept[place]) for place in mine]
+        dealt += [Portion(shard_set.shards[index], kept[index]) for index in mine]
     return dealt
 
 
@@ -86,15 +88,19 @@ def _draw(wanted: list[np.ndarray], count: int, generator: np.random.Generator) 
 
 
 def window_shuffle(count: int, held: int, generator: np.random.Generator) -> np.ndarray:
-    """An order of the numbers below `count`, int64 (count,), for which a reader from front to back holds `held` samples.
+    """Shuffle the numbers below `count` so little that a buffer of about `held` samples is enough; int64 (count,).
 
-    Each number is put off by a random time below twice `held`. When one is due, all before it were read, and of the
-    last 2 x `held` of these on average half were put off until later; never more than all of them.
+    The buffer belongs to a reader that reads samples 0, 1, 2, ... and gives them in this order. Each number is put off by
+    a random time below twice `held`. When a number is due, all before it were read. Of the last 2 x `held` of these, half
+    on average are due later and are held; never more than all of them.
     """
     return np.argsort(np.arange(count) + generator.random(count) * (2 * held), kind="stable")
 
 
 def mixture(counts: Sequence[int], shuffled: bool, generator: np.random.Generator) -> np.ndarray:
-    """Which data set the samples come from one after the other, int (sum of counts,): at random, each its count."""
+    """From which data set each sample of an epoch comes, as indices, int (sum of counts,).
+
+    Index i stands there `counts[i]` times: in random order where `shuffled`, else one data set after the other.
+    """
     sets = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
     return generator.permutation(sets) if shuffled and len(counts) > 1 else sets

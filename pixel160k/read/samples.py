@@ -1,23 +1,30 @@
 """A sample as people use it: one step of one episode, decoded from the members of its tar; docs/format.md is the format.
 
-Only what is asked for is decoded, and nothing is ever unpickled: a member is decoded by its known name alone.
+Only what is asked for is decoded. Each member is decoded in the way that its name says, and nothing is ever unpickled.
 """
 
 import io
-import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import numpy as np
+from pydantic import ValidationError
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks, prompts, shards
 from pixel160k.format.actions import ACTION_DIMENSIONS, chunk_mask
+from pixel160k.format.metadata import Metadata
 from pixel160k.format.prompts import Prompt
+from pixel160k.format.schema import check_metadata
 from pixel160k.format.table import Point
+from pixel160k.read import foreign
+from pixel160k.read.folder import explain
+
+_Parsed = TypeVar("_Parsed")
 
 # What can be asked for, and the member of the tar that holds it. The JSON is always read.
 MEMBERS = {
@@ -31,7 +38,9 @@ MEMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One step of one episode. What was not asked for is None, or empty. Arrays may be shared, and then are read-only.
+    """One step of one episode. What was not asked for is None; prompts are then empty.
+
+    Samples may share arrays; such arrays are read-only.
 
     Attributes:
         key: the sample's key, `{episode_id}-{step:04d}`.
@@ -43,15 +52,16 @@ class Sample:
         status: "accepted" or "rejected".
         reason: why it was rejected, of the closed list `pixel160k.format.table.REASONS`; "" when accepted.
         image: RGB, uint8 (height, width, 3).
-        labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated; where only one of
-            the two classes is annotated, 0 says only that this one is not there: use `object_mask`, `gripper_mask`.
-        prompts: points, a line, a region and a mask on the image of the step `about["prompt_step"]`, in its pixels;
+        labels: uint8 (height, width): 0 background, 1 gripper, 2 target object, 255 not annotated. Where only one of the
+            two classes is annotated, 0 says nothing of the other: `object_mask` and `gripper_mask` are None for a class
+            that is not annotated.
+        prompts: points, a line, a region and a mask on the image of the step `metadata.prompt_step`, in its pixels;
             empty where the episode has none.
         actions: float32 (chunk, 7) in robot units: this step's action and those after it; past the episode's end zero
             motion with the gripper held.
         action_mask: bool (chunk,): which of the actions are the episode's own.
         state: proprioception, float32 (S,).
-        about: the JSON member with everything else, as docs/format.md lists it.
+        metadata: the JSON member with everything else.
     """
 
     key: str
@@ -68,7 +78,7 @@ class Sample:
     actions: np.ndarray | None = field(repr=False)
     action_mask: np.ndarray | None = field(repr=False)
     state: np.ndarray | None = field(repr=False)
-    about: dict[str, Any] = field(repr=False)
+    metadata: Metadata = field(repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
@@ -77,7 +87,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.TARGET, "object_mask_valid")
+        return self._mask(masks.TARGET, self.metadata.object_mask_valid)
 
     @property
     def gripper_mask(self) -> np.ndarray | None:
@@ -86,7 +96,7 @@ class Sample:
         Raises:
             InputError: the labels were not asked for.
         """
-        return self._mask(masks.GRIPPER, "gripper_mask_valid")
+        return self._mask(masks.GRIPPER, self.metadata.gripper_mask_valid)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the image with what is marked on it, and what is known of the sample."""
@@ -94,17 +104,17 @@ class Sample:
 
         return sample_html(self)
 
-    def _mask(self, label: int, valid: str) -> np.ndarray | None:
+    def _mask(self, label: int, valid: bool) -> np.ndarray | None:
         if self.labels is None:
             raise InputError(f"{self.key} was read without its masks; ask for the member 'labels'")
-        return self.labels == label if self.about[valid] else None
+        return self.labels == label if valid else None
 
 
 def check_members(wanted: Collection[str]) -> frozenset[str]:
-    """The members asked for, as a set.
+    """The set of the members asked for, each of which must be one of `MEMBERS`.
 
     Raises:
-        InputError: one of them does not exist.
+        InputError: one of them is not; names those that there are.
     """
     names = frozenset([wanted] if isinstance(wanted, str) else wanted)
     if unknown := sorted(names - set(MEMBERS)):
@@ -113,110 +123,131 @@ def check_members(wanted: Collection[str]) -> frozenset[str]:
 
 
 def check_chunk(chunk: int, horizon: int, where: str) -> None:
-    """Check that shards of this horizon hold chunks as long as are asked for.
+    """Check that chunks of this many actions can be cut from samples that hold `horizon` actions.
 
     Raises:
-        InputError: they do not.
+        InputError: they cannot; the message begins with `where`.
     """
     if not 1 <= chunk <= horizon:
-        raise InputError(f"{where} holds {horizon} actions a sample; a chunk of {chunk} cannot be cut from that")
+        raise InputError(f"{where} holds {horizon} actions per sample; a chunk of {chunk} cannot be cut from that")
 
 
 def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tuple(MEMBERS), chunk: int = 0) -> Sample:
-    """Decode a sample.
+    """Decode a sample from the bytes of its members.
 
     Args:
         key: the key that its members have in the tar.
-        members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...); others than those of the format are
-            left alone.
+        members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...). Other members are left alone.
         wanted: what of `MEMBERS` to decode.
         chunk: how many actions; 0 for all that there are.
 
     Raises:
         InputError: a member is missing or damaged; names the key and the member.
     """
-    suffix = "json"
+
+    def parse(suffix: str, parser: Callable[[bytes], _Parsed]) -> _Parsed:
+        if suffix not in members:
+            raise InputError(f"{key}: lacks {suffix!r}")
+        try:
+            return parser(members[suffix])
+        except InputError as error:
+            raise InputError(f"{key}: {suffix} is damaged ({one_line(error)})") from None
+
+    metadata = parse("json", lambda content: _metadata(content, key))
+    actions = parse("action.npy", lambda content: _actions(content, chunk)) if "actions" in wanted else None
+    return Sample(
+        key=key,
+        episode_id=metadata.episode_id,
+        dataset=metadata.dataset,
+        step=metadata.step,
+        instruction=metadata.instruction,
+        target_object=metadata.target_object,
+        status=metadata.status,
+        reason=metadata.reason,
+        image=parse("jpg", _image) if "image" in wanted else None,
+        labels=parse("mask.png", _labels) if "labels" in wanted else None,
+        prompts=parse("json", lambda _: _prompts(metadata)) if "prompts" in wanted else (),
+        actions=actions,
+        action_mask=None if actions is None else chunk_mask(metadata.step, metadata.last_step, len(actions)),
+        state=parse("state.npy", lambda content: _floats(content, 1)) if "state" in wanted else None,
+        metadata=metadata,
+    )
+
+
+def _metadata(content: bytes, key: str) -> Metadata:
     try:
-        about = json.loads(members["json"])
-        if shards.sample_key(about["episode_id"], about["step"]) != key:
-            raise InputError(f"it is of {about['episode_id']}, step {about['step']}")
-        decoded: dict[str, Any] = {}
-        if "prompts" in wanted:
-            decoded["prompts"] = _prompts(about)
-        if "image" in wanted:
-            suffix = "jpg"
-            decoded["image"] = _image(members[suffix])
-        if "labels" in wanted:
-            suffix = "mask.png"
-            decoded["labels"] = _labels(members[suffix])
-        if "actions" in wanted:
-            suffix = "action.npy"
-            actions = _floats(members[suffix], 2)
-            if actions.shape[1] != ACTION_DIMENSIONS or len(actions) < chunk:
-                raise InputError(f"its shape is {actions.shape}, not ({chunk or 'horizon'}, {ACTION_DIMENSIONS})")
-            decoded["actions"] = actions[: chunk or None]
-            decoded["action_mask"] = chunk_mask(about["step"], about["last_step"], len(decoded["actions"]))
-        if "state" in wanted:
-            suffix = "state.npy"
-            decoded["state"] = _floats(members[suffix], 1)
-        suffix = "json"
-        texts = ("episode_id", "dataset", "step", "instruction", "target_object", "status", "reason")
-        return Sample(
-            key=key,
-            about=about,
-            **{name: about[name] for name in texts},
-            **{"image": None, "labels": None, "prompts": (), "actions": None, "action_mask": None, "state": None}
-            | decoded,
-        )
-    except (KeyError, TypeError, IndexError, ValueError, OSError, SyntaxError, EOFError, cv2.error) as error:
-        fault = f"lacks {error}" if isinstance(error, KeyError) else f"{suffix} is damaged ({error})"
-        raise InputError(f"{key}: {' '.join(fault.split())}") from None
+        metadata = check_metadata(content)
+    except ValidationError as error:
+        raise InputError(explain(error)[0]) from None
+    if shards.sample_key(metadata.episode_id, metadata.step) != key:
+        raise InputError(f"it is of {metadata.episode_id}, step {metadata.step}")
+    return metadata
 
 
 def _image(jpeg: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None or not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
-        raise InputError("no image" if image is None else "the JPEG is cut")
+    try:
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # of no bytes, or of too large an image
+        raise InputError(f"no image: {one_line(error)}") from None
+    if image is None:
+        raise InputError("no image")
+    if not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
+        raise InputError("the JPEG is cut")
     return image
 
 
 @lru_cache(maxsize=8)  # where nothing is annotated, the bytes are the same at every step
 def _labels(png: bytes) -> np.ndarray:
-    labels = masks.decode_indexed_png(png)
+    labels = foreign.decode_labels(png)
     labels.flags.writeable = False
     return labels
 
 
+def _actions(npy: bytes, chunk: int) -> np.ndarray:
+    actions = _floats(npy, 2)
+    if actions.shape[1] != ACTION_DIMENSIONS or len(actions) < chunk:
+        raise InputError(f"its shape is {actions.shape}, not ({chunk or 'horizon'}, {ACTION_DIMENSIONS})")
+    return actions[: chunk or None]
+
+
 def _floats(npy: bytes, dimensions: int) -> np.ndarray:
-    """As np.load(allow_pickle=False) would read it, which spends its time on headers that are all the same."""
+    """A float32 array as `foreign.decode_array` reads it, which spends its time on headers that are all the same."""
     begin = 10 + int.from_bytes(npy[8:10], "little")
-    shape, fortran, dtype = _npy_header(npy[:begin])
-    if dtype != np.float32 or len(shape) != dimensions or fortran:
+    shape = _npy_shape(npy[:begin])
+    if len(shape) != dimensions or len(npy) - begin != 4 * math.prod(shape):
         raise InputError(f"no float32 array of {dimensions} dimensions")
     return np.frombuffer(npy, np.float32, offset=begin).reshape(shape).copy()
 
 
 @lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_shape(header: bytes) -> tuple[int, ...]:
+    """The shape that a `.npy` header says, of an array of float32 in C order without its values."""
     file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise InputError("no .npy file of version 1.0")
-    return np.lib.format.read_array_header_1_0(file)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise InputError("no .npy file of version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except foreign.ARRAY_ERRORS as error:
+        raise InputError(one_line(error)) from None
+    if dtype != np.float32 or fortran:
+        raise InputError(f"no float32 array in C order but {dtype}{' in Fortran order' if fortran else ''}")
+    return shape
 
 
-def _prompts(about: dict[str, Any]) -> tuple[Prompt, ...]:
-    if about["prompt_step"] < 0:
+def _prompts(metadata: Metadata) -> tuple[Prompt, ...]:
+    if metadata.prompt_step < 0:
         return ()
-    points, line = (tuple((x, y) for x, y in about[name]) for name in ("points", "line"))
-    return _episode_prompts(points, line, tuple(about["object_mask"]["size"]), about["object_mask"]["counts"])
+    points, line = (tuple((x, y) for x, y in ends) for ends in (metadata.points, metadata.line))
+    height, width = metadata.object_mask["size"]
+    return _episode_prompts(points, line, (height, width), metadata.object_mask["counts"])
 
 
-@lru_cache(maxsize=64)  # an episode's samples all hold the same
+@lru_cache(maxsize=64)  # all samples of an episode hold the same
 def _episode_prompts(
     points: tuple[Point, ...], line: tuple[Point, ...], size: tuple[int, int], counts: str
 ) -> tuple[Prompt, ...]:
     """The visual prompts that the annotation job sampled, and the object's box and mask."""
-    mask = masks.decode({"size": list(size), "counts": counts})
+    mask = foreign.decode_rle({"size": list(size), "counts": counts})
     mask.flags.writeable = False
     return (
         *(prompts.point(x, y) for x, y in points),

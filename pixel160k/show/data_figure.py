@@ -1,6 +1,6 @@
 """What shards hold, at a glance: the paper's data figure for any shard directory, as a picture and as numbers.
 
-Of each episode only as many samples are read as hold its actions: one a chunk of the shards' horizon.
+Only as many samples of each episode are read as hold its actions: one per chunk of the shards' horizon.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pixel160k.errors import InputError
+from pixel160k.files import write_text, written_atomically
 from pixel160k.format import table
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
@@ -20,16 +21,16 @@ from pixel160k.read.samples import Sample
 _SCORES = {"score": "detection score", "mask_score": "mask score", "evidence_score": "motion evidence"}  # of the JSON
 _ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
 _COLOURS = {table.ACCEPTED: "#17713a", table.REJECTED: "#c2492f"}
-_PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars a panel
+_PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
 
 
 def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
-    """Write `stats.png` and `stats.json` into `out` and return the numbers, as `count` gives them.
+    """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers of `figure_numbers`.
 
     Args:
         shards: output of `pixelcli build-shards`.
-        out: a folder, made where it is missing.
-        progress: called with the number of episodes that have been read.
+        out: a folder; it is made where it is missing.
+        progress: called after each episode with the number of episodes read so far.
 
     Raises:
         InputError: the directory holds no shards, no episode, or damaged ones; or matplotlib is missing.
@@ -38,31 +39,34 @@ def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lamb
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(f"the figure needs {error.name}: pip install 'pixelvla[notebook]'") from None
-    numbers = count(ShardDirectory(shards, members=("actions",)), progress)
+    numbers = figure_numbers(ShardDirectory(shards), progress)
     figure = Figure(figsize=(16, 18), layout="constrained")
     _draw(figure, numbers)
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "stats.png", dpi=100)
-    text = json.dumps(numbers, indent=1, ensure_ascii=False)
-    (out / "stats.json").write_text(text + "\n", encoding="utf-8")
+    with written_atomically(out / "stats.png") as temporary:
+        figure.savefig(temporary, dpi=100)
+    write_text(out / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return numbers
 
 
-def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
-    """Count what shards hold; the same shards give the same numbers, in the same order.
+def figure_numbers(
+    directory: ShardDirectory, progress: Callable[[int], None] = lambda episodes: None
+) -> dict[str, Any]:
+    """Count what shards hold, for the data figure. The same shards give the same numbers, in the same order.
 
     Returns:
         - `dataset`, `include`, `episodes`, `samples`, `horizon`;
-        - `annotated`: how many episodes of each status there were, in the shards or not; `reasons`: why those that are
-          not accepted are not; `left_out`: why episodes that were to be in the shards are not, failed ones included;
-        - `skills`: the first word of instructions; `target_objects`: both by number of episodes, "" for none;
+        - `annotated`: how many of all annotated episodes have each status, in the shards or not;
+        - `reasons`: why annotated episodes are not accepted; `left_out`: why episodes that were to be in the shards are
+          not there, failed ones included;
+        - `skills`: the first words of instructions, and `target_objects`: in how many episodes each is, "" for none;
         - `scores` by score and status, of the episodes that have one (motion evidence: where motion could judge);
-        - `episode_steps`: valid steps of an episode;
+        - `episode_steps`: valid steps per episode;
         - `actions` by dimension, in robot units, over all steps in the shards; the outermost bins hold all beyond the
           1% and 99% quantiles of the data set;
         - `whole_chunks`: the share of samples whose first n actions are all the episode's own, for n = 1 to the horizon.
 
-        A histogram is `edges` and `counts`; names come by their number, the most frequent first.
+        A histogram is `edges` and `counts`. What is counted by name is in the order of the counts, the largest first.
 
     Raises:
         InputError: there is no episode, or the samples are damaged.
@@ -79,8 +83,8 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
     actions = np.zeros((len(edges), 40), int)
     for done, episode in enumerate(directory.episode_ids, 1):
         steps = directory.steps(episode)
-        chunks = [directory.sample(episode, step) for step in steps[::horizon]]
-        own = np.concatenate([chunk.actions[chunk.action_mask] for chunk in chunks])  # type: ignore[index]
+        chunks = [directory.sample(episode, step, ("actions",)) for step in steps[::horizon]]
+        own = np.concatenate([_own_actions(chunk) for chunk in chunks])
         actions += [_histogram(values, bins)["counts"] for values, bins in zip(own.T, edges, strict=True)]
         lengths.append(len(steps))
         first = chunks[0]
@@ -88,7 +92,7 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
         objects[first.target_object] += 1
         for name in _SCORES:
             if _has(first, name):
-                scores[name][first.status].append(first.about[name])
+                scores[name][first.status].append(getattr(first.metadata, name))
         progress(done)
     rows = np.arange(1, horizon + 1)
     whole = np.maximum(np.array(lengths)[:, None] - rows + 1, 0).sum(0)
@@ -117,11 +121,17 @@ def count(directory: ShardDirectory, progress: Callable[[int], None] = lambda ep
     }
 
 
+def _own_actions(sample: Sample) -> np.ndarray:
+    """float32 (n, 7): of the sample's chunk the actions that are the episode's own."""
+    assert sample.actions is not None and sample.action_mask is not None  # they were asked for
+    return sample.actions[sample.action_mask]
+
+
 def _has(sample: Sample, score: str) -> bool:
-    """Whether the stage that gives a score came to one: 0 stands for none too."""
+    """Whether a sample's episode has this score: 0 stands for none."""
     if score == "evidence_score":
-        return sample.about["evidence_status"] != table.NOT_APPLICABLE
-    return sample.about[score] > 0
+        return sample.metadata.evidence_status != table.NOT_APPLICABLE
+    return getattr(sample.metadata, score) > 0
 
 
 def _first_word(instruction: str) -> str:
@@ -141,7 +151,7 @@ def _whole_edges(values: list[int]) -> np.ndarray:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Two bounds, a little apart where the value never changes."""
+    """The two bounds; a little apart where they are equal, since the value never changes."""
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
@@ -184,7 +194,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
             _say_none(axis)
 
     steps, whole = _panels(
-        rows[2], ["valid steps of an episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
+        rows[2], ["valid steps per episode (episodes)", "chunks of n actions without padding (% of samples), by n"]
     )
     steps.stairs(**_stairs(numbers["episode_steps"]), fill=True, color=_PLAIN)
     steps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -222,7 +232,7 @@ def _say_none(axis: Any) -> None:
 
 
 def _bars(axis: Any, counts: dict[str, int], colour: str = _PLAIN) -> None:
-    """The most frequent as bars, with their numbers; says how many others there are."""
+    """Draw the most frequent as bars with their numbers, and one bar for all others."""
     if not counts:
         _say_none(axis)
         return

@@ -1,28 +1,34 @@
 """Annotations as inline SVG, so that a page can lay them over an untouched JPEG and switch each of them on and off.
 
 Everything is drawn in pixels of the source image: origin top left, boxes xyxy half-open, points at pixel centres
-(x + 0.5). An outline therefore runs along the edges of a mask's pixels, exact at any size. Colours and line widths are
-left to the style sheet overlays.css, which knows the classes given here.
+(x + 0.5). An outline runs along the edges of a mask's pixels, so it is exact at any size. A layer is one SVG element with
+CSS classes; the style sheet overlays.css gives the classes their colours and line widths.
 """
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from pixel160k.format.prompts import Prompt
-from pixel160k.format.table import Box, Point
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], caption: str) -> Markup:
-    """A captioned HTML figure of a frame, whose JPEG bytes it holds as they are, with SVG layers over it.
+    """An HTML figure of an image with SVG layers over it and a caption below it.
 
-    `size` is (height, width), as of a mask's shape.
+    Args:
+        jpeg: the image; its bytes are embedded as they are.
+        size: (height, width) in pixels.
+        layers: as `mask_layer` and the others make them; later ones lie over earlier ones.
+        caption: plain text, also for screen readers.
     """
     height, width = size
     return Markup(
@@ -40,7 +46,7 @@ def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], captio
 
 
 def outline(mask: np.ndarray) -> str:
-    """SVG path data along the pixel edges of a mask, bool (height, width), holes included; "" where it is empty.
+    """SVG path data of the outlines of a mask, bool (height, width), holes included; "" where it is empty.
 
     Meant for `fill-rule="evenodd"`: where pixels touch only at a corner, loops may cross there.
     """
@@ -72,39 +78,42 @@ def outline(mask: np.ndarray) -> str:
 
 
 def mask_layer(mask: np.ndarray, name: str) -> Markup:
-    """A mask, bool (height, width), as an outline of the class `name`, which may be several: "mask target"."""
+    """A layer with the outline of a mask, bool (height, width). `name` is its CSS class, or several: "mask target"."""
     return Markup('<path class="{}" fill-rule="evenodd" d="{}"/>').format(name, outline(mask))
 
 
-def box_layer(box: Box, name: str) -> Markup:
-    """A half-open xyxy box as a rectangle of the class `name`."""
+def box_layer(box: Sequence[float], name: str) -> Markup:
+    """A layer with a half-open xyxy box, in pixels, as a rectangle of the CSS class `name`."""
     x0, y0, x1, y1 = map(_number, box)
     return Markup('<path class="{}" d="M{} {}H{}V{}H{}Z"/>').format(name, x0, y0, x1, y1, x0)
 
 
-def line_layer(ends: Iterable[Point], name: str) -> Markup:
-    """A line through points as a path of the class `name`."""
+def line_layer(ends: Iterable[Sequence[float]], name: str) -> Markup:
+    """A layer with a line through points (x, y), in pixels, of the CSS class `name`."""
     return Markup('<path class="{}" d="M{}"/>').format(name, "L".join(f"{_number(x)} {_number(y)}" for x, y in ends))
 
 
-def points_layer(points: Iterable[Point], name: str) -> Markup:
-    """Points as lines without length, which round caps turn into dots whose size does not grow with the picture."""
+def points_layer(points: Iterable[Sequence[float]], name: str) -> Markup:
+    """A layer with points (x, y), in pixels, as dots of the CSS class `name`.
+
+    They are lines without length, drawn with round caps: so dots do not grow when the picture is enlarged.
+    """
     return Markup('<path class="{}" d="{}"/>').format(name, "".join(f"M{_number(x)} {_number(y)}h0" for x, y in points))
 
 
 def prompt_layer(prompt: Prompt) -> Markup:
-    """A prompt, as points, a line, a box or a dashed outline."""
-    places = prompt.coordinates.tolist()
+    """A layer with a visual prompt: a point, a line, a box, or a mask's dashed outline; of the CSS class "prompt"."""
+    points = prompt.coordinates.tolist()
     if prompt.mask is not None:
         return mask_layer(prompt.mask, "prompt mask-prompt")
     if prompt.kind == "region":
-        (x0, y0), (x1, y1) = places
+        (x0, y0), (x1, y1) = points
         return box_layer((x0, y0, x1, y1), "prompt")
-    return points_layer(places, "prompt point") if prompt.kind == "point" else line_layer(places, "prompt")
+    return points_layer(points, "prompt point") if prompt.kind == "point" else line_layer(points, "prompt")
 
 
 def render(template: Path, values: dict[str, Any]) -> str:
-    """Render a jinja2 template, which may extend page.html, with HTML escaping on.
+    """The HTML of a jinja2 template with these values, which are escaped; templates may extend page.html.
 
     Raises:
         jinja2.UndefinedError: the template uses a value that is not given.
@@ -113,8 +122,8 @@ def render(template: Path, values: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4)
-def _environment(folder: Path) -> Any:
-    """Keeps compiled templates: compiling takes longer than everything else about a sample."""
+def _environment(folder: Path) -> "Environment":
+    """The jinja2 environment of a folder. It keeps compiled templates: to compile one takes longer than to render it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader([folder, Path(__file__).parent])
@@ -122,5 +131,5 @@ def _environment(folder: Path) -> Any:
 
 
 def _number(value: float) -> str:
-    """Short and the same on every machine: a hundredth of a pixel is finer than any screen shows."""
+    """A number as text, to a hundredth of a pixel: short, and the same on every machine."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -23,7 +23,7 @@ def paint(
     prompts: Iterable[Prompt] = (),
     gripper: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A picture of what is marked on an image: masks tinted and outlined, prompts over them.
+    """Paint masks (tinted and outlined) and prompts over them onto a copy of an image.
 
     Args:
         image: RGB, uint8 (height, width, 3).
@@ -32,7 +32,7 @@ def paint(
         gripper: its mask, bool (height, width), in a colour of its own.
 
     Returns:
-        RGB, uint8, the image's size times the smallest whole number that makes it 512 pixels wide or more.
+        RGB, uint8 (n * height, n * width, 3), with the smallest whole number n that makes it 512 pixels wide or more.
     """
     prompts = list(prompts)
     scale = max(1, -(-_WIDTH // image.shape[1]))
@@ -47,12 +47,12 @@ def paint(
         outlines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, _COLOURS[kind], 2)
     for prompt in prompts:
-        places = np.round(prompt.coordinates * scale).astype(int).tolist()
+        points = np.round(prompt.coordinates * scale).astype(int).tolist()
         if prompt.kind == "point":
-            cv2.circle(picture, places[0], 5, (0, 0, 0), -1, cv2.LINE_AA)
-            cv2.circle(picture, places[0], 4, _COLOURS["point"], -1, cv2.LINE_AA)
+            cv2.circle(picture, points[0], 5, (0, 0, 0), -1, cv2.LINE_AA)
+            cv2.circle(picture, points[0], 4, _COLOURS["point"], -1, cv2.LINE_AA)
         elif prompt.kind == "line":
-            cv2.polylines(picture, [np.array(places)], False, _COLOURS["line"], 2, cv2.LINE_AA)
+            cv2.polylines(picture, [np.array(points)], False, _COLOURS["line"], 2, cv2.LINE_AA)
         elif prompt.kind == "region":
-            cv2.rectangle(picture, places[0], places[1], _COLOURS["region"], 2)
+            cv2.rectangle(picture, points[0], points[1], _COLOURS["region"], 2)
     return picture

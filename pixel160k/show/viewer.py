@@ -1,10 +1,9 @@
 """The viewer for notebooks: `pixel160k.browse(shards)` steps through episodes with their masks and prompts.
 
-Everything it does happens through the widgets' values, so that it can be driven from Python as well:
+What it shows follows from the values of its widgets, and these can be set from Python as well:
 `viewer.episode.value = 3`, `viewer.status.value = "rejected"`, `viewer.layers["prompts"].value = False`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ except ImportError as error:
 
 from markupsafe import Markup
 
+from pixel160k.errors import InputError
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.show.sample_html import LAYERS, sample_html
 
@@ -35,7 +35,7 @@ class _Episode:
 
 
 def browse(shards: str | Path, limit: int = 1000) -> "Viewer":
-    """An interactive viewer of a shard directory, for Jupyter.
+    """An interactive viewer of a shard directory, for Jupyter; `Viewer` says what can be set from Python.
 
     Args:
         shards: output of `pixelcli build-shards`.
@@ -54,11 +54,11 @@ class Viewer(widgets.VBox):
     Attributes:
         status, target: dropdowns; "" lets every episode through.
         text: words that the instruction or the episode's id must all contain.
-        layers: a checkbox each of "object mask", "gripper mask" and "prompts".
-        episode: which of the episodes that the filters let through, from 0.
+        layers: checkboxes by their names: "object mask", "gripper mask", "prompts".
+        episode: number, from 0, among the episodes that the filters let through.
         step: the raw step.
         to_first, to_close: buttons to the steps that have masks even without tracks.
-        shown: how many episodes the filters let through.
+        shown: says how many episodes the filters let through.
         picture: the sample as HTML.
     """
 
@@ -151,19 +151,26 @@ class Viewer(widgets.VBox):
         layers = [name for name, layer in self.layers.items() if layer.value]
         try:
             self.picture.value = sample_html(self._directory.sample(self._current.episode_id, self.step.value), layers)
-        except ValueError as error:  # of damaged shards; Jupyter would show it nowhere
+        except InputError as error:  # of damaged shards; Jupyter would show it nowhere
             self.picture.value = Markup("<p><strong>{}</strong></p>").format(error)
 
 
 def _read_episode(directory: ShardDirectory, episode_id: str) -> _Episode:
     steps = directory.steps(episode_id)
-    about = json.loads(directory.members(episode_id, steps[0])["json"])
-    texts = {name: about[name] for name in ("close_step", "status", "instruction", "target_object")}
-    return _Episode(episode_id, steps[0], steps[-1], **texts)
+    first = directory.sample(episode_id, steps[0], members=())
+    return _Episode(
+        episode_id,
+        steps[0],
+        steps[-1],
+        first.metadata.close_step,
+        first.status,
+        first.instruction,
+        first.target_object,
+    )
 
 
 def _choices(all_of_them: str, values: Iterable[str]) -> list[tuple[str, str]]:
-    """The options of a filter, the most frequent first; episodes without a value have none of their own."""
+    """The options of a filter, as label and value: first the one that lets all through, then the most frequent."""
     counts = sorted(Counter(value for value in values if value).items(), key=lambda item: (-item[1], item[0]))
     return [(all_of_them, _ALL), *((f"{value} ({count})", value) for value, count in counts)]
 

@@ -1,0 +1,132 @@
+"""The files beside the tars of a shard folder, checked as they are read: manifest, index and statistics.
+
+A folder is a `Path`, or a text that may be a URL; `webdataset` reads URLs, here as in the loader.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from pixel160k.errors import InputError, one_line
+from pixel160k.format import shards
+from pixel160k.format.schema import Manifest
+
+
+class _Rows(BaseModel):
+    mean: list[float]
+    std: list[float]
+    min: list[float]
+    max: list[float]
+    q01: list[float]
+    q99: list[float]
+
+
+class _ActionRows(_Rows):
+    mask: list[bool]
+
+
+class _Statistics(BaseModel):
+    """The form of one data set's statistics; what else a file holds is left alone."""
+
+    action: _ActionRows
+    proprio: _Rows
+    num_transitions: int
+    num_trajectories: int
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a shard folder, with all keys of `pixel160k.format.schema.Manifest`.
+
+    Raises:
+        InputError: there is none, its format version is not this one's, or a key is missing or wrong.
+    """
+    try:
+        content = _read(folder, "manifest.json")
+    except OSError:
+        content = b""
+    manifest = shards.parse_manifest(content, str(folder))
+    try:
+        Manifest.model_validate(manifest)
+    except ValidationError as error:
+        fault = explain(error)[0]
+        raise InputError(f"{folder}/manifest.json: {fault}; `pixelcli verify` says more") from None
+    return manifest
+
+
+def read_index(folder: str | Path, columns: Sequence[str] = tuple(shards.INDEX_SCHEMA.names)) -> pa.Table:
+    """Columns of a shard folder's index, one row per sample; `episode_id`, `status` and `shard` are dictionaries.
+
+    Raises:
+        InputError: it cannot be read, or a column is missing, of another type, or has gaps.
+    """
+    where = f"{folder}/index.parquet"
+    try:
+        content = _read(folder, "index.parquet")
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
+    index = shards.read_index_table(io.BytesIO(content), where, columns)
+    for column in index.schema:
+        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if found != shards.INDEX_SCHEMA.field(column.name).type or index[column.name].null_count:
+            raise InputError(f"{where} cannot be read (column {column.name}: {found}); build these shards again")
+    return index
+
+
+def read_statistics(folder: str | Path, dataset: str) -> dict[str, Any]:
+    """A data set's statistics as `pixel160k.format.actions.normalise` takes them, with OpenVLA's names.
+
+    Raises:
+        InputError: dataset_statistics.json is missing or does not hold them.
+    """
+    try:
+        return parse_statistics(_read(folder, "dataset_statistics.json"), dataset)
+    except (OSError, InputError) as error:
+        fault = one_line(error) if isinstance(error, InputError) else f"holds no statistics of {dataset}"
+        raise InputError(f"{folder}/dataset_statistics.json {fault}; build these shards again") from None
+
+
+def parse_statistics(content: bytes, dataset: str) -> dict[str, Any]:
+    """A data set's statistics from the bytes of dataset_statistics.json. Numbers may be NaN.
+
+    Raises:
+        InputError: they hold none, or not in the form of the format. The message does not name the file.
+    """
+    try:
+        every = json.loads(content)
+    except (ValueError, RecursionError):
+        every = None
+    if not isinstance(every, dict) or dataset not in every:
+        raise InputError(f"holds no statistics of {dataset}")
+    try:
+        _Statistics.model_validate(every[dataset])
+    except ValidationError as error:
+        raise InputError(f"is not in the form of the format ({explain(error)[0]})") from None
+    return every[dataset]
+
+
+def explain(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, one line per fault: `shards.0.name: field required`."""
+    return [
+        f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        for fault in error.errors()
+    ]
+
+
+def _read(folder: str | Path, name: str) -> bytes:
+    """Read a file of a folder. Raises OSError where it is not there, InputError where no such URL can be read."""
+    scheme = urlparse(folder).scheme if isinstance(folder, str) else ""
+    if not scheme:
+        return Path(folder, name).read_bytes()
+    from webdataset.gopen import gopen, gopen_schemes
+
+    if scheme not in ("file", *gopen_schemes):
+        known = ", ".join(sorted({"file", *gopen_schemes} - {"__default__", "pipe"}))
+        raise InputError(f"{folder}: URLs with {scheme}: cannot be read; there are {known}")
+    with gopen(f"{folder}/{name}") as stream:
+        return stream.read()
