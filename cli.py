@@ -1,28 +1,56 @@
 """`pixelcli`: the commands, each a few lines that call one function.
 
-Exit codes: 0 done, 1 the data or the machine is not as it should be (one line says what and how to mend it), 2 wrong usage.
+Exit codes: 0 done; 1 the data, the settings or the machine are not as they should be: one line says what and how to mend
+it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies.
 """
 
+import errno
 import logging
-from collections.abc import Iterable, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pixel160k.errors import InputError, JobBug, one_line
 from pixel160k.format.origins import ORIGINS
+from pixel160k.packages import require_packages
+
+
+class _Bug(click.ClickException):
+    """An exception that no input may cause, as one line; its traceback goes into a file, or a job's log has it already."""
+
+    exit_code = 3
+
+    def __init__(self, error: Exception) -> None:
+        if isinstance(error, JobBug):
+            super().__init__(str(error))
+            return
+        with tempfile.NamedTemporaryFile("w", prefix="pixelcli-", suffix=".log", delete=False, encoding="utf-8") as log:
+            log.writelines(traceback.format_exception(error))
+        what = f"{type(error).__name__}: {one_line(error)}"
+        super().__init__(f"a bug of pixelvla: {what}; please report it with the traceback in {log.name}")
 
 
 class _Commands(click.Group):
-    """Turns the errors that name their own way out into one line and exit code 1."""
+    """Turns exceptions into one line: of the input with exit code 1, any other with exit code 3."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (ValueError, OSError) as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
             if context.params.get("debug"):
                 raise
-            raise click.ClickException(" ".join(str(error).split())) from None
+            of_the_input = isinstance(error, InputError) or (
+                isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC)
+            )
+            raise (click.ClickException(one_line(error)) if of_the_input else _Bug(error)) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -30,32 +58,74 @@ class _Commands(click.Group):
 @click.version_option(package_name="pixelvla", prog_name="pixelcli")
 def main(debug: bool) -> None:
     """PixelVLA: pixel annotations for robot episodes, and policies that use them."""
-    for noisy in (
-        "",
-        "huggingface_hub",
-    ):  # Beam warns of Google libraries that nothing here needs, the hub of each retry
+    # Beam warns of Google libraries that nothing here needs, and the hub of each retry.
+    for noisy in ("", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def _execution_options(command: Any) -> Any:
-    """The options that say where a job runs, shared by the Beam jobs."""
-    options = [
-        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Local worker processes."),
-        click.option("--runner", default="", help="Another Beam runner by its full name [default: the local one]."),
-        click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]"),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-_SOURCE_NAMES = tuple(ORIGINS)
+_FOR_JOBS = ("apache_beam", "tensorflow_datasets")
 _directory = click.Path(path_type=Path, file_okay=False)
+_new_file = click.Path(path_type=Path, dir_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
+_shards = click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+_annotations = click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
+_data_dir = click.option(
+    "--data-dir", type=_directory, help="The annotated RLDS files [default: where they were then]."
+)
+_overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated."
+)
+_device = click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
 
 
-@main.command()
-@click.option("--src", "source", type=click.Choice(_SOURCE_NAMES), help="The data set.")
+def _execution(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where a Beam job runs; the command gets them together, in the order of `Execution`."""
+
+    @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Local worker processes.")
+    @click.option("--runner", default="", help="Another Beam runner by its full name [default: the local one].")
+    @click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]")
+    @wraps(command)
+    def with_execution(workers: int, runner: str, beam_options: tuple[str, ...], **options: Any) -> None:
+        if runner:
+            _refuse_with("--runner", "workers")
+        command(execution=(workers, runner, beam_options), **options)
+
+    return with_execution
+
+
+def _refuse_with(option: str, *names: str) -> None:
+    """Refuse those of these parameters that stand on the command line: beside `option` they would be ignored."""
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{option} does not go with {', '.join(given)}, which would be ignored")
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields what to call with the number that is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _print(*tables: Any) -> None:
+    from rich.console import Console
+
+    for table in tables:
+        Console().print(table)
+
+
+@main.command("annotate")
+@click.option("--src", "source", type=click.Choice(tuple(ORIGINS)), help="The data set.")
 @click.option(
     "--refilter", type=_directory, help="Instead of --src: finished annotations to accept anew, by --set filter..."
 )
@@ -65,11 +135,11 @@ _file = click.Path(path_type=Path, dir_okay=False, exists=True)
     "--out", type=_directory, required=True, help="Where the annotation parts go; the same run resumes there."
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of settings.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@_overrides
 @click.option("--tracks", is_flag=True, help="Also masks at every step (as --set tracks=true).")
-@click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
-@_execution_options
-def annotate(
+@_device
+@_execution
+def annotate_command(
     source: str | None,
     refilter: Path | None,
     data_dir: Path | None,
@@ -79,9 +149,7 @@ def annotate(
     overrides: tuple[str, ...],
     tracks: bool,
     device: str,
-    workers: int,
-    runner: str,
-    beam_options: tuple[str, ...],
+    execution: tuple[int, str, tuple[str, ...]],
 ) -> None:
     """Find and cut out the target object and the gripper in every episode.
 
@@ -92,72 +160,75 @@ def annotate(
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
     pixelcli annotate --refilter annotations --set filter.min_evidence=0.5 --out stricter
     """
-    from rich.console import Console
-
-    from annotate.jobs import annotate as annotate_job
-    from annotate.jobs.beam import Execution
-    from annotate.jobs.refilter import refilter as accept_anew
-    from annotate.jobs.summary import summary_table
+    require_packages("annotate", *_FOR_JOBS)
+    from annotate.jobs import annotate, beam, summary
+    from annotate.jobs import refilter as refilter_job
 
     if refilter is not None:
-        Console().print(summary_table(accept_anew(refilter, out, overrides)))
+        _refuse_with(
+            "--refilter",
+            "source",
+            "data_dir",
+            "split",
+            "config",
+            "tracks",
+            "device",
+            "workers",
+            "runner",
+            "beam_options",
+        )
+        _print(summary.summary_table(refilter_job.refilter(refilter, out, overrides)))
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
-    settings = annotate_job.load_settings(source, config, overrides, {"tracks": True} if tracks else {})
-    data_dir = annotate_job.default_data_dir(source, data_dir)
-    totals = annotate_job.annotate(
-        source, data_dir, out, settings, Execution(workers, runner, beam_options), split, device
-    )
-    Console().print(summary_table(totals))
+    settings = annotate.load_settings(source, config, overrides, {"tracks": True} if tracks else {})
+    data_dir = annotate.default_data_dir(source, data_dir)
+    totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
+    _print(summary.summary_table(totals))
 
 
-@main.command()
-@click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
-@click.option("--data-dir", type=_directory, help="The annotated RLDS files [default: where they were then].")
+@main.command("build-shards")
+@_annotations
+@_data_dir
 @click.option("--out", type=_directory, required=True, help="Where the shards go; the same run resumes there.")
 @click.option("--include", type=click.Choice(["accepted", "all"]), default="accepted", show_default=True)
-@_execution_options
-def build_shards(
+@_execution
+def build_shards_command(
     annotations: Path,
     data_dir: Path | None,
     out: Path,
     include: str,
-    workers: int,
-    runner: str,
-    beam_options: tuple[str, ...],
+    execution: tuple[int, str, tuple[str, ...]],
 ) -> None:
     """Write WebDataset shards of annotated episodes, with index, statistics, manifest and data card.
 
     \b
     pixelcli build-shards --annotations annotations --out shards
     """
-    from annotate.jobs import shards as shards_job
+    require_packages("annotate", *_FOR_JOBS)
     from annotate.jobs.beam import Execution
+    from annotate.jobs.shards import build_shards
 
-    manifest = shards_job.build_shards(annotations, out, Execution(workers, runner, beam_options), data_dir, include)
+    manifest = build_shards(annotations, out, Execution(*execution), data_dir, include)
+    left_out = manifest["left_out"]
     click.echo(
         f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
-        + (
-            f"; {len(manifest['left_out'])} unusable episodes left out (see manifest.json)"
-            if manifest["left_out"]
-            else ""
-        )
+        + (f"; {len(left_out)} unusable episodes left out (see manifest.json)" if left_out else "")
     )
 
 
-@main.command()
-@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
-def verify(shards: Path) -> None:
-    """Check shards against their manifest, and every sample in them; exit code 1 and one line a fault.
+@main.command("verify")
+@_shards
+def verify_command(shards: Path) -> None:
+    """Check shards against their manifest, and every sample in them; exit code 1 and one line per fault.
 
     \b
     pixelcli verify --shards shards
     """
     from pixel160k.format.shards import read_manifest
-    from pixel160k.read.verify import verify as find_faults
+    from pixel160k.read.verify import verify
 
-    faults = find_faults(shards)
+    faults = verify(shards)
     for fault in faults:
         click.echo(fault)
     if faults:
@@ -165,12 +236,14 @@ def verify(shards: Path) -> None:
     click.echo(f"{read_manifest(shards)['samples']} samples, no fault")
 
 
-@main.command()
-@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@main.command("export")
+@_shards
 @click.option("--to", type=click.Choice(("lerobot", "coco", "hf")), required=True, help="The format; hf has no images.")
 @click.option("--out", type=_directory, required=True, help="A new or empty directory.")
-@click.option("--fps", type=click.FloatRange(0, min_open=True), help="Control rate in Hz [default: the source's own].")
-def export(shards: Path, to: str, out: Path, fps: float | None) -> None:
+@click.option(
+    "--fps", type=click.FloatRange(0, min_open=True), help="Of lerobot: control rate in Hz [default: the source's own]."
+)
+def export_command(shards: Path, to: str, out: Path, fps: float | None) -> None:
     """Write shards as a LeRobot data set, as COCO instances, or as annotations without images.
 
     \b
@@ -178,23 +251,21 @@ def export(shards: Path, to: str, out: Path, fps: float | None) -> None:
     pixelcli export --shards shards --to coco --out coco
     pixelcli export --shards shards --to hf --out annotations-only
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from pixel160k.format.shards import read_manifest
-    from pixel160k.publish.export import export as write
+    from pixel160k.publish.export import export
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"export {to}", total=read_manifest(shards)["samples"])
-        counts = write(shards, to, out, fps, lambda samples: bar.update(task, completed=samples))
+    if to != "lerobot":
+        _refuse_with(f"--to {to}", "fps")
+    with _progress(f"export {to}", read_manifest(shards)["samples"]) as show:
+        counts = export(shards, to, out, fps, show)
     click.echo(f"{', '.join(f'{count} {what}' for what, count in counts.items())} in {out}")
 
 
-@main.command()
-@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write.")
+@main.command("browse")
+@_shards
+@click.option("--out", type=_new_file, required=True, help="The HTML file to write.")
 @click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="At most this many episodes.")
-def browse(shards: Path, out: Path, limit: int) -> None:
+def browse_command(shards: Path, out: Path, limit: int) -> None:
     """Write one self-contained page that shows each episode with its masks, prompts, scores and reason.
 
     \b
@@ -202,45 +273,40 @@ def browse(shards: Path, out: Path, limit: int) -> None:
     """
     from pixel160k.show.browse_page import write_page
 
-    episodes = write_page(shards, out, limit=limit)
-    click.echo(f"{episodes} episodes; open {out} in a browser")
+    click.echo(f"{write_page(shards, out, limit=limit)} episodes; open {out} in a browser")
 
 
-@main.command()
-@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@main.command("stats")
+@_shards
 @click.option("--out", type=_directory, required=True, help="Where stats.png and stats.json go.")
-def stats(shards: Path, out: Path) -> None:
+def stats_command(shards: Path, out: Path) -> None:
     """Draw what shards hold: skills, objects, reasons, scores, lengths, actions (needs the extra [notebook]).
 
     \b
     pixelcli stats --shards shards --out stats
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from pixel160k.format.shards import read_manifest
     from pixel160k.show.data_figure import write_figure
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("stats", total=read_manifest(shards)["episodes"])
-        numbers = write_figure(shards, out, lambda episodes: bar.update(task, completed=episodes))
+    with _progress("stats", read_manifest(shards)["episodes"]) as show:
+        numbers = write_figure(shards, out, show)
     click.echo(f"{numbers['episodes']} episodes: {out / 'stats.png'}, {out / 'stats.json'}")
 
 
-@main.command()
+@main.command("predict")
 @click.option("--checkpoint", required=True, help="Folder or hub id of a trained policy.")
 @click.option("--image", "image_file", type=_file, required=True, help="What the robot's camera sees.")
 @click.option("--instruction", required=True, help="What to do.")
-@click.option("--point", "points", multiple=True, metavar="X,Y", help="A place in pixels; repeatable, as are the next.")
-@click.option("--line", "lines", multiple=True, metavar="X,Y,X,Y...", help="A line through places.")
+@click.option("--point", "points", multiple=True, metavar="X,Y", help="A point in pixels; repeatable, as are the next.")
+@click.option("--line", "lines", multiple=True, metavar="X,Y,X,Y...", help="A line through points.")
 @click.option("--region", "regions", multiple=True, metavar="X0,Y0,X1,Y1", help="A box.")
 @click.option("--mask", "mask_files", type=_file, multiple=True, help="The object's pixels: an image, black outside.")
 @click.option("--state", metavar="NUMBERS", help="Proprioception, separated by commas; read by policies over π0.")
 @click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics, as bridge_orig.")
 @click.option("--json", "as_json", is_flag=True, help="Print the actions as JSON.")
-@click.option("--draw", "drawing", type=click.Path(path_type=Path, dir_okay=False), help="Write what was pointed at.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
-def predict(
+@click.option("--draw", "drawing", type=_new_file, help="Write what was pointed at.")
+@_device
+def predict_command(
     checkpoint: str,
     image_file: Path,
     instruction: str,
@@ -261,10 +327,12 @@ def predict(
     pixelcli predict --checkpoint policy --image image.png --instruction "pick it up" --dataset bridge_orig \\
         --point 120,96 --region 100,80,150,130 --mask cup.png --draw said.png
     """
+    from train.settings import check_packages
+
+    check_packages()
     import json
 
     from PIL import Image
-    from rich.console import Console
 
     from model.predict import action_table, read_image, read_mask, read_prompts, read_state
     from pixel160k.show.painting import paint
@@ -279,19 +347,19 @@ def predict(
     if as_json:
         click.echo(json.dumps(actions.tolist()))
     else:
-        Console().print(action_table(actions))
+        _print(action_table(actions))
 
 
-@main.command()
+@main.command("train")
 @click.option("--stage", type=click.Choice(["pretrain", "cat", "pue"]), help="[default: the recipe's]")
 @click.option("--shards", multiple=True, required=True, help="Output of `pixelcli build-shards`; repeatable.")
 @click.option("--out", type=_directory, required=True, help="Where checkpoints and logs go.")
 @click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--init", help="Start from this checkpoint, run, hub id or preset [default: the recipe's].")
 @click.option("--max-steps", type=click.IntRange(1), help="Steps in all [default: the recipe's].")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting; may be repeated.")
+@_overrides
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
-def train(
+def train_command(
     stage: str | None,
     shards: tuple[str, ...],
     out: Path,
@@ -303,68 +371,68 @@ def train(
 ) -> None:
     """Train a policy on shards: pretrain (everything), cat (the action decoder), pue (LoRA, the three modules).
 
-    Several processes or machines: start it with torchrun or accelerate launch, as the recipes show.
+    Several GPUs or machines: torchrun --nproc-per-node N --no-python pixelcli train ...
 
     \b
     pixelcli train --stage cat --recipe cat-openvla --shards shards --out runs/cat
     pixelcli train --stage pue --recipe pue-openvla --shards shards --init runs/cat --out runs/pue
     pixelcli train --stage pue --recipe pue-openvla --shards shards --init runs/cat --out runs/pue --resume
     """
-    from train.run import train as run
-    from train.settings import load_recipe
+    from train.settings import check_packages, load_recipe
 
-    options = {"stage": stage, "init": init, "max_steps": max_steps}
-    chosen = {key: value for key, value in options.items() if value is not None}
-    checkpoint = run(load_recipe(recipe, overrides, chosen), shards, out, resume)
-    click.echo(f"the last checkpoint: {checkpoint}")
+    check_packages()
+    from train.run import train
+
+    chosen = {"stage": stage, "init": init, "max_steps": max_steps}
+    values = {key: value for key, value in chosen.items() if value is not None}
+    click.echo(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
 
 
-@main.command()
+@main.command("merge")
 @click.option("--checkpoint", type=_directory, required=True, help="A checkpoint of cat or pue, or the run.")
 @click.option("--out", type=_directory, required=True, help="A new folder for the whole policy.")
-def merge(checkpoint: Path, out: Path) -> None:
+def merge_command(checkpoint: Path, out: Path) -> None:
     """Make a checkpoint of training one policy that stands alone, the LoRA folded into the weights.
 
     \b
     pixelcli merge --checkpoint runs/pue --out policy
     """
-    from train.checkpoints import merge as make_whole
+    from train.settings import check_packages
 
-    make_whole(checkpoint, out)
+    check_packages()
+    from train.checkpoints import merge
+
+    merge(checkpoint, out)
     click.echo(f"{out} holds the whole policy; act with: pixelcli predict --checkpoint {out}")
 
 
-@main.group()
-def evaluate() -> None:
+@main.group("evaluate")
+def evaluate_group() -> None:
     """Measure annotations and policies."""
 
 
-@evaluate.command("annotations")
-@click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
-@click.option(
-    "--truth", type=click.Path(path_type=Path, dir_okay=False), help="truth.parquet [default for sample: its own]."
-)
-@click.option("--data-dir", type=_directory, help="The annotated RLDS files [default: where they were then].")
+@evaluate_group.command("annotations")
+@_annotations
+@click.option("--truth", type=_new_file, help="truth.parquet [default for sample: its own].")
+@_data_dir
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and worst.html go.")
-def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path | None, out: Path) -> None:
+def evaluate_annotations_command(annotations: Path, truth: Path | None, data_dir: Path | None, out: Path) -> None:
     """Compare annotations with the truth of a simulated data set.
 
     \b
     pixelcli evaluate annotations --annotations annotations --out evaluation
     """
-    from rich.console import Console
-
-    from evaluation import annotations as evaluation
+    require_packages("annotate", *_FOR_JOBS)
     from evaluation.annotation_report import summary_tables
+    from evaluation.annotations import evaluate
 
-    for table in summary_tables(evaluation.evaluate(annotations, truth, out, data_dir)):
-        Console().print(table)
+    _print(*summary_tables(evaluate(annotations, truth, out, data_dir)))
     click.echo(f"the worst cases: {out / 'worst.html'}")
 
 
-@evaluate.command("actions")
+@evaluate_group.command("actions")
 @click.option("--checkpoint", required=True, help="A policy, or a run or checkpoint of training.")
-@click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
+@_shards
 @click.option("--split", help="Only episodes of this split [default: those that training held out].")
 @click.option(
     "--prompts",
@@ -373,31 +441,32 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
     help="What is pointed at: none, point, line, region, mask, pixel_mask, and each with wrong_ before it.",
 )
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
-@click.option("--device", default="cpu", show_default=True, help="Of the policy: cpu, cuda, cuda:1, mps.")
-def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: str, out: Path, device: str) -> None:
+@_device
+def evaluate_actions_command(
+    checkpoint: str, shards: Path, split: str | None, prompts: str, out: Path, device: str
+) -> None:
     """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
 
     \b
     pixelcli evaluate actions --checkpoint runs/pue --shards shards --out evaluation
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from train.settings import check_packages
 
     check_packages()
-    from evaluation import actions as evaluation
+    from rich.console import Console
+    from rich.progress import track
+
     from evaluation.action_report import summary_table
+    from evaluation.actions import evaluate
 
     def show(episodes: Sequence[str]) -> Iterable[str]:
         return track(episodes, "episodes", console=Console(stderr=True))
 
-    result = evaluation.evaluate(checkpoint, shards, out, prompts.split(","), split, device, show)
-    Console().print(summary_table(result))
+    _print(summary_table(evaluate(checkpoint, shards, out, prompts.split(","), split, device, show)))
     click.echo(f"the page: {out / 'actions.html'}")
 
 
-@main.command()
+@main.command("sample")
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
@@ -408,7 +477,7 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
 @click.option("--hz", type=int, default=5, show_default=True, help="5 thins the 20 Hz of the simulator; 20 keeps all.")
 @click.option("--name", default="", help="The data set's name [default: SUITE_simulated, or libero_two_alike].")
 @click.option("--out", type=_directory, required=True, help="A new or empty directory.")
-def sample(
+def sample_command(
     suites: tuple[str, ...], two_alike: bool, episodes: int, seed: int, files: int, hz: int, name: str, out: Path
 ) -> None:
     """Record scripted demonstrations in LIBERO as RLDS, with truth beside them (needs the extra [sim]).
@@ -420,55 +489,33 @@ def sample(
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
     pixelcli sample --two-alike --episodes 100 --seed 1 --out recorded
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
+    if bool(suites) == two_alike:
+        raise click.UsageError("name either the suites with --suite, or --two-alike")
+    require_packages("sim", "libero", "tensorflow_datasets")
     from simulation.recording import record_sample
     from simulation.two_alike import record_two_alike
 
-    if bool(suites) == two_alike:
-        raise click.UsageError("name either the suites with --suite, or --two-alike")
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("record", total=episodes)
-
-        def show(done: int, _: int) -> None:
-            bar.update(task, completed=done)
-
-        if two_alike:
-            summary = record_two_alike(episodes, seed, out, name, files, hz, show)
-        else:
-            summary = record_sample(list(suites), episodes, seed, out, name, files, hz, show)
-    counts = summary.total()
+    record = record_two_alike if two_alike else partial(record_sample, list(suites))
+    with _progress("record", episodes) as show:
+        counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done)).total()
     click.echo(
         f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "
         f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --data-dir {out}"
     )
 
 
-@main.command()
-def doctor() -> None:
+@main.command("doctor")
+def doctor_command() -> None:
     """Say what is installed, which extras work, which devices there are, and how to get what is missing.
 
     \b
     pixelcli doctor
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from pixel160k.doctor import examine
+    from pixel160k.doctor import core_works, examine, report
 
     findings = examine()
-    report = Table("", "", "found", "to get it", show_lines=True)
-    for finding in findings:
-        mark = "[green]ok[/]" if finding.well else "[red]no[/]"
-        report.add_row(
-            finding.subject.replace("[", r"\["),
-            mark,
-            finding.found.replace("[", r"\["),
-            "" if finding.well else finding.remedy.replace("[", r"\["),
-        )
-    Console().print(report)
-    if not all(finding.well for finding in findings if finding.subject in ("Python", "core", "libGL", "libglib-2.0")):
+    _print(report(findings))
+    if not core_works(findings):
         raise click.ClickException("the core does not work on this machine; the table says what to install")
 
 
