@@ -7,57 +7,33 @@ top left, boxes half-open; pixel centres are at + 0.5.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import cv2
 import numpy as np
-
-from pixel160k.format.prompts import Prompt
 
 CROPPED_AREA = 0.9  # of the image: OpenVLA's, in training and in its LIBERO evaluation
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an image: a box of whole pixels x0, y0, x1, y1, shown as a square of `size` pixels a side."""
+    """What is seen of an image: a box of whole pixels x0, y0, x1, y1, shown as a square of `size` pixels per side."""
 
     box: tuple[int, int, int, int]
     size: int
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """An image, uint8 (height, width, 3), as uint8 (size, size, 3); averaged over areas where it shrinks."""
+        """What is seen of an image, uint8 (height, width, 3): uint8 (size, size, 3); averaged over areas where it shrinks."""
         seen = self._crop(image)
         shrinks = seen.shape[0] >= self.size and seen.shape[1] >= self.size
         return cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
-    def labels(self, labels: np.ndarray) -> np.ndarray:
-        """A label image or a mask, uint8 or bool (height, width), as (size, size) of its type: the nearest pixel."""
-        seen = self._crop(labels).astype(np.uint8)
-        nearest = cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
-        return nearest.astype(labels.dtype)
-
     def coordinates(self, coordinates: np.ndarray) -> np.ndarray:
-        """Places x, y, (n, 2) in the image's pixels, as float32 (n, 2) in the view's; outside it where they are outside."""
+        """Points x, y, (n, 2) in pixels of the image, as float32 (n, 2) in pixels of the view.
+
+        A point that is not seen lies outside 0 to `size`.
+        """
         x0, y0, x1, y1 = self.box
         return ((coordinates - (x0, y0)) * (self.size / (x1 - x0), self.size / (y1 - y0))).astype(np.float32)
-
-    def prompt(self, prompt: Prompt) -> Prompt | None:
-        """A prompt on the view; None where nothing of it is seen.
-
-        A point outside is not seen; a line ends where it leaves the view, a region is clipped to it, and a mask loses
-        what lies outside.
-        """
-        if prompt.mask is not None:
-            mask = self.labels(prompt.mask)
-            return Prompt("mask", prompt.coordinates, mask) if mask.any() else None
-        places = self.coordinates(prompt.coordinates)
-        clipped = np.clip(places, 0, self.size)
-        if prompt.kind == "point":
-            return Prompt("point", places) if (clipped == places).all() else None
-        if prompt.kind == "region":
-            return Prompt("region", clipped) if (clipped[0] < clipped[1]).all() else None
-        seen = _clip_line(places.astype(float), self.size)
-        return Prompt("line", np.array(seen, np.float32)) if seen else None
 
     def patch_weights(self, mask: np.ndarray, grid: int) -> np.ndarray:
         """`patch_weights` of what is seen of a mask, bool (height, width)."""
@@ -68,26 +44,13 @@ class View:
         return array[y0:y1, x0:x1]
 
 
-def _clip_line(places: np.ndarray, size: int) -> list[np.ndarray]:
-    """The part of a line that runs inside a square; where it leaves and comes back, both places are joined."""
-    seen: list[np.ndarray] = []
-    for start, end in pairwise(places):
-        along = np.where(start == end, 1e-30, end - start)  # not 0, so that it never crosses a border beside it
-        borders = np.stack([-start / along, (size - start) / along])
-        enters, leaves = max(0, borders.min(0).max()), min(1, borders.max(0).min())
-        if enters < leaves:
-            first, last = np.clip([start + enters * along, start + leaves * along], 0, size)
-            seen += [last] if seen and (seen[-1] == first).all() else [first, last]
-    return seen
-
-
 def resize_view(height: int, width: int, size: int) -> View:
-    """The whole image."""
+    """A view of the whole image."""
     return View((0, 0, width, height), size)
 
 
 def centre_crop_view(height: int, width: int, size: int, area: float = CROPPED_AREA) -> View:
-    """The middle of the image: `area` of it, both sides shortened alike."""
+    """A view of the middle of an image: the share `area` of it, both sides shortened alike."""
     high, wide = _cropped(height, width, area)
     x0, y0 = (width - wide) // 2, (height - high) // 2
     return View((x0, y0, x0 + wide, y0 + high), size)
@@ -96,7 +59,7 @@ def centre_crop_view(height: int, width: int, size: int, area: float = CROPPED_A
 def random_crop_view(
     height: int, width: int, size: int, area: float = CROPPED_AREA, *, generator: np.random.Generator
 ) -> View:
-    """A box of `area` of the image at a random place, both sides shortened alike."""
+    """A view of a random box of an image: the share `area` of it, both sides shortened alike."""
     high, wide = _cropped(height, width, area)
     x0, y0 = (int(generator.integers(0, most + 1)) for most in (width - wide, height - high))
     return View((x0, y0, x0 + wide, y0 + high), size)
