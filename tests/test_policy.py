@@ -11,10 +11,11 @@ from conftest import SHARED
 from PIL import Image
 
 from cli import main
+from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
 from model.policy import PixelVLA
 from model.processor import Observation, Processor
 from model.sequence import MASK
-from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
+from model.settings import PRESETS, ModelSettings
 from model.tokenizer import byte_tokenizer
 from pixel160k.errors import InputError
 from pixel160k.format.actions import normalise
@@ -40,7 +41,7 @@ SMALLER = ModelSettings.load(
 )
 PI0 = ModelSettings(
     backbone=Pi0Settings(
-        vision=VisionSettings(
+        vision=SiglipVisionSettings(
             image_size=56, siglip=SiglipSettings(hidden_size=32, depth=2, heads=2, mlp_ratio=2), levels=(0, 1)
         ),
         language=GemmaSettings(hidden_size=48, intermediate_size=64),
@@ -166,7 +167,7 @@ def test_masks_and_prompts_stay_on_their_image(size, crop):
     fine = brightness.unflatten(0, (56, 4)).unflatten(2, (56, 4)).mean((1, 3))
     assert (fine - batch.prompts.masks[0, 1]).abs().mean() < 0.01
     seen_y, seen_x = np.argwhere(brightness.numpy() > 0.5).mean(0) + 0.5
-    assert batch.prompts.places[0, 0, 0].numpy() * 224 == pytest.approx([seen_x, seen_y], abs=1.0)
+    assert batch.prompts.points[0, 0, 0].numpy() * 224 == pytest.approx([seen_x, seen_y], abs=1.0)
 
 
 def test_learns_from_every_module():
@@ -202,7 +203,7 @@ def test_learns_from_every_module():
 def test_sizes_are_settings(overrides):
     policy = make(ModelSettings.load(base=SMALLER.model_dump(), overrides=overrides))
     assert act(policy, **EVERYTHING).shape == (policy.settings.chunk, 7)
-    assert len(policy.pixel_encoder.projections) == len(policy.settings.backbone.vision.levels)
+    assert len(policy.pixel_encoder.level_projections) == len(policy.settings.backbone.vision.levels)
     ids = policy.processor([Observation(picture(), "go", **EVERYTHING)]).input_ids
     assert int((ids == MASK).sum()) == 2 * policy.settings.tokens_per_mask
 

@@ -41,10 +41,10 @@ def test_random_towers_know_where_their_patches_are():
     grid, channels = 8, 96
     assert torch.equal(backbone.vision_backbone.dino.embeddings.position_embeddings[0, 1:], waves(grid, channels))
     assert torch.equal(backbone.vision_backbone.siglip.embeddings.position_embedding.weight, waves(grid, channels))
-    places = waves(grid, channels).unflatten(0, (grid, grid))
-    assert torch.equal(places[0, :, :48], places[5, :, :48])  # the first half is x, the second y
-    assert torch.equal(places[:, 0, 48:], places[:, 5, 48:])
-    apart = torch.cdist(places.flatten(0, 1), places.flatten(0, 1)).fill_diagonal_(9)
+    positions = waves(grid, channels).unflatten(0, (grid, grid))
+    assert torch.equal(positions[0, :, :48], positions[5, :, :48])  # the first half is x, the second y
+    assert torch.equal(positions[:, 0, 48:], positions[:, 5, 48:])
+    apart = torch.cdist(positions.flatten(0, 1), positions.flatten(0, 1)).fill_diagonal_(9)
     assert apart.min() > 0.5
 
 
