@@ -87,8 +87,9 @@ class PixelVLA(nn.Module):
                 f"{model} is a checkpoint of {checkpoint.kind}, which has no continuous action decoder; "
                 f"train one with: pixelcli train --stage cat --init {model}"
             )
-        build = partial(cls, checkpoint.settings, checkpoint.tokenizer, checkpoint.statistics)
-        policy = without_memory(build)
+        if checkpoint.tokenizer is None:
+            raise InputError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
+        policy = without_memory(partial(cls, checkpoint.settings, checkpoint.tokenizer, checkpoint.statistics))
         load_policy_weights(policy, checkpoint, dtype)
         return policy.eval()
 

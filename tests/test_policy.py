@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from conftest import SHARED
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cli import main
 from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
@@ -217,6 +218,53 @@ def test_the_same_from_disk(policy, tmp_path):
     np.testing.assert_array_equal(act(again, **EVERYTHING), act(policy, **EVERYTHING))
     rounded = PixelVLA.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert np.abs(act(rounded, **EVERYTHING) - act(policy, **EVERYTHING))[:, :6].max() < 0.002
+
+
+OLD_NAMES = {  # of the modules, as checkpoints had them before
+    "pixel_encoder.level_projections.0.weight": "pixel_encoder.projections.0.weight",
+    "pixel_encoder.token_mlp.0.bias": "pixel_encoder.mlp.0.bias",
+    "pixel_encoder.null_tokens": "pixel_encoder.null",
+    "prompt_encoder.point_projection.weight": "prompt_encoder.place.weight",
+    "prompt_encoder.kind_embeddings.weight": "prompt_encoder.kind.weight",
+    "prompt_encoder.mask_downscaling.6.bias": "prompt_encoder.shape.6.bias",
+    "prompt_encoder.token_mlp.2.weight": "prompt_encoder.mlp.2.weight",
+    "prompt_encoder.null_token": "prompt_encoder.null",
+}
+
+
+def old_name(name):
+    """The name that a tensor had in checkpoints before; whole modules are renamed, so an example of each says it."""
+    for new, old in OLD_NAMES.items():
+        new, old = (".".join(example.split(".")[:2]) for example in (new, old))
+        if name == new or name.startswith(f"{new}."):
+            return old + name.removeprefix(new)
+    return name
+
+
+def test_a_checkpoint_with_the_old_names_of_modules_loads(policy, tmp_path):
+    assert OLD_NAMES.items() <= {name: old_name(name) for name in policy.state_dict()}.items()
+    policy.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({old_name(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    again = PixelVLA.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in policy.state_dict().items())
+    renamed = {"prompt_encoder.place.weigth" if name.endswith("point_projection.weight") else name: tensor
+               for name, tensor in tensors.items()}  # fmt: skip
+    save_file(renamed, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"missing: prompt_encoder\.point_projection\.weight; unexpected: prompt"):
+        PixelVLA.from_pretrained(tmp_path)
+
+
+def test_a_part_with_the_old_names_of_modules_loads(policy, tmp_path):
+    pytest.importorskip("peft", reason="needs the extra [train]")
+    from train.checkpoints import load_part
+
+    modules = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("backbone.")}
+    save_file({old_name(name): tensor for name, tensor in modules.items()}, tmp_path / "modules.safetensors")
+    torch.manual_seed(1)
+    other = PixelVLA(SMALLER, byte_tokenizer(), STATISTICS)
+    load_part(other, tmp_path)
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in modules.items())
 
 
 def test_pi0_reads_a_state_through_the_same_code(tmp_path):
