@@ -82,23 +82,25 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Find a checkpoint by hub id or folder and read all but its weights.
+    """Find a checkpoint by hub id or folder, of a policy or of a backbone alone, and read all of it but the weights.
 
     Raises:
-        InputError: it is not to be had, a file is unreadable, or it is of a kind that no policy starts from.
+        InputError: it is not found, a file is unreadable, or it is of a kind that no policy starts from.
     """
     folder = locate(model)
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
         settings = ModelSettings.load(base=config.get("settings"))
-    elif kind in BACKBONES:
+    elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
         *kinds, last = _MODEL_TYPE, *BACKBONES
         known = f"{', '.join(kinds)} or {last}"
         raise InputError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from {known}")
     statistics = config.get("norm_stats") or {}  # where OpenVLA keeps them; its fine-tuning writes the file instead
+    if not isinstance(statistics, dict):
+        raise InputError(f"{folder / _CONFIG}: norm_stats must hold the statistics of data sets by name")
     if (folder / _STATISTICS).is_file():
         statistics = {**statistics, **read_json_object(folder / _STATISTICS)}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / _TOKENIZER).is_file() else None
@@ -119,7 +121,7 @@ def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> B
 
 
 def with_settings(backbone: Backbone, settings: BackboneSettings) -> Backbone:
-    """A trained backbone under other settings: levels are free, for another image size the positions are interpolated.
+    """A trained backbone under other settings: other levels, or another image size, to which its positions are interpolated.
 
     All other tensors are shared with `backbone`, not copied.
 

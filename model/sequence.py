@@ -1,8 +1,8 @@
 """The sequence that the language model reads: the only module that writes its text and says what stands where.
 
 A sequence is a row of token ids in which negative ids are slots for embeddings that come from elsewhere: the image E_v, the
-masks E_p, the prompts E_s. The action queries follow it; the backbone adds them, since π0 reads them in its expert. The words and
-their order are the backbone's (`TextForm`):
+masks E_p, the prompts E_s. The action queries follow it; the backbone adds them, since π0 reads them in its expert. The
+words and their order are those that the backbone was trained with (its `TextForm`):
 
     openvla   BOS, E_v, "In: What action should the robot take to {instruction}?\\nOut:", 29871
               BOS, E_v, "In: What action should the robot take to {instruction}, refer to", E_p, E_s, "?\\nOut:", 29871
@@ -102,14 +102,17 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def fill(
     embeddings: torch.Tensor, input_ids: torch.Tensor, slot: int, tokens: torch.Tensor, used: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Word embeddings of sequences with tokens in the place of their slots, sample by sample, in order.
+    """Put tokens into the slots of sequences, sample by sample, in order.
 
     Args:
-        embeddings: (batch, length, D); what stands at the slots is replaced.
+        embeddings: word embeddings, (batch, length, D); what stands at the slots is without meaning.
         input_ids: (batch, length) with the slots.
         slot: `IMAGE`, `MASK` or `PROMPT`.
         tokens: (batch, items, ..., D): an item is a patch, a mask or a prompt.
         used: bool (batch, items), false for padding; all by default.
+
+    Returns:
+        (batch, length, D), where the slots hold the tokens.
 
     Raises:
         ValueError: there are more or fewer slots than tokens.

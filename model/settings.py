@@ -28,7 +28,8 @@ def _of_its_kind(value: Any) -> Any:
     """The settings of a backbone, of the class that is registered for their `kind`."""
     if not isinstance(value, dict):
         return value
-    if (kind := value.get("kind")) not in BACKBONES:
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in BACKBONES:
         raise PydanticCustomError("backbone_kind", "kind must be one of {kinds}", {"kinds": ", ".join(BACKBONES)})
     return BACKBONES[kind].settings.model_validate(value)
 

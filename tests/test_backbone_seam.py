@@ -150,7 +150,7 @@ def test_it_trains_a_step_and_predicts():
     before = act(policy.eval(), **SHOWN)
     optimizer = torch.optim.AdamW(policy.train().parameters(), lr=1e-2)
     policy(batch_of(policy, **SHOWN)).loss.backward()
-    assert all(parameter.grad is not None for parameter in policy.parameters())
+    assert all(parameter.grad is not None for parameter in policy.backbone.parameters())
     optimizer.step()
     after = act(policy.eval(), **SHOWN)
     assert before.shape == after.shape == (4, 7) and np.abs(after - before).max() > 1e-3

@@ -64,10 +64,11 @@ def read_settings(folder: Path) -> OpenVLASettings:
     """
     file = folder / "config.json"
     config = read_json_object(file)
-    text = config.get("text_config") or {}
-    for name, value, kind in (("text_config", text, dict), ("image_sizes", config.get("image_sizes"), list)):
-        if not isinstance(value, kind) or (kind is list and not value):
-            raise InputError(f"{file}: {name} must be a {kind.__name__} that holds something, not {value!r}")
+    text, image_sizes = config.get("text_config") or {}, config.get("image_sizes")
+    if not isinstance(text, dict):
+        raise InputError(f"{file}: text_config must hold the settings of a Llama, not {text!r}")
+    if not isinstance(image_sizes, list) or not image_sizes:
+        raise InputError(f"{file}: image_sizes must be a list of pixels, not {image_sizes!r}")
     for found, fixed in ((config, _MODEL), ({**_LANGUAGE, **text}, _LANGUAGE)):
         for name, value in fixed.items():
             if found.get(name) != value:
@@ -83,7 +84,7 @@ def read_settings(folder: Path) -> OpenVLASettings:
         vision["patch_size"] = dino.get("patch_size")
         vision["dino"] = {**_tower(dino), "register_tokens": dino.get("num_register_tokens")}
         vision["siglip"] = _tower(siglip)
-    vision["image_size"] = config["image_sizes"][0]
+    vision["image_size"] = image_sizes[0]
     depth = vision["siglip"]["depth"]
     vision["levels"] = even_levels(depth - 1) if isinstance(depth, int) and depth > 1 else (0,)
     language = {"pad_token_id": config.get("pad_token_id"), **text}
