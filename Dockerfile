@@ -10,9 +10,12 @@ WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE cli.py ./
 COPY annotate annotate
 COPY pixel160k pixel160k
+COPY model model
+COPY train train
 COPY simulation simulation
 COPY evaluation evaluation
-RUN pip install --no-cache-dir --constraint constraints.txt .
+# The default annotators are models, so torch belongs to it; the same image trains.
+RUN pip install --no-cache-dir --constraint constraints.txt '.[annotate,train]'
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 # Beam's boot program starts a worker when a runner passes it worker options.
 ENTRYPOINT ["/opt/apache/beam/boot"]

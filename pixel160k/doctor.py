@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
+from rich.markup import escape
+from rich.table import Table
 
 _SYSTEM_LIBRARIES = {
     "GL": ("libgl1", "OpenCV"),
@@ -24,6 +26,24 @@ class Finding:
     well: bool
     found: str
     remedy: str = ""
+
+
+_CORE = ("Python", "core", "libGL", "libglib-2.0")
+
+
+def core_works(findings: list[Finding]) -> bool:
+    """Whether shards can be read, checked and shown on this machine, whatever extra is missing."""
+    return all(finding.well for finding in findings if finding.subject in _CORE)
+
+
+def report(findings: list[Finding]) -> Table:
+    """The findings as a table for the terminal."""
+    table = Table("", "", "found", "to get it", show_lines=True)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.well else "[red]no[/]"
+        remedy = "" if finding.well else finding.remedy
+        table.add_row(escape(finding.subject), mark, escape(finding.found), escape(remedy))
+    return table
 
 
 def examine() -> list[Finding]:

@@ -122,7 +122,7 @@ def test_the_checkpoints_are_small_and_described():
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}  # nothing to be unpickled
     for name in ("detector", "segmenter"):
         card = " ".join((TINY / name / "README.md").read_text().split())
-        assert "simulator-domain test weights" in card and "make checkpoints" in card
+        assert "simulator-domain test weights" in card and "make tiny-models" in card
         assert json.loads((TINY / name / "config.json").read_text())["dtype"] == "float32"
 
 
