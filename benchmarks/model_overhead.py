@@ -86,7 +86,7 @@ def bare_pass(policy: PixelVLA, batch: Batch) -> None:
     text = backbone.embed(ids)
     projected = backbone.project(backbone.vision(batch.pixel_values).patch_features)
     sequence = torch.cat([text[:, :1], projected, text[:, 1:]], dim=1)
-    backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.int64)).mean().backward()
+    backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.int64)).mean().backward()
 
 
 PASSES = {"bare backbone": bare_pass, "with the modules": whole_pass}
@@ -121,7 +121,7 @@ def forward_flops(settings: ModelSettings, masks: int, prompts: int) -> dict[str
 
         def read(length: int) -> object:  # a mask of four dimensions is used as it is, so that no value is looked at
             mask = torch.empty(1, 1, length, length, dtype=torch.bool)
-            return backbone.language(torch.empty(1, length, backbone.hidden_size), mask)
+            return backbone.read_sequence(torch.empty(1, length, backbone.hidden_size), mask)
 
         parts: dict[str, Callable[[], object]] = {
             "vision": lambda: backbone.vision(batch.pixel_values),

@@ -1,4 +1,4 @@
-"""Checkpoints of policies: finding one, knowing whose it is, reading what stands beside the weights, writing one.
+"""Checkpoints of policies: find one, tell whose it is, read what stands beside the weights, write one.
 
 A PixelVLA checkpoint is a folder of `config.json` (`model_type` "pixelvla", the settings), `dataset_statistics.json`, the
 tokenizer, and safetensors under the names of the modules. A policy also starts from the published checkpoints of each
@@ -26,9 +26,9 @@ from model.weights import (
     load_weights,
     locate,
     own_tensors,
+    retie_weights,
     save_weights,
     tensor_files,
-    tie,
     without_memory,
 )
 from pixel160k.errors import InputError
@@ -147,7 +147,7 @@ def with_settings(backbone: Backbone, settings: BackboneSettings) -> Backbone:
     if unlike:
         raise InputError(f"a trained backbone keeps its sizes; these settings would change {', '.join(unlike)}")
     changed.load_state_dict(trained, strict=False, assign=True)
-    tie(changed)
+    retie_weights(changed)
     return changed.train(backbone.training)
 
 
@@ -159,7 +159,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerFast | None,
     tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a whole policy; `config.json` comes last, so that a folder cut short is not taken for a checkpoint.
+    """Write a whole policy; `config.json` comes last, so that an unfinished folder is not taken for a checkpoint.
 
     `tensors`: by default the policy's `own_tensors`; gathered ones where FSDP has spread them over processes.
     """

@@ -32,7 +32,7 @@ class PixelAwareEncoder(nn.Module):
         )  # about as large as word embeddings
 
     def forward(self, levels: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        """Encode masks.
+        """Encode masks to tokens of the language model.
 
         Args:
             levels: for each level, patch features (batch, patches, channels), patches row by row.

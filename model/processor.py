@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.prompt_encoder import MASK_CELL, PromptBatch
-from model.sequence import pad, sequence_ids
+from model.sequence import pad_ids, sequence_ids
 from model.settings import ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
@@ -128,7 +128,7 @@ class Processor:
         if views is None:
             views = [self.view(*_checked_image(observation.image).shape[:2]) for observation in observations]
         samples = [self._encode(observation, view) for observation, view in zip(observations, views, strict=True)]
-        ids, attention_mask = pad([sample.ids for sample in samples])
+        ids, attention_mask = pad_ids([sample.ids for sample in samples])
         states = [sample.state for sample in samples if sample.state is not None]
         return Batch(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),

@@ -58,7 +58,7 @@ class PromptEncoder(nn.Module):
         """Encode prompts to tokens of the language model, (batch, prompts, D); no prompt becomes the learned null token."""
         kinds = self.kind_embeddings(prompts.kinds)[..., None, :]
         weights = prompts.point_used[..., None].to(kinds.dtype)
-        encoded = F.gelu(self.point_projection(fourier(prompts.points).to(kinds.dtype)) + kinds)
+        encoded = F.gelu(self.point_projection(fourier_features(prompts.points).to(kinds.dtype)) + kinds)
         total, weight = (weights * encoded).sum(2), weights.sum(2)
         if prompts.masks.shape[-1]:
             coverage = F.avg_pool2d(prompts.masks.to(kinds.dtype), MASK_CELL).flatten(2)[..., None]
@@ -73,10 +73,10 @@ class PromptEncoder(nn.Module):
         steps = (torch.arange(side, device=masks.device) + 0.5) / side
         centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
         shapes = self.mask_downscaling(masks.flatten(0, 1)[:, None]).flatten(2).transpose(1, 2)
-        return self.point_projection(fourier(centres).to(masks.dtype)) + shapes.unflatten(0, masks.shape[:2])
+        return self.point_projection(fourier_features(centres).to(masks.dtype)) + shapes.unflatten(0, masks.shape[:2])
 
 
-def fourier(points: torch.Tensor) -> torch.Tensor:
+def fourier_features(points: torch.Tensor) -> torch.Tensor:
     """Sines and cosines of coordinates (..., 2) in [0, 1], at octaves from half a period per image: float32 (..., 32).
 
     The finer a wave, the lower it is. At equal heights the last few pixels would make three quarters of what is seen of a

@@ -88,7 +88,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad token ids on the right: ids int64 (batch, length), and their mask int64 (batch, length), 1 = token, 0 = padding.
 
     Nothing reads what stands at padding, so its id is 0 whatever the tokenizer.
@@ -99,7 +99,7 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def fill(
+def fill_slots(
     embeddings: torch.Tensor, input_ids: torch.Tensor, slot: int, tokens: torch.Tensor, used: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Put tokens into the slots of sequences, sample by sample, in order.

@@ -19,7 +19,7 @@ from model.backbones.settings import (
     OpenVLASettings,
     SiglipSettings,
     Size,
-    even_levels,
+    spread_levels,
 )
 from pixel160k.settings import Settings
 
@@ -55,7 +55,7 @@ PRESETS: dict[str, ModelSettings] = {
                 image_size=224,
                 dino=DinoSettings(hidden_size=384, depth=12, heads=6),
                 siglip=SiglipSettings(hidden_size=384, depth=12, heads=6),
-                levels=even_levels(11),
+                levels=spread_levels(11),
             ),
             language=LlamaSettings(
                 hidden_size=576,

@@ -102,7 +102,7 @@ def without_memory(build: Callable[[], Module]) -> Module:
     """
     with init_empty_weights(include_buffers=False):
         module = build()
-    tie(module)
+    retie_weights(module)
     return module
 
 
@@ -142,10 +142,10 @@ def load_weights(
                 sources[target].take(tensor).to(dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
             )
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
-    tie(module)
+    retie_weights(module)
 
 
-def tie(module: nn.Module) -> None:
+def retie_weights(module: nn.Module) -> None:
     """Tie the weights of transformers' models inside a module again, such as input and output embedding, after assigning some."""
     for part in module.modules():
         if isinstance(part, PreTrainedModel):

@@ -18,7 +18,7 @@ from model.backbones import random_backbone  # noqa: E402
 from model.backbones.openvla import OpenVLABackbone  # noqa: E402
 from model.backbones.vision import resize_positions  # noqa: E402
 from model.checkpoint import load_backbone, load_policy_weights, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
-from model.settings import PRESETS, ModelSettings, even_levels  # noqa: E402
+from model.settings import PRESETS, ModelSettings, spread_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import locate, own_tensors, without_memory  # noqa: E402
 
@@ -246,9 +246,9 @@ def test_a_model_that_is_not_to_be_had_is_one_line_that_names_it(model):
 
 
 def test_levels_are_spread_evenly_and_end_at_the_last_block():
-    assert even_levels(26) == (6, 12, 19, 25)
-    assert even_levels(3) == (0, 1, 2)
-    assert even_levels(1) == (0,)
+    assert spread_levels(26) == (6, 12, 19, 25)
+    assert spread_levels(3) == (0, 1, 2)
+    assert spread_levels(1) == (0,)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

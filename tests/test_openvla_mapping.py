@@ -18,7 +18,7 @@ from openvla_format import Sizes, Tower, configuration, random_weights, tensors,
 from test_openvla_parity import FIXTURE, fixture  # noqa: E402
 
 from model.backbones.openvla import OpenVLABackbone  # noqa: E402
-from model.backbones.openvla_checkpoint import read_settings, sources, unused  # noqa: E402
+from model.backbones.openvla_checkpoint import read_settings, tensor_sources, unused_tensors  # noqa: E402
 from model.settings import PRESETS  # noqa: E402
 from model.weights import without_memory  # noqa: E402
 
@@ -40,8 +40,8 @@ def test_the_list_of_the_real_checkpoint_is_the_published_one():
 
 def test_every_tensor_of_openvla_7b_is_read_or_knowingly_unused(openvla_7b):
     shapes = tensors(Sizes())
-    read = {source.name: source.shape for source in sources(openvla_7b, openvla_7b.settings).values()}
-    left = unused(PRESETS["openvla-7b"].backbone)
+    read = {source.name: source.shape for source in tensor_sources(openvla_7b, openvla_7b.settings).values()}
+    left = unused_tensors(PRESETS["openvla-7b"].backbone)
     assert read == {name: shape for name, shape in shapes.items() if name not in left}
     assert left <= shapes.keys()
     assert len(left) == 43
@@ -51,7 +51,7 @@ def test_every_tensor_of_openvla_7b_is_read_or_knowingly_unused(openvla_7b):
 
 
 def test_every_parameter_of_openvla_7b_is_filled_in_its_shape(openvla_7b):
-    found = sources(openvla_7b, openvla_7b.settings)
+    found = tensor_sources(openvla_7b, openvla_7b.settings)
     parameters = dict(openvla_7b.named_parameters())
     assert found.keys() == parameters.keys()
     assert all(parameter.is_meta for parameter in parameters.values())
@@ -97,7 +97,7 @@ def test_parameters_are_the_checkpoint_s_tensors(tmp_path, shards, dtype):
     for name, tensor in expected.items():
         assert torch.equal(parameters[name], tensor.to(dtype)), name
     total = sum(tensor.double().sum() for tensor in parameters.values())
-    left = unused(backbone.settings)
+    left = unused_tensors(backbone.settings)
     assert total == pytest.approx(sum(weights[name].to(dtype).double().sum() for name in weights.keys() - left))
 
 
@@ -116,10 +116,10 @@ def test_the_fixture_s_43_unused_tensors_are_the_listed_ones():
     with safe_open(FIXTURE / "model.safetensors", framework="pt") as handle:
         names = set(handle.keys())
     backbone = OpenVLABackbone.load(FIXTURE)
-    assert names == {source.name for source in sources(backbone, backbone.settings).values()} | unused(
+    assert names == {source.name for source in tensor_sources(backbone, backbone.settings).values()} | unused_tensors(
         backbone.settings
     )
-    assert len(unused(backbone.settings)) == 43
+    assert len(unused_tensors(backbone.settings)) == 43
 
 
 def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):

@@ -138,7 +138,7 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
         patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
         sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
         sequence = torch.cat(sequence, dim=1)
-        hidden = backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
+        hidden = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
         expected = policy.action_decoder(hidden[:, -8:])
         torch.testing.assert_close(policy(batch).actions, expected, rtol=0, atol=1e-5)
 

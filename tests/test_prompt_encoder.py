@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.prompt_encoder import PromptBatch, PromptEncoder, fourier
+from model.prompt_encoder import PromptBatch, PromptEncoder, fourier_features
 from pixel160k.format.prompts import PROMPT_KINDS
 
 SIDE = 16  # of dense masks
@@ -81,7 +81,7 @@ def test_a_point_moved_by_a_pixel_is_another_point(pixel, shift):
 @given(spot, st.booleans())
 def test_the_further_apart_two_places_the_less_alike_their_waves(here, upwards):
     shifts = torch.tensor([1 / 224, 1 / 64, 1 / 16, 1 / 4, 1 / 2])[:, None] * torch.eye(2)[int(upwards)]
-    apart = (fourier(torch.tensor(here) + shifts) - fourier(torch.tensor(here))).norm(dim=-1)
+    apart = (fourier_features(torch.tensor(here) + shifts) - fourier_features(torch.tensor(here))).norm(dim=-1)
     assert (apart.diff() > 0).all()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from model.backbones.openvla import OpenVLABackbone
 from model.backbones.settings import OpenVLASettings, Pi0Settings
-from model.sequence import IMAGE, LLAMA_SPACE, MASK, PROMPT, fill, normalise_instruction, pad, sequence_ids
+from model.sequence import IMAGE, LLAMA_SPACE, MASK, PROMPT, fill_slots, normalise_instruction, pad_ids, sequence_ids
 from model.settings import PRESETS
 from model.tokenizer import byte_tokenizer
 from pixel160k.errors import InputError
@@ -99,11 +99,11 @@ def test_a_tokenizer_without_bos_is_an_error():
 
 
 def test_tokens_go_to_their_sample_in_order():
-    ids, mask = pad([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]])
+    ids, mask = pad_ids([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]])
     assert mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     tokens = torch.arange(12.0).view(3, 2, 2, 1).requires_grad_()  # three samples, two masks each, two tokens a mask
     used = torch.tensor([[True, True], [False, True], [False, False]])
-    filled = fill(torch.full((3, 6, 1), -1.0), ids, MASK, tokens, used)
+    filled = fill_slots(torch.full((3, 6, 1), -1.0), ids, MASK, tokens, used)
     assert filled[..., 0].tolist() == [[-1, 0, 1, 2, 3, -1], [6, 7, -1, -1, -1, -1], [-1] * 6]
     filled.sum().backward()
     assert tokens.grad.flatten().tolist() == [1] * 4 + [0, 0, 1, 1] + [0] * 4
@@ -111,7 +111,7 @@ def test_tokens_go_to_their_sample_in_order():
 
 def test_tokens_without_slots_are_an_error():
     with pytest.raises(ValueError, match="2 slots for 3 tokens"):
-        fill(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))
+        fill_slots(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))
 
 
 def test_queries_read_the_same_with_any_padding():
@@ -121,7 +121,7 @@ def test_queries_read_the_same_with_any_padding():
     rows = [sequence_ids(TOKENIZER, OPENVLA, words, 0) for words in ("go", "pick up the cup and wait", "open it")]
 
     def read(rows, longer=0):
-        ids, mask = pad([*rows, [BOS] * (max(map(len, rows)) + longer)])
+        ids, mask = pad_ids([*rows, [BOS] * (max(map(len, rows)) + longer)])
         with torch.no_grad():
             return backbone.query(backbone.embed(ids), mask, queries.expand(len(ids), -1, -1))[:-1]
 
@@ -132,5 +132,5 @@ def test_queries_read_the_same_with_any_padding():
         # The plainest way: no padding, no mask, no positions given.
         ids = torch.tensor([row])
         sequence = torch.cat([backbone.embed(ids), queries[None]], dim=1)
-        plain = backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))[0, -8:]
+        plain = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))[0, -8:]
         torch.testing.assert_close(plain.detach(), expected, rtol=0, atol=1e-5)

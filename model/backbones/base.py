@@ -88,7 +88,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
-        """See images.
+        """Features of images, patch by patch, and those of the levels that masks are pooled over.
 
         Args:
             pixel_values: (batch, channels, image_size, image_size), RGB: three channels for each of the settings'
@@ -135,14 +135,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def position_tables(self) -> Sequence[str]:
-        """Names of the parameters that hold a vector per patch, in rows of (..., rows, channels), to be interpolated.
+        """Names of the parameters that are position embeddings, (..., rows, channels).
 
-        The last `grid` * `grid` rows are those of the patches, row by row; a class token's may stand before them.
+        For another image size they are interpolated. The last `grid` * `grid` rows are those of the patches, row by row of the
+        image; rows before them, as a class token's, stay as they are.
         """
 
     @abstractmethod
     def token_readers(self) -> TokenReaders:
-        """Which of its parts read which tokens, for the account of FLOPs."""
+        """Which parts of the backbone read which tokens; the account of FLOPs (`train.cost`) asks it."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep fewer activations of the language model while training, and compute them anew in the backward pass.
@@ -153,7 +154,7 @@ class Backbone(nn.Module, ABC):
         self.get_language_model().gradient_checkpointing_enable()
 
     def after_sharding(self, adapted: bool) -> None:
-        """What is left to set when FSDP has spread the policy over processes; nothing by default.
+        """Finish the set-up after FSDP has spread the policy over processes; by default there is nothing to do.
 
         Args:
             adapted: whether LoRA layers of the language model are trained, and its own weights are frozen.

@@ -70,8 +70,8 @@ class OpenVLABackbone(Backbone):
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
         """The backbone of an OpenVLA checkpoint; see `Backbone.load`."""
         backbone = without_memory(partial(cls, cls.read_settings(folder)))
-        unused = openvla_checkpoint.unused(backbone.settings)
-        load_weights(backbone, folder, openvla_checkpoint.sources(backbone, backbone.settings), unused, dtype)
+        unused = openvla_checkpoint.unused_tensors(backbone.settings)
+        load_weights(backbone, folder, openvla_checkpoint.tensor_sources(backbone, backbone.settings), unused, dtype)
         return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
@@ -102,7 +102,7 @@ class OpenVLABackbone(Backbone):
         """The queries pass through the Llama like all other tokens; its head is not asked."""
         return TokenReaders([self.vision_backbone, self.projector], [self.language_model.model])
 
-    def language(
+    def read_sequence(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Last hidden states after the final norm, under a causal mask; no logits are computed.
@@ -142,7 +142,7 @@ class OpenVLABackbone(Backbone):
         """
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
-        return self.language(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
+        return self.read_sequence(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -157,7 +157,7 @@ class OpenVLABackbone(Backbone):
         patch_features = self.vision(pixel_values).patch_features
         projected = self.project(patch_features)
         text = self.embed(input_ids)
-        last_hidden_state = self.language(
+        last_hidden_state = self.read_sequence(
             torch.cat([text[:, :1], projected, text[:, 1:]], dim=1), with_patches(attention_mask, projected.shape[1])
         )
         logits = self.language_model.lm_head(last_hidden_state)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.backbones.settings import OPENVLA_7B, LlamaSettings, OpenVLASettings, even_levels
+from model.backbones.settings import OPENVLA_7B, LlamaSettings, OpenVLASettings, spread_levels
 from model.weights import TensorSource
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object
@@ -86,7 +86,7 @@ def read_settings(folder: Path) -> OpenVLASettings:
         vision["siglip"] = _tower(siglip)
     vision["image_size"] = image_sizes[0]
     depth = vision["siglip"]["depth"]
-    vision["levels"] = even_levels(depth - 1) if isinstance(depth, int) and depth > 1 else (0,)
+    vision["levels"] = spread_levels(depth - 1) if isinstance(depth, int) and depth > 1 else (0,)
     language = {"pad_token_id": config.get("pad_token_id"), **text}
     language.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
     language = {name: value for name, value in language.items() if name in LlamaSettings.model_fields}
@@ -102,7 +102,7 @@ def _tower(dims: dict[str, Any]) -> dict[str, Any]:
     return {ours: dims.get(theirs) for ours, theirs in names.items()} | optional
 
 
-def sources(backbone: nn.Module, settings: OpenVLASettings) -> dict[str, TensorSource]:
+def tensor_sources(backbone: nn.Module, settings: OpenVLASettings) -> dict[str, TensorSource]:
     """Which tensor of an OpenVLA checkpoint each parameter of an `OpenVLABackbone` of these sizes comes from, by its name."""
     shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
     # The projector and the Llama have OpenVLA's own names.
@@ -164,7 +164,7 @@ def _without_batch(positions: torch.Tensor) -> torch.Tensor:
     return positions[0]
 
 
-def unused(settings: OpenVLASettings) -> set[str]:
+def unused_tensors(settings: OpenVLASettings) -> set[str]:
     """The tensors of an OpenVLA checkpoint that play no part: all that comes after the features of the two towers."""
     last_dino = f"{_DINO}.blocks.{settings.vision.dino.depth - 1}"
     last_siglip = f"{_SIGLIP}.blocks.{settings.vision.siglip.depth - 1}"

@@ -45,7 +45,7 @@ class Pi0Backbone(Backbone):
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
         """The backbone of a π0 checkpoint, of LeRobot or of transformers; see `Backbone.load`."""
         settings = cls.read_settings(folder)
-        loaded = pi0_checkpoint.load_whole(folder, settings, dtype)
+        loaded = pi0_checkpoint.load_pi0(folder, settings, dtype)
         backbone = without_memory(partial(cls, settings))
         backbone.model = loaded.model
         backbone.model.dit.register_module("embed_tokens", nn.Identity())

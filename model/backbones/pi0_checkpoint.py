@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from model.backbones.settings import GemmaSettings, Pi0Settings, even_levels
+from model.backbones.settings import GemmaSettings, Pi0Settings, spread_levels
 from model.weights import tensor_files
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import read_json_object
@@ -107,7 +107,7 @@ def read_settings(folder: Path) -> Pi0Settings:
                         "mlp_ratio": vision.intermediate_size / vision.hidden_size,
                         "layer_norm_eps": vision.layer_norm_eps,
                     },
-                    "levels": even_levels(vision.num_hidden_layers),
+                    "levels": spread_levels(vision.num_hidden_layers),
                 },
                 "language": {name: getattr(language, name) for name in ("hidden_size", "intermediate_size")},
                 "expert": {name: getattr(expert, name) for name in ("hidden_size", "intermediate_size")},
@@ -131,7 +131,7 @@ def read_settings(folder: Path) -> Pi0Settings:
     return settings
 
 
-def load_whole(folder: Path, settings: Pi0Settings, dtype: torch.dtype | None = None) -> PI0ForConditionalGeneration:
+def load_pi0(folder: Path, settings: Pi0Settings, dtype: torch.dtype | None = None) -> PI0ForConditionalGeneration:
     """The whole π0 of a checkpoint, with the parts in `UNUSED`, whose weights are random where the checkpoint has none.
 
     Args:

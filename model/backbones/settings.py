@@ -17,7 +17,7 @@ from pixel160k.settings import Settings
 Size = Annotated[int, Field(ge=1)]
 
 
-def even_levels(blocks: int) -> tuple[int, ...]:
+def spread_levels(blocks: int) -> tuple[int, ...]:
     """Four block indices spread evenly over a tower, the last block's among them; fewer in a tower of fewer blocks."""
     return tuple(sorted({-(-blocks * (level + 1) // 4) - 1 for level in range(4)}))
 
@@ -258,11 +258,11 @@ OPENVLA_7B = OpenVLASettings(
         image_size=224,
         dino=DinoSettings(hidden_size=1024, depth=24, heads=16),
         siglip=_SO400M,
-        levels=even_levels(26),
+        levels=spread_levels(26),
     ),
     language=LlamaSettings(vocab_size=32064, pad_token_id=32000),
 )
 """The sizes of openvla/openvla-7b."""
 
-PI0_BASE = Pi0Settings(vision=SiglipVisionSettings(image_size=224, siglip=_SO400M, levels=even_levels(27)))
+PI0_BASE = Pi0Settings(vision=SiglipVisionSettings(image_size=224, siglip=_SO400M, levels=spread_levels(27)))
 """The sizes of lerobot/pi0_base."""

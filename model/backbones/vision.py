@@ -58,11 +58,15 @@ class FusedVision(nn.Module):
         self.dino.register_module("layernorm", nn.Identity())
         self.siglip.register_module("post_layernorm", nn.Identity())
         with torch.no_grad():
-            self.dino.embeddings.position_embeddings[0, 1:] = waves(settings.grid, settings.dino.hidden_size)
-            self.siglip.embeddings.position_embedding.weight.copy_(waves(settings.grid, settings.siglip.hidden_size))
+            self.dino.embeddings.position_embeddings[0, 1:] = sinusoidal_positions(
+                settings.grid, settings.dino.hidden_size
+            )
+            self.siglip.embeddings.position_embedding.weight.copy_(
+                sinusoidal_positions(settings.grid, settings.siglip.hidden_size)
+            )
 
     def forward(self, pixel_values: torch.Tensor) -> VisionOutput:
-        """See a batch.
+        """Features of a batch of images.
 
         Args:
             pixel_values: (batch, 6, image_size, image_size): the RGB image normalised for DINOv2 (ImageNet's mean and
@@ -87,8 +91,8 @@ class FusedVision(nn.Module):
         )
 
 
-def waves(grid: int, channels: int) -> torch.Tensor:
-    """Position embeddings to start from, (grid * grid, channels): sines and cosines of x, then of y, row by row.
+def sinusoidal_positions(grid: int, channels: int) -> torch.Tensor:
+    """Position embeddings for training from scratch, (grid * grid, channels): sines and cosines of x, then of y, row by row.
 
     The waves go from a quarter turn per image to a quarter turn per patch. Random embeddings are faint beside the patches, and a
     small policy trained from scratch takes long to learn where things are.
