@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the data or the machine is not as it should be (one line s
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -353,11 +354,10 @@ def evaluate_annotations(annotations: Path, truth: Path | None, data_dir: Path |
     """
     from rich.console import Console
 
-    from annotate.sources.sample import default_directory
+    from evaluation import annotations as evaluation
     from evaluation.annotation_report import summary_tables
-    from evaluation.annotations import evaluate as compare
 
-    for table in summary_tables(compare(annotations, truth or default_directory() / "truth.parquet", out, data_dir)):
+    for table in summary_tables(evaluation.evaluate(annotations, truth, out, data_dir)):
         Console().print(table)
     click.echo(f"the worst cases: {out / 'worst.html'}")
 
@@ -383,22 +383,16 @@ def evaluate_actions(checkpoint: str, shards: Path, split: str | None, prompts: 
     from rich.console import Console
     from rich.progress import track
 
-    from evaluation.action_report import summary_table
-    from evaluation.actions import choose_episodes
-    from evaluation.actions import evaluate as compare
-    from pixel160k.read.episodes import ShardDirectory
-    from train.checkpoints import load_policy, recipe_of
+    from train.settings import check_packages
 
-    recipe = recipe_of(checkpoint)
-    if recipe is None and split is None:
-        raise click.UsageError(f"{checkpoint} does not say what it was trained on; name the episodes with --split")
-    policy = load_policy(checkpoint).to(device)
-    directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    episodes = choose_episodes(directory, recipe, split)
-    console = Console(stderr=True)
-    result = compare(
-        policy, directory, episodes, prompts.split(","), out, lambda ids: track(ids, "episodes", console=console)
-    )
+    check_packages()
+    from evaluation import actions as evaluation
+    from evaluation.action_report import summary_table
+
+    def show(episodes: Sequence[str]) -> Iterable[str]:
+        return track(episodes, "episodes", console=Console(stderr=True))
+
+    result = evaluation.evaluate(checkpoint, shards, out, prompts.split(","), split, device, show)
     Console().print(summary_table(result))
     click.echo(f"the page: {out / 'actions.html'}")
 

@@ -1,4 +1,7 @@
-"""The last step: accept a row or reject it with one reason. Pure, over stored columns, so it can be repeated at will."""
+"""The last stage: accept a row, or reject it with one reason.
+
+It reads the stored columns alone, so it can be repeated without the models.
+"""
 
 import dataclasses
 
@@ -8,9 +11,9 @@ from pixel160k.format.table import EpisodeAnnotation
 
 
 def accept(row: EpisodeAnnotation, settings: FilterSettings) -> EpisodeAnnotation:
-    """Return the row with its status and reason set; the first reason that holds, in the order of the stages, wins.
+    """A copy of the row that is accepted, or rejected with the first reason that holds in the order of the stages.
 
-    A failed row (its data could not be read) stays as it is.
+    The evidence in it is judged anew by `settings.min_evidence`. A failed row (its data could not be read) stays as it is.
     """
     if row.status == table.FAILED and row.reason:
         return row

@@ -1,8 +1,9 @@
-"""The episodes of one source file in, their rows out: the stages of the paper's Fig. 6 in their order.
+"""Annotates the episodes of one source file: takes episodes, returns table rows.
 
+The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
-Every stage stores what it found; only `accept` decides. Episodes go through in groups of one viewpoint, of the size that
-the gripper finder wants, so that no more than a group's keyframes are ever in memory.
+Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
+size that the gripper finder wants. So at most one group per viewpoint has its keyframes in memory.
 """
 
 import dataclasses
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from annotate.accept import accept
 from annotate.annotators.grammar import verb_class
 from annotate.annotators.motion import decode_keyframes, expand_box
-from annotate.annotators.roles import Candidate, FoundObject, Gripper, GripperFinder, ObjectFinder, TargetNamer
+from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
 from annotate.settings import AnnotateSettings
 from annotate.sources.episode import BadImage, Episode
-from annotate.timing import Stages
+from annotate.timing import Stopwatch
 from pixel160k.format import masks, table
 from pixel160k.format.prompts import sample_prompts
 from pixel160k.format.table import EpisodeAnnotation, Evidence
@@ -24,67 +25,75 @@ from pixel160k.format.tracks import StepMasks
 from pixel160k.seeding import seeded_generator
 
 Tracker = Callable[[Episode, EpisodeAnnotation], list[StepMasks]]
-"""Follows what a row has a mask of through the episode."""
+"""Follows the object and the gripper of a row through its episode: one `StepMasks` per raw step."""
 
 
 @dataclass(frozen=True)
 class Annotators:
-    """Who fills the three roles, and how many episodes of one viewpoint they want to see at once."""
+    """Who fills the three roles, and how many episodes of one viewpoint they want to see at once (`group_size`)."""
 
     gripper: GripperFinder
     target: TargetNamer
     object: ObjectFinder
     group_size: int
     region_expansion: float  # the gripper box is scaled by this to propose a region
-    stages: Stages  # where the time goes
+    stopwatch: Stopwatch  # measures the seconds per stage
     track: Tracker | None = None  # masks at every step, if wanted
 
 
 def annotate_episodes(
     items: Iterable[Episode | EpisodeAnnotation], annotators: Annotators, settings: AnnotateSettings
 ) -> tuple[list[EpisodeAnnotation], list[StepMasks]]:
-    """Annotate the episodes of one file, in their order; failed rows among them pass through.
+    """Annotate the episodes of one source file.
 
-    Never raises for bad data, which gives a failed or rejected row with its reason.
+    Bad data raises nothing: it gives a failed or rejected row with its reason.
+
+    Args:
+        items: the episodes; a row among them is a record that could not be read, and is returned as it is.
+        annotators: who finds gripper, noun and object.
+        settings: those from which the annotators were chosen.
 
     Returns:
-        The rows, and the tracks of those that have a mask (none where the annotators do not track).
+        One row per item, in the order of the items, and the masks of every raw step of the episodes that have a mask (no
+        such masks where the annotators do not track).
     """
     rows: list[EpisodeAnnotation] = []
     tracks: dict[int, list[StepMasks]] = {}
-    waiting: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
+    waiting: dict[str, list[tuple[int, KeyframedEpisode]]] = defaultdict(list)
 
-    def annotate_group(group: list[tuple[int, Candidate]]) -> None:
-        places, candidates = zip(*group, strict=True)
-        found = _annotate([rows[place] for place in places], candidates, annotators, settings)
-        for place, row in zip(places, found, strict=True):
-            rows[place] = row
+    def annotate_group(group: list[tuple[int, KeyframedEpisode]]) -> None:
+        indices, episodes = zip(*group, strict=True)
+        found = _annotate([rows[index] for index in indices], episodes, annotators, settings)
+        for index, row in zip(indices, found, strict=True):
+            rows[index] = row
         if annotators.track is not None:
-            with annotators.stages("tracks"):
-                for place, candidate in group:
-                    tracks[place] = annotators.track(candidate.episode, rows[place])
+            with annotators.stopwatch("tracks"):
+                for index, keyframed in group:
+                    tracks[index] = annotators.track(keyframed.episode, rows[index])
 
-    with annotators.stages("read"):
+    with annotators.stopwatch("read"):
         for item in items:
             if isinstance(item, EpisodeAnnotation):
                 rows.append(item)
                 continue
-            with annotators.stages("target noun"):
+            with annotators.stopwatch("target noun"):
                 (target,) = annotators.target.name_targets([item.instruction])
-            row, candidate = _begin(item, target, settings)
+            row, keyframed = _begin(item, target, settings)
             rows.append(row)
-            if candidate is not None:
+            if keyframed is not None:
                 group = waiting[item.viewpoint]
-                group.append((len(rows) - 1, candidate))
+                group.append((len(rows) - 1, keyframed))
                 if len(group) == annotators.group_size:
                     annotate_group(waiting.pop(item.viewpoint))
         for group in waiting.values():
             annotate_group(group)
-    return rows, [step for place in sorted(tracks) for step in tracks[place]]
+    return rows, [step for index in sorted(tracks) for step in tracks[index]]
 
 
-def _begin(episode: Episode, target: str, settings: AnnotateSettings) -> tuple[EpisodeAnnotation, Candidate | None]:
-    """The row of an episode before any annotator has seen it, and the candidate if there is anything to annotate."""
+def _begin(
+    episode: Episode, target: str, settings: AnnotateSettings
+) -> tuple[EpisodeAnnotation, KeyframedEpisode | None]:
+    """The row of an episode before any annotator has seen it, and its keyframes if there is anything to annotate."""
     row = EpisodeAnnotation(
         **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
@@ -104,52 +113,52 @@ def _begin(episode: Episode, target: str, settings: AnnotateSettings) -> tuple[E
         row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
         if row.close_step < 0:
             return accept(row, settings.filter), None
-        return row, Candidate(episode, decode_keyframes(episode, settings, initial), settings.motion)
+        return row, KeyframedEpisode(episode, decode_keyframes(episode, settings, initial), settings.motion)
     except BadImage as error:
         return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
 
 
 def _annotate(
     rows: Sequence[EpisodeAnnotation],
-    candidates: Sequence[Candidate],
+    episodes: Sequence[KeyframedEpisode],
     annotators: Annotators,
     settings: AnnotateSettings,
 ) -> list[EpisodeAnnotation]:
     """Take a group of one viewpoint through the stages."""
-    stages = annotators.stages
-    with stages("gripper"):
-        grippers = annotators.gripper.find_grippers(candidates)
+    stopwatch = annotators.stopwatch
+    with stopwatch("gripper"):
+        grippers = annotators.gripper.find_grippers(episodes)
     regions = [
         None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
         for gripper in grippers
     ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
-    ready = [place for place, region in enumerate(regions) if region is not None]
-    with stages("object"):
+    ready = [index for index, region in enumerate(regions) if region is not None]
+    with stopwatch("object"):
         found = annotators.object.find_objects(
-            [candidates[place] for place in ready],
+            [episodes[index] for index in ready],
             [region for region in regions if region is not None],
-            [rows[place].target_object for place in ready],
+            [rows[index].target_object for index in ready],
         )
     objects = dict(zip(ready, found, strict=True))
-    with stages("evidence and filter"):
+    with stopwatch("evidence and filter"):
         return [
             _finish(
                 dataclasses.replace(row, region_box=region),
-                candidate,
+                keyframed,
                 gripper,
-                objects.get(place, FoundObject()),
+                objects.get(index, FoundObject()),
                 settings,
             )
-            for place, (row, candidate, gripper, region) in enumerate(
-                zip(rows, candidates, grippers, regions, strict=True)
+            for index, (row, keyframed, gripper, region) in enumerate(
+                zip(rows, episodes, grippers, regions, strict=True)
             )
         ]
 
 
 def _finish(
     row: EpisodeAnnotation,
-    candidate: Candidate,
+    keyframed: KeyframedEpisode,
     gripper: Gripper | None,
     found: FoundObject,
     settings: AnnotateSettings,
@@ -160,15 +169,15 @@ def _finish(
     row = dataclasses.replace(row, detections=found.detections, detail=found.detail)
     if found.mask is None:
         return accept(row, settings.filter)
-    # What is opened, turned, pushed or wiped need not leave its place; a driving base moves the camera.
-    applicable = row.verb == "pick_place" and not candidate.episode.base_moves
+    # What is opened, turned, pushed or wiped need not move away; a driving base moves the camera.
+    applicable = row.verb == "pick_place" and not keyframed.episode.base_moves
     row = dataclasses.replace(
         row,
         object_box=masks.box_of(found.mask),
         detection_score=found.detections[0].score,
         object_mask=masks.encode(found.mask),
         mask_score=found.mask_score,
-        evidence=candidate.motion.evidence(found.mask, settings.filter.min_evidence) if applicable else Evidence(),
+        evidence=keyframed.motion.evidence(found.mask, settings.filter.min_evidence) if applicable else Evidence(),
     )
     generator = seeded_generator("prompts", settings.prompts.seed, row.episode_id)
     prompts = sample_prompts(found.mask, settings.prompts.points, generator)

@@ -1,7 +1,7 @@
 """Every choice of the annotation that the paper leaves open, as a named setting with its reason.
 
-`pixelcli annotate --config FILE --set key=value`; docs/settings.md lists them. All of these change results, so all of
-them are part of the settings hash; what does not (workers, runner, paths) is a command-line option instead.
+`pixelcli annotate --config FILE --set key=value`; docs/settings.md lists them. All of them change results, so all
+of them are part of a run's fingerprint. What changes no result (workers, runner, paths) is a command-line option.
 """
 
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ class MotionSettings(Settings):
 
     blur_sigma: Annotated[float, Field(ge=0)] = 0.7  # pixels at 256; takes JPEG blocks and sensor noise away
     change_threshold: Annotated[float, Field(gt=0)] = 16.0  # grey levels of the most changed channel: a pixel changed
-    lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object has left its place
+    lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object was lifted
     gripper_half_size: Share = 0.1  # half the side of the gripper box
     nearness: Annotated[float, Field(gt=0)] = 0.4  # how fast a changed region's weight falls with its distance
     region_expansion: Expansion = 1.7  # the gripper box is scaled by this to propose a region
@@ -52,8 +52,8 @@ class FoundationSettings(Settings):
     max_gripper_area: Share = 0.35  # of the image; a larger mask is no gripper
 
 
-class PromptSettings(Settings):
-    """The visual prompts sampled from every accepted mask."""
+class PromptSamplingSettings(Settings):
+    """How the visual prompts that the rows store are sampled from a mask."""
 
     points: Annotated[int, Field(ge=1, le=64)] = 3
     seed: int = 0
@@ -78,9 +78,9 @@ class AnnotateSettings(Settings):
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
     tracks: bool = False  # also masks at every step, by the segmenter's video memory
-    detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidates kept an episode
+    detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidate boxes kept per episode
     target: TargetSettings = TargetSettings()
     foundation: FoundationSettings = FoundationSettings()
     motion: MotionSettings = MotionSettings()
-    prompts: PromptSettings = PromptSettings()
+    prompts: PromptSamplingSettings = PromptSamplingSettings()
     filter: FilterSettings = FilterSettings()

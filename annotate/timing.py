@@ -1,4 +1,4 @@
-"""Where the time goes: wall seconds by stage, for the summary and stats.json."""
+"""A stopwatch: wall seconds per stage, for the summary and stats.json."""
 
 import time
 from collections import defaultdict
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stages:
-    """Adds up seconds by stage. Stages nest; a second counts for the innermost only."""
+class Stopwatch:
+    """Adds up wall seconds per stage in `seconds`. Stages may nest; time counts for the innermost stage only."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
@@ -17,7 +17,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the enclosed work as this stage."""
+        """Measure the enclosed block as the stage of this name: `with stopwatch("object"): ...`."""
         self._account()
         self._open.append(name)
         try:

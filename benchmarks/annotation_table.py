@@ -1,4 +1,4 @@
-"""The table that benchmarks of annotation quality print: a row a group of evaluations, means weighted by their counts."""
+"""The table that benchmarks of annotation quality print: one row per group of evaluations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ COLUMNS = (
 
 
 def quality_table(*labels: str) -> Table:
-    """An empty table with these columns of labels before the measures."""
+    """An empty table: the given columns of labels, then the measures."""
     return Table(*labels, *COLUMNS)
 
 
 def figures(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """The measures of several groups (`overall` of evaluations) together, in the order of COLUMNS."""
+    """The measures of several evaluations (`overall` of each) together, in the order of COLUMNS; means are weighted by counts."""
 
     def total(*path: str) -> int:
         return sum(_at(group, path) for group in groups)

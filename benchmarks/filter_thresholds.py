@@ -1,11 +1,11 @@
-"""What each threshold of the filter costs and buys: good masks kept and wrong masks let through, value by value.
+"""What each threshold of the filter does: how many good masks it keeps and how many wrong ones it lets through.
 
-    python -m tiny_models.record --out DIR                        # its monitor/ episodes: no gradient came from them
+    python -m tiny_models.record --out DIR                        # nothing is trained on its monitor/ episodes
     python benchmarks/filter_thresholds.py --data DIR/monitor
 
 Annotates every episode with the tiny checkpoints, once with its own instruction and once for each of a few other
-objects of the scene ("pick up the ..."), whose masks are wrong whatever their quality. One threshold moves at a time,
-the others stay at their defaults, once with the motion evidence and once without, as where it is not applicable.
+objects of the scene ("pick up the ..."), whose masks are wrong whatever their quality. One threshold changes at a time,
+the others keep their defaults; each count is printed with the motion evidence and without it.
 """
 
 import argparse
@@ -45,7 +45,7 @@ VALUES = {
 def masks_and_truth(
     data_dir: Path, others: int, settings: AnnotateSettings
 ) -> Iterator[tuple[EpisodeAnnotation, bool]]:
-    """Every row that has a mask, and whether that mask lies on what the robot carries."""
+    """Annotate a data set; yields every row that has a mask, with whether that mask lies on what the robot carries."""
     known = truth.read(data_dir / truth.FILE_NAME)
     source = SOURCES["libero"]
     episodes = [
@@ -56,7 +56,7 @@ def masks_and_truth(
     ]
     asked = [episode.instruction for episode in episodes]
     wrong = [_other_objects(known[episode.identity.episode_id], others) for episode in episodes]
-    rounds = [asked] + [[f"pick up the {names[place]}" for names in wrong] for place in range(others)]
+    rounds = [asked] + [[f"pick up the {names[index]}" for names in wrong] for index in range(others)]
     annotators = choose_annotators(settings, "cpu")
     for instructions in track(rounds, data_dir.name, console=Console(stderr=True)):
         items = [
@@ -69,7 +69,7 @@ def masks_and_truth(
 
 
 def _other_objects(episode: truth.EpisodeTruth, number: int) -> list[str]:
-    """A few objects of the scene other than the target's kind, drawn by the episode's id, as an instruction names them."""
+    """The names of a few objects of the scene that are not of the target's kind, drawn at random by the episode's id."""
     visible = sorted(
         {
             name.rsplit("_", 1)[0].replace("_", " ")
@@ -82,10 +82,10 @@ def _other_objects(episode: truth.EpisodeTruth, number: int) -> list[str]:
 
 
 def main() -> None:
-    """Print one table: a row a value of a threshold."""
+    """Print one table: one row per value of a threshold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set a suite")
-    parser.add_argument("--others", type=int, default=3, help="wrong objects asked for, an episode")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set per suite")
+    parser.add_argument("--others", type=int, default=3, help="wrong objects asked for per episode")
     arguments = parser.parse_args()
     settings = AnnotateSettings.load(None, TINY)
     found = [

@@ -1,10 +1,10 @@
-"""How good `foundation` with the tiny checkpoints is on held-out scenes, alone and with motion as evidence; beside `motion`.
+"""How good `foundation` with the tiny checkpoints is on held-out scenes, with and without motion evidence; and `motion`.
 
     python -m tiny_models.record --evaluation --out DIR          # once: 100 episodes of known tasks, 24 of unknown ones
     python benchmarks/foundation_quality.py --data DIR/seen_tasks --out OUT
     python benchmarks/foundation_quality.py --data DIR/unseen_tasks --out OUT
 
-Prints one table and what expanding the gripper's box buys. Nothing may be tuned on these scenes.
+Prints one table, and how much of the target a larger region holds. Nothing may be tuned on these scenes.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def measure(data_dir: Path, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Print the table, a row a way and suite, and the curve of the default way."""
+    """Print the table, one row per way and suite, and the curve of the default way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set a suite")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set per suite")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     results = {
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def curve(results: list[dict[str, Any]]) -> Table:
-    """Share of the target inside the expanded gripper box against the region's share of the image, over all suites."""
+    """A table of the region's expansion: the share of the target inside it, and its share of the image, over all suites."""
     table = Table("factor", "target inside", "region, share of the image", title="the gripper box, expanded")
     counts = [result["overall"]["region"]["n"] for result in results]
     for points in zip(*(result["region_curve"] for result in results), strict=True):

@@ -1,9 +1,9 @@
-"""Where the time goes with the foundation annotators: the models' forward passes against everything around them.
+"""Where the time goes with the foundation annotators: in the models' forward passes, or around them.
 
     python benchmarks/foundation_time.py --out DIR [--src libero --data-dir DIR]
 
-Annotates with the shipped tiny checkpoints, on which the share of everything else is largest, and prints the split of the
-second run in one process: the first loads the models and warms up.
+Annotates with the shipped tiny checkpoints, with which the share of everything else is largest. It annotates twice in one
+process and prints the times of the second run: the first loads the models and warms up.
 """
 
 import argparse
@@ -17,7 +17,7 @@ TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=
 
 
 def main() -> None:
-    """Annotate once and print seconds and shares by stage."""
+    """Annotate twice; print seconds and shares of each stage of the second run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", default="sample")
     parser.add_argument("--data-dir", type=Path)

@@ -1,18 +1,20 @@
-"""How fast and how lean shards are loaded: against bare decoding, plain webdataset, and the RLDS episodes by tfds.
+"""How fast shards are loaded and with how much memory: against bare decoding, plain webdataset, and RLDS with tfds.
 
     python benchmarks/loading.py [--work DIR] [--rounds 7] [--buffer 1000]
 
-The shipped sample is annotated and built into shards, which are repeated under other keys to as many episodes as are
-needed. Every way gives images (and labels) of 224 x 224 pixels in random order; all take turns in one process of one
-thread, so that the machine's drift hits them alike. CPU seconds count, and ratios are medians over the rounds.
-- limit:       OpenCV decodes and resizes the very JPEG bytes, which are in memory already; nothing else.
+The shipped sample is annotated and built into shards, which are repeated under other keys until there are as many
+episodes as needed. Every way gives images (and labels) of 224 x 224 pixels in random order. All take turns in one process
+of one thread, so that a change of the machine's speed affects them alike. CPU seconds count; ratios are medians over the
+rounds.
+- limit:       OpenCV decodes and resizes the same JPEG bytes, which are in memory already; nothing else.
 - open_shards: this project.
-- webdataset:  the same decoders, on webdataset's own pipeline as one writes it by hand: no types, no checks, no prompts.
-- tfds:        `features.deserialize_example_np` on the RLDS records: every step, whole (two cameras, as they come). The
-               steps go through a shuffle buffer of as many samples as the others', decoded as they are.
-- tfds, cut:   the same with features cut by hand to one camera, and to what else the shards hold of a step.
+- webdataset:  the same decoders in a pipeline of webdataset as one writes it by hand: no types, no checks, no prompts.
+- tfds:        `features.deserialize_example_np` on the RLDS records: every step with everything in it (two cameras). The
+               decoded steps go through a shuffle buffer of as many samples as in the other ways.
+- tfds, cut:   the same, with features cut by hand to one camera and to what else the shards hold of a step.
 
-Memory is measured in a process of its own for each: the peak beyond what it takes after imports and one sample.
+Memory is measured in a process of its own for each way: the peak, less what the process holds after imports and one
+sample.
 """
 
 import argparse
@@ -46,29 +48,29 @@ from pixel160k.read.samples import MEMBERS
 from pixel160k.tfrecord import read_records
 
 SIZE = 224
-TIMED = 48  # episodes, for the times and for the memory against tfds
-FEW, MANY = 10, 1000  # episodes, for whether memory grows
+TIMED = 48  # episodes, to measure times, and memory against tfds
+FEW, MANY = 10, 1000  # episodes, to see whether memory grows
 
 
 def resized(image: np.ndarray) -> np.ndarray:
-    """The image as all ways give it."""
+    """An image at the size that all ways give."""
     return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 def labels_resized(labels: np.ndarray) -> np.ndarray:
-    """The label image as all ways give it."""
+    """A label image at the size that all ways give."""
     return cv2.resize(labels, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST)
 
 
 def decoded(jpeg: bytes) -> np.ndarray:
-    """What OpenCV makes of a JPEG."""
+    """A JPEG, decoded by OpenCV to RGB."""
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert image is not None
     return image
 
 
 def at_limit(jpegs: list[bytes]) -> Iterator[np.ndarray]:
-    """Decode and resize, nothing else."""
+    """The limit: decode and resize, nothing else."""
     for jpeg in jpegs:
         yield resized(decoded(jpeg))
 
@@ -85,7 +87,7 @@ def with_open_shards(directory: Path, everything: bool, buffer: int) -> Iterator
 
 
 def with_webdataset(directory: Path, everything: bool, buffer: int) -> Iterator[Any]:
-    """Plain webdataset, decoding the same."""
+    """Plain webdataset, which decodes the same members."""
 
     def decode(sample: dict[str, Any]) -> Any:
         image = resized(decoded(sample["jpg"]))
@@ -101,7 +103,7 @@ def with_webdataset(directory: Path, everything: bool, buffer: int) -> Iterator[
 
 
 def with_tfds(episodes: int, everything: bool, buffer: int, cut: bool = False) -> Iterator[Any]:
-    """As many episodes from their RLDS records, each step decoded, then shuffled."""
+    """So many episodes from RLDS records, each step decoded, then shuffled; with `cut`, only what shards hold of a step."""
     files = list_files(SOURCES["sample"], default_data_dir("sample", None))
     features = tfds.builder_from_directory(files[0].path.parent).info.features
     if cut:
@@ -128,12 +130,12 @@ def with_tfds(episodes: int, everything: bool, buffer: int, cut: bool = False) -
 
 
 def with_cut_tfds(episodes: int, everything: bool, buffer: int) -> Iterator[Any]:
-    """`with_tfds` of which nothing is decoded that is not wanted."""
+    """`with_tfds` that decodes only what shards hold of a step."""
     return with_tfds(episodes, everything, buffer, cut=True)
 
 
 def repeated(source: Path, out: Path, episodes: int) -> Path:
-    """Shards with so many episodes: those of `source` again and again, under keys of their own."""
+    """Write shards with so many episodes: those of `source` again and again, under new keys; returns their folder."""
     out.mkdir()
     manifest = shards.read_manifest(source)
     index: list[shards.IndexRow] = []
@@ -185,13 +187,13 @@ def _repeat_tar(
 
 
 def kilobytes(what: str) -> int:
-    """VmRSS or VmHWM, what this process holds and held at most. (`ru_maxrss` would count its parent's as well.)"""
+    """The memory in kB that this process holds (VmRSS) or held at most (VmHWM). `ru_maxrss` would count its parent's too."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{what}:")[2].split()[0])
 
 
 def memory_of(way: Callable[..., Iterable[Any]], *arguments: Any) -> tuple[int, int]:
-    """Kilobytes after imports and one sample, and at most; to be called in a process of its own."""
+    """The memory in kB after imports and one sample, and at most; to be called in a process of its own."""
     cv2.setNumThreads(1)
     *others, _ = arguments
     next(iter(way(*others, 1)))
@@ -216,7 +218,7 @@ def cpu_seconds(samples: Iterable[Any]) -> float:
 
 
 def compare_times(directory: Path, buffer: int, rounds: int) -> None:
-    """Print samples a second of all ways, and the ratios."""
+    """Print the samples per second of all ways, and the ratios."""
     opened = ShardDirectory(directory)
     jpegs = [opened.members(id, step)["jpg"] for id in opened.episode_ids for step in opened.steps(id)]
     print(f"{len(jpegs)} samples in {len(opened.episode_ids)} episodes, shuffled in a buffer of {buffer}\n")

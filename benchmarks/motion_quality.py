@@ -1,8 +1,8 @@
-"""How good the `motion` annotators are on scenes never used while building them, undisturbed and disturbed.
+"""How good the `motion` annotators are on scenes that were not used to build them, undisturbed and disturbed.
 
     python benchmarks/motion_quality.py --out DIR [--episodes 20] [--seed 2026]
 
-Records `--episodes` demonstrations of each of three LIBERO suites, then the same episodes cut before the arm goes home, and
+Records `--episodes` demonstrations of each of three LIBERO suites; copies them, once cut before the arm goes home, and once
 with the camera shaken by up to three pixels; annotates and evaluates each set, and prints one table. Data sets that DIR
 already holds are used again. Needs the extra [sim]; about half an hour for 60 episodes on two cores.
 """
@@ -26,7 +26,7 @@ SUITES = ("libero_object", "libero_spatial", "libero_goal")
 
 
 def prepare(out: Path, episodes: int, seed: int) -> dict[str, list[Path]]:
-    """Record and disturb what is not there yet; returns the data directories of each condition."""
+    """Record and disturb the data sets that do not exist yet; returns the data directories of each condition."""
     conditions: dict[str, list[Path]] = {"undisturbed": [], "cut before home": [], "camera shaken": []}
     for suite in SUITES:
         recorded, cut, shaken = (out / kind / suite for kind in ("recorded", "cut", "shaken"))
@@ -50,7 +50,7 @@ def measure(data_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table, a row a condition and suite."""
+    """Print the table, one row per condition and suite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=20, help="of each suite")

@@ -3,9 +3,9 @@
     python benchmarks/reading.py [--src sample --data-dir DIR] [--rounds 7]
 
 All ways scan the same files in one run, in turn, so that the machine's drift hits them alike; medians are printed.
-- annotate:   this reader, checksums verified; initial, approach, close and evidence frames decoded.
-- its limit:  reading the files' bytes and decoding those very frames with OpenCV, nothing else.
-- everything: this reader; every frame of every camera decoded, every number converted.
+- annotate:   this project's reader, with checksums; it decodes the initial, approach, close and evidence frames.
+- its limit:  the files' bytes are read and the same frames decoded with OpenCV, nothing else.
+- everything: this project's reader; every frame of every camera is decoded, every number converted.
 - tfds:       `features.deserialize_example_np` on the same records, which decodes everything too.
 """
 
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ SETTINGS = AnnotateSettings(annotators="motion")
 
 
 def scan_as_annotate(source: str, files: list[SourceFile]) -> int:
-    """Read and decode what annotate decodes; returns the number of episodes."""
+    """Read the files and decode the frames that annotate decodes; returns the number of episodes."""
     episodes = [item for file in files for item in _episodes(source, file)]
     return len(episodes)
 
@@ -55,16 +56,13 @@ def keyframe_jpegs(source: str, files: list[SourceFile]) -> list[bytes]:
         jpegs.append(episode.images[step])
         return real(episode, step)
 
-    Episode.frame = remember  # type: ignore[method-assign]
-    try:
+    with patch.object(Episode, "frame", remember):
         scan_as_annotate(source, files)
-    finally:
-        Episode.frame = real  # type: ignore[method-assign]
     return jpegs
 
 
 def scan_at_limit(files: list[SourceFile], jpegs: list[bytes]) -> None:
-    """Read the bytes and decode the frames with OpenCV."""
+    """Read the bytes of the files and decode the given frames with OpenCV."""
     for file in files:
         file.path.read_bytes()
     for jpeg in jpegs:
@@ -72,7 +70,7 @@ def scan_at_limit(files: list[SourceFile], jpegs: list[bytes]) -> None:
 
 
 def scan_everything(source: str, files: list[SourceFile], features: tfds.features.FeaturesDict) -> None:
-    """Decode every frame of every camera and convert every number of a step, with this reader's columns."""
+    """Decode every frame of every camera and convert all numbers of every step, with this project's reader."""
     observation = features["steps"]["observation"]
     images = [
         f"steps/observation/{name}" for name, feature in observation.items() if isinstance(feature, tfds.features.Image)
@@ -97,7 +95,7 @@ def scan_everything(source: str, files: list[SourceFile], features: tfds.feature
 
 
 def scan_with_tfds(files: list[SourceFile], features: tfds.features.FeaturesDict) -> None:
-    """Decode everything as tensorflow_datasets does without TensorFlow."""
+    """Decode everything with tensorflow_datasets, which needs no TensorFlow for it."""
     for file in files:
         for record in read_records(file.path):
             for _ in features.deserialize_example_np(record.payload)["steps"]:
@@ -105,7 +103,7 @@ def scan_with_tfds(files: list[SourceFile], features: tfds.features.FeaturesDict
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """The wall time of one call in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

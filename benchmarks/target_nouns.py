@@ -3,9 +3,9 @@
     python benchmarks/target_nouns.py [--model FOLDER_OR_ID] [--verbose]
 
 Asks about every distinct task text of LIBERO's suites and of the real Bridge records, and compares with the truth that
-was read off them by hand (tests/libero_targets.json says by which convention). Prints right / wrong / none in one table,
-a column a suite; `--verbose` lists what was wrong. The first row is the least that a method must beat: whatever noun
-phrase comes first. Needs the extra [sim], and [foundation] and one to three minutes of CPU for a model of 135 M.
+was written down by hand (tests/libero_targets.json says by which convention). Prints right / wrong / none in one table,
+one column per suite; `--verbose` lists what was wrong. The first row is the baseline that a method must beat: it takes
+whatever noun phrase comes first. Needs the extra [sim], and [foundation] and one to three minutes of CPU for a model of 135 M.
 """
 
 import argparse
@@ -34,11 +34,11 @@ def suite_texts(suite: str) -> set[str]:
     """The distinct task texts of a LIBERO suite."""
     with contextlib.redirect_stdout(io.StringIO()):  # LIBERO prints its task order
         tasks = import_libero()[0].get_benchmark_dict()[suite]()
-        return {tasks.get_task(place).language for place in range(tasks.n_tasks)}
+        return {tasks.get_task(index).language for index in range(tasks.n_tasks)}
 
 
 def columns() -> dict[str, dict[str, str]]:
-    """The truth of each column: {instruction: target}."""
+    """The truth of each column of the table: column -> instruction -> target."""
     truth = json.loads(TRUTH.read_text(encoding="utf-8"))
     picks = truth["picks"]
     suites = {suite: {text: picks[text] for text in sorted(suite_texts(suite) & picks.keys())} for suite in SUITES}
@@ -46,7 +46,7 @@ def columns() -> dict[str, dict[str, str]]:
 
 
 def methods(model: str | None) -> dict[str, Namer]:
-    """What is compared; without a model only what needs none."""
+    """The methods to compare, by name; without a model only those that need none."""
     named: dict[str, Namer] = {
         "first noun phrase": lambda texts: [(candidate_phrases(text) or [""])[0] for text in texts],
         "grammar": lambda texts: [target_object(text) for text in texts],
@@ -58,14 +58,14 @@ def methods(model: str | None) -> dict[str, Namer]:
 
 
 def main() -> None:
-    """Print the table, a row a method."""
+    """Print the table, one row per method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id or folder of an instruct language model")
     parser.add_argument("--verbose", action="store_true", help="list what was not right")
     arguments = parser.parse_args()
     truths = columns()
     texts = list(dict.fromkeys(text for truth in truths.values() for text in truth))
-    report = Table("right / wrong / none", *(f"{name} ({len(truth)})" for name, truth in truths.items()), "ms a text")
+    report = Table("right / wrong / none", *(f"{name} ({len(truth)})" for name, truth in truths.items()), "ms per text")
     console = Console(width=200)
     for method, name_targets in methods(arguments.model).items():
         start = time.perf_counter()
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def count(found: dict[str, str], truth: dict[str, str]) -> str:
-    """Right, wrong and unanswered."""
+    """How many answers are right, wrong and missing, as "right / wrong / none"."""
     right = sum(found[text] == target for text, target in truth.items())
     none = sum(not found[text] for text in truth)
     return f"{right} / {len(truth) - right - none} / {none}"

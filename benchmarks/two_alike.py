@@ -22,8 +22,7 @@ from annotate.jobs import annotate as annotate_job
 from annotate.jobs import shards as shards_job
 from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
-from evaluation.actions import choose_episodes, evaluate
-from pixel160k.read.episodes import ShardDirectory
+from evaluation.actions import evaluate
 from simulation import truth
 from simulation.two_alike import record_two_alike
 from train import checkpoints
@@ -39,7 +38,7 @@ SETTINGS = (
 
 
 def prepare(out: Path, episodes: int) -> Path:
-    """Record, annotate and build what is not there yet; returns the shards."""
+    """Record the scenes, annotate them and build shards, as far as it is not done yet; returns the folder of the shards."""
     recorded, annotations, shards = out / "recorded", out / "annotations", out / "shards"
     if (shards / "manifest.json").exists():  # written last; other seeds may be reading
         return shards
@@ -51,7 +50,7 @@ def prepare(out: Path, episodes: int) -> Path:
 
 
 def run_stages(shards: Path, out: Path, seed: int) -> Path:
-    """Train one stage after the other; returns the run of the last."""
+    """Train the three stages, as far as it is not done yet; returns the folder of the last run."""
     init = "tiny"
     for stage, steps in STEPS.items():
         run = out / stage
@@ -64,14 +63,12 @@ def run_stages(shards: Path, out: Path, seed: int) -> Path:
 
 
 def measure(shards: Path, run: Path, out: Path) -> dict[str, Any]:
-    """The held-out errors of a run."""
-    policy = checkpoints.load_policy(run)
-    directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    return evaluate(policy, directory, choose_episodes(directory, checkpoints.recipe_of(run)), PROMPTS, out)
+    """The held-out errors of a run, see `evaluation.actions.evaluate`."""
+    return evaluate(run, shards, out, PROMPTS)
 
 
 def main() -> None:
-    """Print a row a condition: the error of each seed, and what pointing saves of it."""
+    """Print one row per condition with the error of each seed, and how much lower pointing makes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=200)

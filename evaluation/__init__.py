@@ -1,1 +1,1 @@
-"""Measures annotations against truth."""
+"""Measures annotations against the simulator's truth, and policies against demonstrated actions."""

@@ -1,4 +1,4 @@
-"""What people see of an evaluation of actions: a table for the terminal, and a page with the first moves of a few episodes."""
+"""How an evaluation of actions is shown: a table for the terminal, and a page with the first moves of a few episodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,26 @@ import numpy as np
 from markupsafe import Markup
 from rich.table import Table
 
+from pixel160k.files import write_text
 from pixel160k.read.samples import Sample
 from pixel160k.show import drawing
-from train.data import PIXEL_MASK, point_at
+from train.data import PIXEL_MASK, masks_and_prompts
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-DEMONSTRATED = "demonstrated"  # among the conditions
+DEMONSTRATED = "demonstrated"  # the demonstrator's own moves, beside the conditions
 EXAMPLES = 12  # episodes whose first moves the page shows
 _TEMPLATE = Path(__file__).with_name("action_report.html")
 
 
 @dataclass(frozen=True)
 class Example:
-    """The first moves of an episode.
+    """What the page shows of one episode: its first image, and where the first action chunk of each condition leads.
 
     Attributes:
-        sample: its first.
+        sample: the episode's first.
         jpeg: the sample's image.
-        moves: by condition float (N_c, 2): x and y of the first chunk, and under `DEMONSTRATED` the demonstrator's.
+        moves: by condition, float (N_c, 2): x and y of each action of the chunk, in robot units; the demonstrator's under
+            `DEMONSTRATED`.
     """
 
     sample: Sample
@@ -35,7 +37,7 @@ class Example:
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """The result of `evaluate` for the terminal, a row a condition; every dimension stands in the page."""
+    """The result of `evaluation.actions.evaluate` for the terminal, one row per condition; the page has every dimension."""
     table = Table(title=f"{result['dataset']}: mean absolute error, {result['episodes']} held-out episodes")
     for name in ("", "x, y before the close [95%]", "x, y", "z", "gripper"):
         table.add_column(name, justify="right" if name else "left")
@@ -48,7 +50,7 @@ def summary_table(result: dict[str, Any]) -> Table:
 
 
 def write_page(result: dict[str, Any], examples: Sequence[Example], file: Path) -> None:
-    """Write the page: bars, a table of every dimension, and the examples."""
+    """Write the result of `evaluation.actions.evaluate` as one HTML file: bars, tables of every dimension, and the examples."""
     reach = max((np.abs(move.cumsum(0)).max() for one in examples for move in one.moves.values()), default=0) or 1
     cards = [
         {
@@ -60,19 +62,19 @@ def write_page(result: dict[str, Any], examples: Sequence[Example], file: Path) 
         for one in examples
     ]
     values = {"title": f"{result['dataset']}: held-out action error", "names": DIMENSIONS, "cards": cards, **result}
-    file.write_text(drawing.render(_TEMPLATE, values), encoding="utf-8")
+    write_text(file, drawing.render(_TEMPLATE, values))
 
 
 def _picture(example: Example) -> Markup:
-    masks, points = point_at(example.sample, PIXEL_MASK)[0], point_at(example.sample, "point")[1]
+    masks, points = masks_and_prompts(example.sample, PIXEL_MASK)[0], masks_and_prompts(example.sample, "point")[1]
     layers = [drawing.mask_layer(mask, "target") for mask in masks] + [drawing.prompt_layer(point) for point in points]
     assert example.sample.image is not None
-    return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and what is meant")
+    return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and the target")
 
 
 def _path(condition: str, moves: np.ndarray, reach: float) -> Markup:
-    """Where the moves lead from the middle of a square of 200, x to the right and y up."""
-    places = np.concatenate([np.zeros((1, 2)), moves.cumsum(0)]) * (95 / reach, -95 / reach)
+    """A line from the middle of a square of 200 pixels to where the moves lead, x to the right and y up."""
+    points = np.concatenate([np.zeros((1, 2)), moves.cumsum(0)]) * (95 / reach, -95 / reach)
     kinds = {DEMONSTRATED: DEMONSTRATED, "none": "plain"}
     kind = kinds.get(condition) or ("wrong" if condition.startswith("wrong_") else "right")
-    return drawing.line_layer([(x, y) for x, y in places.tolist()], f"move {kind}")
+    return drawing.line_layer([(x, y) for x, y in points.tolist()], f"move {kind}")

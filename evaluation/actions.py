@@ -1,15 +1,15 @@
 """How far a policy's actions are from the demonstrated ones on episodes that it never saw, and what pointing changes.
 
-No simulator and no robot: the error of each predicted chunk against what the demonstrator did next, in robot units. The
-same steps are asked with several prompts: none, the right object's, a wrong object's. Errors are means over episodes of
-an episode's mean, with 95% bootstrap intervals over episodes. Two trivial policies stand beside: the mean action of the
-training data, and repeating the last action.
+No simulator and no robot: each predicted chunk is compared with what the demonstrator did next, in robot units. The policy
+predicts the same steps under several conditions: with no prompt, the right object's, a wrong object's. Errors are averaged
+within each episode, then over episodes, with 95% bootstrap intervals over episodes. Two trivial policies are measured too:
+one always gives the mean action of the training data, one repeats the last action.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from evaluation.annotation_measures import bootstrap_interval
 from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError
+from pixel160k.files import write_text
 from pixel160k.format.prompts import PROMPT_KINDS
 from pixel160k.format.shards import split_of
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
-from train.data import PIXEL_MASK, point_at
+from train.checkpoints import load_policy, recipe_of
+from train.data import PIXEL_MASK, masks_and_prompts
 from train.settings import TrainSettings
 from train.stream import is_held_out
 
@@ -37,32 +39,33 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Errors:
-    """Absolute errors of one way of acting on one episode, summed over the rows that count.
+    """Absolute errors of one condition on one episode, summed over the actions of all its chunks.
 
     Attributes:
-        total: float64 (2, 7): over all rows, and over those before the gripper closes.
-        rows: how many rows each of the two sums is over.
+        total: float64 (2, 7), in robot units: over all actions, and over those before the gripper closes.
+        actions: int (2,): how many actions each of the two sums is over.
     """
 
     total: np.ndarray
-    rows: np.ndarray
+    actions: np.ndarray
 
 
 def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, split: str | None = None) -> list[str]:
-    """The ids of the episodes to measure a policy on: those that its training held out, or those of a split.
+    """The ids of the episodes to measure a policy on: those of a split, or without one those that training held out.
 
     Args:
-        directory: where they are.
-        recipe: of the training (`train.checkpoints.recipe_of`); only None where a split is given.
-        split: as "val".
+        directory: the shards that hold them.
+        recipe: of the training (`train.checkpoints.recipe_of`); None where it is not known.
+        split: such as "val".
 
     Raises:
-        InputError: there are no such episodes.
+        InputError: there are no such episodes, or neither recipe nor split is given.
     """
     if split is not None:
         chosen = [episode for episode in directory.episode_ids if split_of(episode) == split]
+    elif recipe is None:
+        raise InputError("the checkpoint does not say what it was trained on; name the episodes with --split")
     else:
-        assert recipe is not None
         chosen = [episode for episode in directory.episode_ids if is_held_out(episode, recipe)]
     if not chosen:
         wanted = "that training held out" if split is None else f"of the split {split!r}"
@@ -71,41 +74,73 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
 
 
 def evaluate(
+    checkpoint: str | Path,
+    shards: Path,
+    out: Path,
+    prompts: Sequence[str],
+    split: str | None = None,
+    device: str = "cpu",
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> dict[str, Any]:
+    """Measure a trained policy on held-out episodes of a shard directory, and write evaluation.json and actions.html.
+
+    Args:
+        checkpoint: hub id, or the folder of a checkpoint or of a run.
+        shards: output of `pixelcli build-shards`.
+        out: the folder to write to.
+        prompts, progress: see `measure_policy`.
+        split: the episodes of this split; by default those that training held out.
+        device: of the policy, such as "cuda:1".
+
+    Returns:
+        See `measure_policy`.
+
+    Raises:
+        InputError: checkpoint or shards cannot be read, no episode is held out, or as `measure_policy`.
+    """
+    _check_prompts(prompts)
+    episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
+    policy = load_policy(checkpoint).to(device)
+    directory = ShardDirectory(shards, chunk=policy.settings.chunk)
+    return measure_policy(policy, directory, episodes, prompts, out, progress)
+
+
+def measure_policy(
     policy: PixelVLA,
     directory: ShardDirectory,
     episodes: Sequence[str],
     prompts: Sequence[str],
     out: Path | None = None,
-    progress: Callable[[Sequence[str]], Any] = iter,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, Any]:
     """Measure a policy on episodes of a shard directory.
 
     Args:
         policy: with statistics of the shards' data set.
         directory: opened with all members and the policy's chunk.
-        episodes: ids; those without any prompt are left out and counted, so that all conditions are over the same.
-        prompts: of `PROMPTS`. "wrong_" takes the prompts of another object: those of the episode that begins with the
-            very same picture, if there is one (two-alike scenes), else of an episode drawn by the id.
-        out: where evaluation.json and actions.html go; None writes nothing.
-        progress: wraps the loop over episodes.
+        episodes: ids; those without any prompt are left out and counted, so that all conditions have the same episodes.
+        prompts: the conditions, names of `PROMPTS`. "wrong_" shows the prompts of another object: those of an episode that
+            begins with the very same picture, if there is one (two-alike scenes), else of an episode drawn by the id.
+        out: the folder that evaluation.json and actions.html go to; None writes nothing.
+        progress: wraps the loop over episode ids, to show a bar.
 
     Returns:
-        What evaluation.json holds: `episodes`, `left_out`, and by condition, the two trivial ones among them, `all` and
-        `before_close`: the mean absolute error of each dimension (`error`, 7) and of x and y together (`xy`, with
-        `xy_95`), in robot units (m and rad where the source has them, the gripper in [0, 1]).
+        What evaluation.json holds: `dataset`, `episodes`, `left_out`, and `conditions`: by name, the two trivial policies
+        among them, `all` and `before_close`, each with the mean absolute error of each dimension (`error`, 7) and of x and
+        y together (`xy`, with `xy_95`), in robot units (m and rad where the source has them, the gripper in [0, 1]).
 
     Raises:
-        InputError: an unknown prompt, no episode left, or no statistics of the data set.
+        InputError: a prompt is unknown, no episode is left, a wrong object is asked for and there is one episode only, or
+            the policy has no statistics of the data set.
     """
-    if unknown := sorted(set(prompts) - set(PROMPTS)):
-        raise InputError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
+    _check_prompts(prompts)
     dataset = directory.manifest["dataset"]
     mean = np.array(policy.processor.statistics_of(dataset)["action"]["mean"])
     firsts = {episode: directory.sample(episode, directory.steps(episode)[0]) for episode in episodes}
     pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
     if not pointed:
         raise InputError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
-    wrong = _wrong_episodes(directory, pointed)
+    wrong = _wrong_episodes(directory, pointed) if any(kind.startswith("wrong_") for kind in prompts) else {}
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
     for episode in progress(list(pointed)):
@@ -128,13 +163,18 @@ def evaluate(
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
         write_page(result, examples, out / "actions.html")
     return result
 
 
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if unknown := sorted(set(prompts) - set(PROMPTS)):
+        raise InputError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
+
+
 def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> dict[str, str]:
-    """For every episode another whose object is not its own."""
+    """For each episode the id of another one, whose prompts show another object."""
     pictures = defaultdict(list)
     for episode, sample in pointed.items():
         pictures[hashlib.sha256(directory.members(episode, sample.step)["jpg"]).digest()].append(episode)
@@ -149,12 +189,12 @@ def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> di
 
 
 def _predict(policy: PixelVLA, samples: Sequence[Sample], kind: str, source: Sample | None) -> Iterator[np.ndarray]:
-    """Chunks of actions in robot units, (N_c, 7) a sample; prompts of `source` instead of the samples' own, if given."""
+    """The action chunk of each sample, (N_c, 7) in robot units; with the prompts of `source` in place of its own, if given."""
     for begin in range(0, len(samples), _BATCH):
         observations = []
         for sample in samples[begin : begin + _BATCH]:
             assert sample.image is not None
-            masks, prompts = point_at(source or sample, kind)
+            masks, prompts = masks_and_prompts(source or sample, kind)
             observations.append(
                 Observation(sample.image, sample.instruction, masks, prompts, sample.state, sample.dataset)
             )
@@ -162,7 +202,7 @@ def _predict(policy: PixelVLA, samples: Sequence[Sample], kind: str, source: Sam
 
 
 def _repeated(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
-    """Before each step's first action the one before it; at the start none was made: no motion, the gripper open."""
+    """For each sample a chunk that repeats the action before it; for the first no motion, the gripper open."""
     last = np.array([0, 0, 0, 0, 0, 0, 1.0])
     for sample in samples:
         yield np.broadcast_to(last, _actions(sample).shape)
@@ -175,22 +215,21 @@ def _actions(sample: Sample) -> np.ndarray:
 
 
 def _errors(samples: Sequence[Sample], predictions: Iterator[np.ndarray] | Sequence[np.ndarray]) -> Errors:
-    total, rows = np.zeros((2, len(DIMENSIONS))), np.zeros(2, int)
+    total, actions = np.zeros((2, len(DIMENSIONS))), np.zeros(2, int)
     for sample, predicted in zip(samples, predictions, strict=True):
         difference = np.abs(predicted - _actions(sample))
         steps = sample.step + np.arange(len(difference))
-        for place, counted in enumerate(
-            (sample.action_mask, sample.action_mask & (steps < sample.about["close_step"]))
-        ):
-            total[place] += difference[counted].sum(0)
-            rows[place] += counted.sum()
-    return Errors(total, rows)
+        before_close = steps < sample.about["close_step"]
+        for row, counted in enumerate((sample.action_mask, sample.action_mask & before_close)):
+            total[row] += difference[counted].sum(0)
+            actions[row] += counted.sum()
+    return Errors(total, actions)
 
 
 def _summary(errors: Sequence[Errors]) -> dict[str, Any]:
     summary = {}
-    for place, name in enumerate(("all", "before_close")):
-        means = np.array([error.total[place] / error.rows[place] for error in errors if error.rows[place]])
+    for row, name in enumerate(("all", "before_close")):
+        means = np.array([error.total[row] / error.actions[row] for error in errors if error.actions[row]])
         xy = means[:, :2].mean(1).tolist() if len(means) else []
         summary[name] = {
             "episodes": len(means),

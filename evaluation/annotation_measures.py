@@ -1,7 +1,7 @@
-"""What is measured of an annotation against the simulator's truth; pure functions of rows, truth and scores.
+"""The measures of annotations against the simulator's truth: pure functions of rows, truth and scores.
 
-Masks are compared where the shards use them: the object's on the first valid step (x_0), the gripper's on the close step.
-A measure that is not defined is None, never 0.
+Masks are compared on the steps on which the shards use them: the object's on the first valid step (x_0), the gripper's on
+the close step. A measure that is not defined is None, never 0.
 """
 
 import re
@@ -19,21 +19,23 @@ from pixel160k.format.table import Box, EpisodeAnnotation
 from simulation.truth import GRIPPER, EpisodeTruth
 
 REGION_FACTORS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
-GOOD_IOU = 0.5  # a mask is good from this overlap with the target's truth on
+GOOD_IOU = 0.5  # a mask with at least this IoU with the target's truth is good
 
 
 @dataclass(frozen=True)
 class EpisodeScore:
-    """The measures of one row; None where one is not defined (no mask, no region, nothing visible in the truth).
+    """The measures of one episode's row; None where one is not defined (no mask, no region, nothing visible in the truth).
 
     Attributes:
-        object_iou: overlap of the object's mask with the target's truth on x_0.
-        gripper_iou, gripper_precision, gripper_recall: of the gripper's mask on the close step. The motion annotator's is
-            the arm inside a box, so its precision says more than its overlap.
+        suite: of the simulator's tasks.
+        verb: the verb class of the instruction; "unread" for a failed row.
+        object_iou: IoU of the object's mask and the target's truth on x_0.
+        gripper_iou, gripper_precision, gripper_recall: of the gripper's mask on the close step. The motion annotator's mask
+            is the arm inside a box, so its precision says more than its IoU.
         region_recall: share of the target's visible pixels on x_0 that lie in the region proposal.
         region_area: the region proposal's share of the image.
         noun_right: see `noun_is_right`; False where no noun was found.
-        close_error: close step minus contact step, in raw steps; negative where it closes before the first touch.
+        close_error: close step minus contact step, in raw steps; negative where the gripper closes before the first touch.
     """
 
     episode_id: str
@@ -52,25 +54,25 @@ class EpisodeScore:
 
     @property
     def good(self) -> bool:
-        """Whether there is a mask and it lies on the target; a missing mask is bad."""
+        """Whether there is an object mask, and its IoU is at least `GOOD_IOU`."""
         return self.object_iou is not None and self.object_iou >= GOOD_IOU
 
 
 @dataclass(frozen=True)
 class EvidenceScore:
-    """The motion evidence of the truth masks of one episode: of the target's, and of every other object's by name."""
+    """The motion evidence, from 0 to 1, for the truth masks of one episode: the target's, and every other object's by name."""
 
     episode_id: str
-    unusable: str = ""  # why motion says nothing of this episode; then there are no scores
+    unusable: str = ""  # why the episode gives no motion evidence; then there are no scores
     target: float = 0.0
     others: dict[str, float] = field(default_factory=dict)
 
 
 def score_episode(row: EpisodeAnnotation, truth: EpisodeTruth) -> EpisodeScore:
-    """Measure one row against its truth.
+    """The measures of one row against the truth of its episode.
 
     Raises:
-        InputError: the two are not of the same recording (other number of steps, other image size).
+        InputError: the two are not of the same recording: they differ in the number of steps or the image size.
     """
     if row.status == table.FAILED:
         return EpisodeScore(row.episode_id, truth.suite, "unread", row.status, row.reason)
@@ -101,10 +103,13 @@ def score_episode(row: EpisodeAnnotation, truth: EpisodeTruth) -> EpisodeScore:
 
 
 def region_curve(boxes_and_targets: Sequence[tuple[Box, np.ndarray]]) -> list[dict[str, float | None]]:
-    """What expanding the gripper's box buys: target recall against region area, for several factors.
+    """How much of the target lies in the gripper's box, and how large that is, when the box is scaled by `REGION_FACTORS`.
 
     Args:
         boxes_and_targets: per episode the gripper's xyxy box in pixels and the target's mask on x_0, bool (height, width).
+
+    Returns:
+        Per factor the mean `recall` (share of the target's pixels inside) and `area` (share of the image).
     """
     curve: list[dict[str, float | None]] = []
     for factor in REGION_FACTORS:
@@ -121,10 +126,10 @@ def region_curve(boxes_and_targets: Sequence[tuple[Box, np.ndarray]]) -> list[di
 
 
 def noun_is_right(prediction: str, phrase: str) -> bool:
-    """Whether a predicted target noun names what the truth's phrase names.
+    """Whether a predicted target noun names the object that the truth's phrase names.
 
-    Both are lower-cased and lose their articles (a, an, the). Right if all words of the phrase are among the predicted
-    ones and the last words agree: more attributes do no harm, another head noun does.
+    Case and articles (a, an, the) do not count. It is right if it has all words of the phrase and the same last word:
+    further attributes may stand before it, but the noun must be the same.
 
     >>> noun_is_right("the small black bowl", "black bowl")
     True
@@ -139,7 +144,7 @@ def noun_is_right(prediction: str, phrase: str) -> bool:
 
 
 def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
-    """Area under the ROC curve by rank sum: the share of pairs whose positive is higher, ties half; None without pairs."""
+    """Area under the ROC curve: the share of (positive, negative) pairs with the positive higher, ties as half; None without pairs."""
     if not len(positives) or not len(negatives):
         return None
     ordered = np.sort(np.asarray(negatives, float))
@@ -148,7 +153,7 @@ def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> list[float] | None:
-    """The 95 % percentile bootstrap interval [low, high] of a mean; None without values."""
+    """The 95% percentile bootstrap interval [low, high] of the mean of values; None without values."""
     if not len(values):
         return None
     generator, drawn_from = np.random.default_rng(seed), np.asarray(values, float)
@@ -157,7 +162,13 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 2000, seed: int
 
 
 def summarise(scores: Sequence[EpisodeScore], evidence: Sequence[EvidenceScore], min_evidence: float) -> dict[str, Any]:
-    """The measures `overall`, `by_suite` and `by_verb`, the groups in alphabetical order."""
+    """`measure` of all episodes (`overall`), of those of each suite (`by_suite`), and of each verb class (`by_verb`).
+
+    Args:
+        scores: of all episodes.
+        evidence: of those that have any.
+        min_evidence: the filter's threshold, from which evidence supports a mask.
+    """
 
     def by(name_of: Callable[[EpisodeScore], str]) -> dict[str, Any]:
         return {name: measure(group, evidence, min_evidence) for name, group in _grouped(scores, name_of).items()}
@@ -170,11 +181,16 @@ def summarise(scores: Sequence[EpisodeScore], evidence: Sequence[EvidenceScore],
 
 
 def measure(scores: Sequence[EpisodeScore], evidence: Sequence[EvidenceScore], min_evidence: float) -> dict[str, Any]:
-    """All measures of a group of episodes; every mean stands beside the number `n` it is over, null where that is 0.
+    """All measures of a group of episodes, as JSON has them. `n` says how many values a mean is over; it is None where that is 0.
 
-    `filter` is the confusion table of accepting: good is a mask with at least `GOOD_IOU`; not accepted counts as
-    rejected, and a row without a mask as bad. `evidence` is of the members of the group alone: `auc` over all targets
-    against all other objects, `auc_within` over pairs of one episode only.
+    `filter` counts accepted and rejected rows with good and bad masks: one of at least `GOOD_IOU` is good, a missing one is
+    bad, and a failed row counts as rejected. `evidence` compares targets with other objects: `auc` over all pairs,
+    `auc_within` over pairs of the same episode.
+
+    Args:
+        scores: of the group.
+        evidence: of any episodes; those outside the group are ignored.
+        min_evidence: the filter's threshold, from which evidence supports a mask.
     """
     members = {score.episode_id for score in scores}
     read = [score for score in scores if score.status != table.FAILED]
@@ -219,7 +235,7 @@ def measure(scores: Sequence[EpisodeScore], evidence: Sequence[EvidenceScore], m
 
 
 def _grouped(scores: Sequence[EpisodeScore], name_of: Callable[[EpisodeScore], str]) -> dict[str, list[EpisodeScore]]:
-    """The scores by a name, the names in alphabetical order."""
+    """The scores grouped by a name of each, the names in alphabetical order."""
     groups: dict[str, list[EpisodeScore]] = defaultdict(list)
     for score in scores:
         groups[name_of(score)].append(score)
@@ -269,7 +285,7 @@ def _evidence_measures(scores: Sequence[EvidenceScore], min_evidence: float) -> 
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
-    """Pixels of one mask over those of another that contains it; None where that is empty."""
+    """The pixels of `part` as a share of those of `whole`; None where that is empty."""
     total = np.count_nonzero(whole)
     return float(np.count_nonzero(part) / total) if total else None
 

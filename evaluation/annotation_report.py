@@ -1,4 +1,4 @@
-"""What people see of an evaluation of annotations: tables for the terminal, and a page of the worst masks."""
+"""How an evaluation of annotations is shown: tables for the terminal, and a page of the worst masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from annotate.sources.episode import Episode
 from evaluation.annotation_measures import GOOD_IOU, EpisodeScore
+from pixel160k.files import write_text
 from pixel160k.format import masks, table
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.show import drawing
@@ -21,18 +22,21 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 
 @dataclass(frozen=True)
 class Case:
-    """A row with the truth that its measures need, which is that of two steps: all steps would not fit in memory."""
+    """A row with its measures and the truth of two steps; that of all steps would not fit in memory."""
 
     row: EpisodeAnnotation
     score: EpisodeScore
-    initial: StepTruth | None  # on the first valid step; None where the row failed or has none
-    close: StepTruth | None  # on the close step, if there is one
+    initial: StepTruth | None  # of the first valid step; None where the row failed or has no valid step
+    close: StepTruth | None  # of the close step; None where there is none
 
 
 def summary_tables(result: dict[str, Any]) -> list[Table]:
-    """The result of `evaluate` for the terminal: measures overall, by suite and by verb class; the filter; the reasons."""
+    """The result of `evaluation.annotations.evaluate` for the terminal.
+
+    The tables: measures overall, by suite and by verb class; the filter; the reasons; the expanded gripper box.
+    """
     groups = {"overall": result["overall"]}
-    # A single group says again what "overall" says.
+    # A single group would only repeat "overall".
     for kind in ("by_suite", "by_verb"):
         groups |= result[kind] if len(result[kind]) > 1 else {}
     join = result["join"]
@@ -104,13 +108,20 @@ _TABLE_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 
 
 def worst_cases(cases: Sequence[Case]) -> list[Case]:
-    """The masks with the lowest overlap, lowest first."""
+    """At most `WORST_CASES` cases: those whose object mask has the lowest IoU, lowest first."""
     measured = [case for case in cases if case.score.object_iou is not None]
     return sorted(measured, key=lambda case: (case.score.object_iou, case.row.episode_id))[:WORST_CASES]
 
 
 def write_page(path: Path, cases: Sequence[Case], pictures: dict[str, list[Markup]], dataset: str) -> None:
-    """Write the page of the worst cases as one HTML file; `pictures` holds those of each by episode id."""
+    """Write the page of the worst masks as one HTML file.
+
+    Args:
+        path: of the file.
+        cases: all cases; the page chooses and counts.
+        pictures: by episode id, for each of the worst cases, see `draw_case`.
+        dataset: its name, for the title.
+    """
     without = sum(case.score.object_iou is None for case in cases)
     values = {
         "title": f"{dataset}: the worst masks",
@@ -118,11 +129,14 @@ def write_page(path: Path, cases: Sequence[Case], pictures: dict[str, list[Marku
         "measured": len(cases) - without,
         "without": without,
     }
-    path.write_text(drawing.render(_TEMPLATE, values), encoding="utf-8")
+    write_text(path, drawing.render(_TEMPLATE, values))
 
 
-def draw(case: Case, episode: Episode) -> list[Markup]:
-    """The first and the close frame of a case, each with the annotated mask, the truth's outline and the region."""
+def draw_case(case: Case, episode: Episode) -> list[Markup]:
+    """Pictures of a case's first and close frame, each with the annotated mask, the truth's outline and the region.
+
+    A frame without mask or truth is left out.
+    """
     row = case.row
     size = row.image_height, row.image_width
     region = [] if row.region_box is None else [drawing.box_layer(row.region_box, "region")]

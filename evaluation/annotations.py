@@ -1,7 +1,7 @@
 """How good the annotations are: every stage of the pipeline measured against the simulator's truth.
 
-A row is joined with the truth of its episode by the episode's id; what has no partner is counted and reported. All
-measures (annotation_measures.py) are given overall, by suite and by verb class.
+A row is joined with the truth of its episode by the episode's id. Rows without truth, and truth without a row, are
+reported. All measures (annotation_measures.py) are given overall, by suite and by verb class.
 """
 
 import json
@@ -16,36 +16,42 @@ from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode
 from annotate.sources.rlds import list_files, read_episodes
+from annotate.sources.sample import default_directory
 from evaluation import annotation_report
 from evaluation.annotation_measures import EvidenceScore, region_curve, score_episode, summarise
 from evaluation.annotation_report import Case
 from pixel160k.errors import InputError
+from pixel160k.files import write_text
 from pixel160k.format import masks, table
 from pixel160k.format.table import EpisodeAnnotation
 from simulation import truth as truth_table
 from simulation.truth import StepTruth
 
-MIN_OBJECT_PIXELS = 60  # an object that shows less than this says nothing of the motion evidence
+MIN_OBJECT_PIXELS = 60  # the motion evidence is not measured on objects that show fewer pixels
 _ROBOT = ("gripper", "robot_arm")
 
 
-def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    annotations: Path, truth: Path | None = None, out: Path | None = None, data_dir: Path | None = None
+) -> dict[str, Any]:
     """Measure an annotation directory against a truth table.
 
     Args:
         annotations: output of `pixelcli annotate`, complete.
-        truth: the `truth.parquet` recorded with the data that was annotated.
-        out: where evaluation.json and worst.html go; None writes nothing.
-        data_dir: the RLDS data that was annotated; by default where it was then.
+        truth: the `truth.parquet` recorded with the data that was annotated; by default that of the shipped sample.
+        out: the folder that evaluation.json and worst.html go to; None writes nothing.
+        data_dir: the RLDS data that was annotated; by default the folder that it was read from.
 
     Returns:
-        What evaluation.json holds: `join` (what found no partner), `overall`, `by_suite` and `by_verb` (see `measure`),
-        `region_curve` and `episodes`, one `EpisodeScore` each.
+        What evaluation.json holds: `dataset`, `annotations` (how they were made), `join` (which rows and truths have no
+        partner), `overall`, `by_suite` and `by_verb` (see `measure`), `region_curve`, and `episodes`, one `EpisodeScore`
+        each.
 
     Raises:
         InputError: the annotations are unfinished, or truth, annotations and data do not belong together.
     """
     run, stats = read_run(annotations)
+    truth = truth or default_directory() / truth_table.FILE_NAME
     settings = AnnotateSettings.model_validate(run["settings"])
     main_camera = SOURCES[run["source"]].cameras[0]
     if settings.camera not in ("", main_camera):
@@ -78,10 +84,10 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(out / "evaluation.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
         worst = {case.row.episode_id: case for case in annotation_report.worst_cases(cases)}
         pictures = {
-            (identifier := episode.identity.episode_id): annotation_report.draw(worst[identifier], episode)
+            (identifier := episode.identity.episode_id): annotation_report.draw_case(worst[identifier], episode)
             for episode in frames.episodes([case.row for case in worst.values()])
         }
         annotation_report.write_page(out / "worst.html", cases, pictures, run["dataset"])
@@ -89,7 +95,7 @@ def evaluate(annotations: Path, truth: Path, out: Path | None = None, data_dir: 
 
 
 def _evidence_scores(cases: Sequence[Case], frames: "_Frames", settings: AnnotateSettings) -> list[EvidenceScore]:
-    """Ask the motion evidence of every case about the truth masks on x_0, as if each were an annotator's answer.
+    """The motion evidence of every case for the truth masks on x_0, as if an annotator had found each of them.
 
     Robot parts, and objects that show fewer than `MIN_OBJECT_PIXELS` pixels, are left out. The order is the data's.
     """
@@ -145,12 +151,12 @@ class _Frames:
     data_dir: Path
 
     def episodes(self, rows: Sequence[EpisodeAnnotation]) -> Iterator[Episode]:
-        """Yield the episodes of these rows, in the data's order, checking that they are what was annotated."""
+        """The episodes of these rows, in the data's order; each is checked to be the record that was annotated."""
         wanted = {row.episode_id: row for row in rows}
-        places = {(row.split, row.shard) for row in rows}
+        files = {(row.split, row.shard) for row in rows}
         source = SOURCES[self.source]
         for file in list_files(source, self.data_dir):
-            if (file.split, file.shard) not in places:
+            if (file.split, file.shard) not in files:
                 continue
             for item in read_episodes(source, file):
                 found = item.identity if isinstance(item, Episode) else item
@@ -167,7 +173,7 @@ class _Frames:
 
 
 def _join(rows: dict[str, EpisodeAnnotation], truth: Path) -> tuple[list[Case], list[str]]:
-    """Pair rows with truth, which is read one episode at a time; also the ids of the truth that has no row."""
+    """The rows paired with their truth, which is read one episode at a time, and the ids of the truth that has no row."""
     cases, without_row = [], []
     for episode in truth_table.iterate(truth):
         row = rows.get(episode.episode_id)
@@ -185,7 +191,7 @@ def _join(rows: dict[str, EpisodeAnnotation], truth: Path) -> tuple[list[Case], 
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to six decimals: more would be noise, and differ between machines."""
+    """A result with its numbers rounded to six decimals: more differ between machines."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -9,6 +9,13 @@ class InputError(ValueError):
     """
 
 
+class JobBug(Exception):
+    """A bug of this project that a job met at one of its files; the other files are done.
+
+    Its message is one line that names the file, the cause, and the log that holds the traceback.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; the name of its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

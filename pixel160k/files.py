@@ -83,20 +83,30 @@ def check_new_folder(out: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out`, for the enclosed block to fill; it becomes `out` when the block ends.
 
-    So `out` appears whole or not at all. Where the block raises, nothing is left.
+    So `out` appears whole or not at all. Where the block raises, nothing is left. With `replace`, an older folder `out`
+    stays until the new one is whole, and is then deleted.
 
     Raises:
-        InputError: `out` exists and is not an empty folder.
+        InputError: `out` exists and is not an empty folder (unless `replace`), or is a mount point, which no folder
+            can replace.
     """
-    check_new_folder(out)
-    unfinished = out.with_name(f"{TEMPORARY}{out.name}")
+    out = out.absolute()  # "." has no name
+    if not replace:
+        check_new_folder(out)
+    if out.is_mount():
+        raise InputError(f"{out} is a mount point; choose a folder inside it")
+    unfinished, old = (out.with_name(f"{TEMPORARY}{kind}{out.name}") for kind in ("", "old-"))
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        unfinished.replace(out)  # takes the place of an empty folder too
+        if replace and out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.replace(old)
+        unfinished.replace(out)  # replaces an empty folder too
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from pixel160k.format.masks import encode
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
-from simulation.grasping import ATTEMPTS
-from simulation.policy import Attempt, attempt
+from simulation.grasping import GRASP_VARIATIONS
+from simulation.policy import Attempt, run_attempt
+from simulation.rlds import RldsEpisode
 from simulation.thinning import thin_actions, window_starts
 from simulation.truth import EpisodeTruth, StepTruth, phrase_of
 
@@ -19,26 +20,32 @@ IMAGE_QUALITY, WRIST_IMAGE_QUALITY = 90, 65  # JPEG
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A recorded episode: what `rlds.encode_episode` takes, and what only the truth table may hold."""
+    """A recorded episode: what goes into the RLDS data set, and what only the truth table may hold."""
 
-    episode: dict[str, Any]
+    episode: RldsEpisode
     truth: EpisodeTruth
 
 
-def solve(environment: TaskEnvironment, initial_state: int) -> list[Attempt]:
-    """Attempt an initial state with ever other grasps until one attempt is solved; all attempts, the solved one last."""
-    made: list[Attempt] = []
-    for variation in ATTEMPTS:
-        made.append(attempt(environment, initial_state, variation))
-        if made[-1].solved:
+def attempt_until_solved(environment: TaskEnvironment, initial_state: int) -> list[Attempt]:
+    """Attempt a task from an initial state, each time with another variation of the grasp, until it is solved.
+
+    Returns all attempts in order. The last one is the solved one, unless all of them failed.
+    """
+    attempts: list[Attempt] = []
+    for variation in GRASP_VARIATIONS:
+        attempts.append(run_attempt(environment, initial_state, variation))
+        if attempts[-1].solved:
             break
-    return made
+    return attempts
 
 
-def record(
+def render_demonstration(
     environment: TaskEnvironment, initial_state: int, attempts: list[Attempt], episode_id: str, hz: int
 ) -> Demonstration:
-    """Render the last of `attempts`, which was solved and after which the scene was not reset, at `hz` frames/s."""
+    """Turn the solved attempt, the last of `attempts`, into a demonstration with `hz` frames per second.
+
+    The frames are rendered from the stored states, so the scene must not have been reset since. `hz` divides 20.
+    """
     solved = attempts[-1]
     window = CONTROL_HZ // hz
     actions = thin_actions(np.stack(solved.actions), window)
@@ -79,8 +86,8 @@ def record(
     return Demonstration({"steps": steps, "episode_metadata": {"file_path": source}}, truth)
 
 
-def jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Encode an image, uint8 (height, width, 3) RGB, as JPEG."""
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Encode an image, uint8 (height, width, 3) RGB, as JPEG of a quality from 1 to 95."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
@@ -89,8 +96,8 @@ def jpeg(image: np.ndarray, quality: int) -> bytes:
 def _observe(environment: TaskEnvironment) -> dict[str, Any]:
     state, joint_state = environment.proprioception()
     return {
-        "image": io.BytesIO(jpeg(environment.render(AGENT_VIEW), IMAGE_QUALITY)),
-        "wrist_image": io.BytesIO(jpeg(environment.render(WRIST_VIEW), WRIST_IMAGE_QUALITY)),
+        "image": io.BytesIO(encode_jpeg(environment.render(AGENT_VIEW), IMAGE_QUALITY)),
+        "wrist_image": io.BytesIO(encode_jpeg(environment.render(WRIST_VIEW), WRIST_IMAGE_QUALITY)),
         "state": state,
         "joint_state": joint_state,
     }

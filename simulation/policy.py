@@ -1,8 +1,8 @@
-"""A scripted pick-and-place demonstrator that knows the truth poses: the only source of demonstrations offline.
+"""A scripted pick-and-place demonstrator, which knows the true poses of all objects.
 
-One attempt runs through fixed phases: above the object, down, close, lift, carry, lower, open, retreat, home, rest. It
-stores the simulator's state before every action and which object the fingers touched first; nothing is rendered here.
-The tail home belongs to the demonstration: without it the arm hides the place where the object came from.
+An attempt runs through fixed phases: above the object, down, close, lift, carry, lower, open, retreat, home, rest. It
+stores the simulator's state before every action, and which object the fingers touched first; nothing is rendered here.
+The way home belongs to the demonstration: without it the arm would hide the spot from which the object was taken.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import numpy as np
 
 from simulation.environment import CLOSE, OPEN, TaskEnvironment
 from simulation.grasping import (
-    ATTEMPTS,
     COMFORTABLE_STRETCH,
+    GRASP_VARIATIONS,
     MAX_STRETCH,
     Grasp,
-    Variation,
+    GraspVariation,
+    arm_stretch,
     collision_points,
-    hand_down,
+    downward_rotation,
     plan_grasp,
-    stretch,
 )
 from simulation.rotations import vector_from_matrix
 from simulation.thinning import ROTATION_UNIT, TRANSLATION_UNIT
@@ -31,15 +31,15 @@ HOVER, LIFT = 0.10, 0.12  # m above the grasp before the way down, and up after 
 LEAST_RISE = 0.05  # m, where the arm's reach allows no more
 
 Goal = np.ndarray | Callable[[], np.ndarray]
-"""Where the tool is to go, (3,) m, or what a function returns at every step."""
+"""Where the tool shall go, (3,) m in the world frame; or a function that is asked for it at every step."""
 
 
 @dataclass
 class Attempt:
-    """What one attempt left behind, one entry a control step (20 Hz) in `actions` and `states`."""
+    """What happened in one attempt; `actions` and `states` have one entry per control step (20 Hz)."""
 
     solved: bool = False
-    failure: str = ""  # why not, "" when solved
+    failure: str = ""  # why it is not solved, else ""
     actions: list[np.ndarray] = field(default_factory=list)  # float32 (7,) each, as executed
     states: list[np.ndarray] = field(default_factory=list)  # the simulator's state before the action
     touched: str = ""  # the first movable instance the fingers touched
@@ -48,31 +48,33 @@ class Attempt:
 
 
 class AttemptFailed(Exception):
-    """Raised inside an attempt as soon as it cannot succeed any more."""
+    """Raised inside an attempt as soon as it can no longer succeed."""
 
 
-def attempt(environment: TaskEnvironment, initial_state: int, variation: Variation = ATTEMPTS[0]) -> Attempt:
-    """Run one attempt from an initial state. Solved is what the environment reports at its end, the arm back home.
+def run_attempt(
+    environment: TaskEnvironment, initial_state: int, variation: GraspVariation = GRASP_VARIATIONS[0]
+) -> Attempt:
+    """Reset the scene to an initial state and attempt the task once.
 
-    An attempt that touches another movable object before its target also counts as failed: it would demonstrate
-    something else than its instruction says.
+    The attempt is solved if the environment reports success while the arm is back home. It counts as failed if the
+    fingers touch another movable object before the target: it would demonstrate something else than the instruction.
     """
     environment.reset(initial_state)
     arm = _Arm(environment)
     try:
         _pick_and_place(arm, variation)
     except AttemptFailed as failure:
-        arm.record.failure = str(failure)
-    arm.record.solved = not arm.record.failure
-    return arm.record
+        arm.attempt.failure = str(failure)
+    arm.attempt.solved = not arm.attempt.failure
+    return arm.attempt
 
 
 class _Arm:
-    """Moves the tool by proportional control on its position and the hand's rotation, and records every step."""
+    """Moves the tool by proportional control of its position and of the hand's rotation, and stores every step."""
 
     def __init__(self, environment: TaskEnvironment) -> None:
         self.environment = environment
-        self.record = Attempt()
+        self.attempt = Attempt()
 
     def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
         """One control step towards `translation` (m) and `rotation` (axis-angle, rad), both (3,)."""
@@ -84,15 +86,15 @@ class _Arm:
             ],
             dtype=np.float32,
         )
-        record = self.record
-        record.actions.append(action)
-        record.states.append(self.environment.state())
+        attempt = self.attempt
+        attempt.actions.append(action)
+        attempt.states.append(self.environment.state())
         self.environment.step(action)
-        if not record.touched and (touched := self.environment.touched_object()):
-            record.touched, record.touch_step = touched, len(record.actions) - 1
+        if not attempt.touched and (touched := self.environment.touched_object()):
+            attempt.touched, attempt.touch_step = touched, len(attempt.actions) - 1
 
     def hold(self, steps: int, gripper: float) -> None:
-        """Stand still for some steps, the fingers closing or opening."""
+        """Stand still for some steps, while the fingers close or open."""
         for _ in range(steps):
             self.step(np.zeros(3), np.zeros(3), gripper)
 
@@ -105,7 +107,7 @@ class _Arm:
         tolerance: float = 0.01,
         max_translation: float = 0.05,
     ) -> None:
-        """Move the tool to its goal, at most `max_translation` m a step, until it is there or the steps are used up."""
+        """Move the tool to its goal, by at most `max_translation` m per step, until it arrives or the steps run out."""
         for _ in range(max_steps):
             position = goal() if callable(goal) else goal
             error = position - self.environment.tool_position()
@@ -123,20 +125,20 @@ def _up(height: float) -> np.ndarray:
 def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
     """The point `rise` m above a position, or less (down to LEAST_RISE) where the arm would be stretched too far."""
     for height in np.arange(rise, LEAST_RISE, -0.01):
-        if stretch(environment.shoulder_position(), position + _up(height)) < MAX_STRETCH:
+        if arm_stretch(environment.shoulder_position(), position + _up(height)) < MAX_STRETCH:
             return position + _up(height)
     return position + _up(min(rise, LEAST_RISE))
 
 
-def _pick_and_place(arm: _Arm, variation: Variation) -> None:
+def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
     environment = arm.environment
     home = environment.tool_position()
     height_before = environment.body_position(environment.target)[2]
     grasp = _pick_up(arm, variation)
     if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
         raise AttemptFailed("the object was not lifted")
-    if arm.record.touched != environment.target:
-        raise AttemptFailed(f"the fingers touched {arm.record.touched} first")
+    if arm.attempt.touched != environment.target:
+        raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
     _place(arm, grasp)
     _return_home(arm, home)
     if not environment.succeeded():
@@ -145,7 +147,7 @@ def _pick_and_place(arm: _Arm, variation: Variation) -> None:
         raise AttemptFailed("the arm did not come home")
 
 
-def _pick_up(arm: _Arm, variation: Variation) -> Grasp:
+def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
     """Grasp the target and lift it clear of its surroundings."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -154,7 +156,7 @@ def _pick_up(arm: _Arm, variation: Variation) -> Grasp:
     carry = _destination(environment) - (points.min(0) + points.max(0)) / 2
     grasp = plan_grasp(points, np.concatenate(clouds), carry, environment.shoulder_position(), variation)
     offset = grasp.tool - environment.body_position(environment.target)
-    down = hand_down(grasp.yaw)
+    down = downward_rotation(grasp.yaw)
 
     def tool_at_grasp() -> np.ndarray:  # follows an object that still slides
         return environment.body_position(environment.target) + offset
@@ -174,7 +176,7 @@ def _place(arm: _Arm, grasp: Grasp) -> None:
     body = environment.root_body(environment.target)
     hanging = environment.tool_position()[2] - collision_points(environment, body)[:, 2].min()
     destination = _destination_in_reach(environment, hanging)
-    down = hand_down(0.0 if grasp.kind == "across" else grasp.yaw)
+    down = downward_rotation(0.0 if grasp.kind == "across" else grasp.yaw)
 
     def object_over_destination(height: float) -> Callable[[], np.ndarray]:
         def tool() -> np.ndarray:
@@ -185,7 +187,7 @@ def _place(arm: _Arm, grasp: Grasp) -> None:
 
     carrying_height = max(destination[2] + hanging + 0.05, environment.tool_position()[2])
     straight_up = np.array([*environment.tool_position()[:2], carrying_height])
-    arm.move(straight_up, hand_down(grasp.yaw), CLOSE, 50, tolerance=0.02, max_translation=0.04)
+    arm.move(straight_up, downward_rotation(grasp.yaw), CLOSE, 50, tolerance=0.02, max_translation=0.04)
     arm.move(object_over_destination(carrying_height), down, CLOSE, 70, tolerance=0.012)
     if "basket" in environment.destination:  # let go inside it, the palm above its edge
         release_height = max(destination[2] - 0.03 + hanging, destination[2] + 0.01)
@@ -217,13 +219,13 @@ def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.nd
     towards_robot /= np.linalg.norm(towards_robot)
     for shift in np.arange(0, size[:2].min() / 2, 0.005):
         moved = np.array([*(destination[:2] + shift * towards_robot), destination[2]])
-        if stretch(shoulder, moved + _up(hanging + LEAST_RISE)) < COMFORTABLE_STRETCH:
+        if arm_stretch(shoulder, moved + _up(hanging + LEAST_RISE)) < COMFORTABLE_STRETCH:
             break
     return moved
 
 
 def _return_home(arm: _Arm, home: np.ndarray) -> None:
     """Move the arm out of the picture's middle, back to where it started, and rest there."""
-    arm.record.home_step = len(arm.record.actions)
-    arm.move(home, hand_down(0.0), OPEN, 50, tolerance=0.01)
+    arm.attempt.home_step = len(arm.attempt.actions)
+    arm.move(home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
     arm.hold(RESTING_STEPS, OPEN)

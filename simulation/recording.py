@@ -1,6 +1,6 @@
-"""Record a simulated data set with truth: draw scenes, demonstrate, keep the successes, write RLDS and truth table.
+"""Record a simulated data set with truth: draw scenes, demonstrate, keep the successes, write RLDS and the truth table.
 
-A data set depends on its arguments alone: the same command twice writes the same bytes.
+A data set depends on the arguments alone: the same command writes the same bytes again.
 """
 
 import tempfile
@@ -12,36 +12,37 @@ from pathlib import Path
 import numpy as np
 
 from pixel160k.errors import InputError
+from pixel160k.files import check_new_folder, new_folder
 from simulation import truth
-from simulation.demonstration import record, solve
+from simulation.demonstration import attempt_until_solved, render_demonstration
 from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnvironment, check_suite, import_libero
-from simulation.rlds import check_empty, encode_episode, libero_features, write_encoded_rlds
+from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
-ALL_INITIAL_STATES = range(50)  # a task of LIBERO has so many
+ALL_INITIAL_STATES = range(50)  # those of every LIBERO task
 
 Progress = Callable[[int, int], None]
-"""Called with (episodes recorded so far, episodes asked for)."""
+"""A function that is told how far a recording is: (episodes recorded so far, episodes asked for)."""
 
 
 @dataclass
 class Counts:
-    """What happened on one task: an episode is a drawn initial state, with one attempt or more."""
+    """What happened on one task. An episode is one scene, for which one or more attempts were made."""
 
     attempts: int = 0
     failed_attempts: int = 0
     recorded: int = 0
-    failed_episodes: int = 0  # all attempts failed; not recorded, another scene was drawn instead
+    failed_episodes: int = 0  # not recorded, since all attempts failed; another scene was drawn instead
 
 
 @dataclass
 class RecordingSummary:
-    """What a recording did, by task: (suite, task id) -> counts."""
+    """What happened in a recording; `tasks` are (suite, task id) -> counts."""
 
     tasks: dict[tuple[str, int], Counts] = field(default_factory=dict)
 
     def total(self, suite: str | None = None) -> Counts:
-        """The counts over all tasks, or over those of one suite."""
+        """The sum of the counts over all tasks, or over those of one suite."""
         chosen = [counts for (task_suite, _), counts in self.tasks.items() if suite in (None, task_suite)]
         return Counts(**{name: sum(getattr(counts, name) for counts in chosen) for name in vars(Counts())})
 
@@ -56,11 +57,11 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one drawn scene fills: an episode for each target ("" is the task's own), all of them or none."""
+class EpisodeGroup:
+    """Episodes to be recorded in one scene, each with another target. If one fails, all of them try the next scene."""
 
-    draws: Iterator[Scene]  # where the scene comes from, and the next one should it fail
-    episodes: dict[str, str]  # target -> episode id
+    scenes: Iterator[Scene]  # where the scenes are taken from; several groups may take from one iterator
+    episode_ids: dict[str, str]  # target -> episode id; "" stands for the target of the task itself
 
 
 def record_sample(
@@ -75,12 +76,25 @@ def record_sample(
     tasks: Mapping[str, Sequence[int]] | None = None,
     initial_states: range = ALL_INITIAL_STATES,
 ) -> RecordingSummary:
-    """Record `episodes` successful demonstrations into `<out>/<name>/1.0.0/` and `<out>/truth.parquet`.
+    """Record successful demonstrations as the RLDS data set `<out>/<name>/1.0.0/`, with truth in `<out>/truth.parquet`.
 
-    Several suites alternate, episode by episode. `name` defaults to `<suite>_simulated` (several suites:
-    `libero_simulated`), `files` is the number of TFRecord files. `hz` is 20, the control rate, or a divisor of it.
-    `tasks` (task ids by suite; a suite not in it keeps all of its own) and `initial_states` restrict what is drawn:
-    training and evaluation sets must not share a scene.
+    `out` appears when everything is recorded.
+
+    Args:
+        suites: one or several of LIBERO's suites; several alternate, episode by episode.
+        episodes: how many demonstrations to record. A scene in which all attempts fail is replaced by another.
+        seed: decides which tasks and initial states are drawn.
+        out: a folder that is missing or empty.
+        name: of the data set; by default `<suite>_simulated`, for several suites `libero_simulated`.
+        files: how many TFRecord files to write.
+        hz: frames per second: 20, the control rate, or a divisor of it.
+        progress: called after every recorded episode.
+        tasks: suite -> the task ids to draw from; by default all of `PICK_AND_PLACE_TASKS`.
+        initial_states: the initial states to draw from. Training and evaluation sets must not share a scene.
+
+    Raises:
+        InputError: an argument is out of range, `out` is not empty, there are fewer scenes than episodes, or LIBERO is
+            not installed.
     """
     suites = [suites] if isinstance(suites, str) else list(suites)
     chosen_tasks = {suite: tuple((tasks or {}).get(suite, PICK_AND_PLACE_TASKS.get(suite, ()))) for suite in suites}
@@ -92,38 +106,56 @@ def record_sample(
     _check_scenes(chosen_tasks, tasks or {}, initial_states)
     import_libero()
     name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
-    out.mkdir(parents=True, exist_ok=True)
-    parts = episode_ids(name, "train", episodes, files)
-    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
-        spool = Path(folder)
-        draws = [draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites]
-        identifiers = [identifier for part in parts for identifier in part]
-        places = [Place(draws[number % len(draws)], {"": identifier}) for number, identifier in enumerate(identifiers)]
-        summary = record_places(spool, places, hz, progress)
-        write_spooled(spool, out, name, {"train": parts})
+    ids_by_file = episode_ids(name, "train", episodes, files)
+    scenes = [draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites]
+    ids = [episode_id for ids_of_file in ids_by_file for episode_id in ids_of_file]
+    groups = [EpisodeGroup(scenes[number % len(scenes)], {"": episode_id}) for number, episode_id in enumerate(ids)]
+    return record_data_set(out, name, {"train": ids_by_file}, groups, hz, progress)
+
+
+def record_data_set(
+    out: Path,
+    name: str,
+    splits: Mapping[str, Sequence[Sequence[str]]],
+    groups: Sequence[EpisodeGroup],
+    hz: int,
+    progress: Progress | None,
+    instruction: str = "",
+) -> RecordingSummary:
+    """Record groups of episodes as the data set `<out>/<name>/1.0.0/`, with truth in `<out>/truth.parquet`.
+
+    `splits` are split -> files -> episode ids, the same ids as those of `groups`. `hz` are frames per second.
+    `instruction`, if given, replaces the instructions of the tasks. `out` appears when everything is recorded.
+
+    Raises:
+        InputError: `out` is not empty, or there are not enough scenes.
+    """
+    with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as spool_folder:
+        spool = Path(spool_folder)
+        summary = _spool_groups(spool, groups, hz, progress, instruction)
+        ids = [episode_id for files in splits.values() for ids_of_file in files for episode_id in ids_of_file]
+        truth.write((_spooled_truth(spool, episode_id) for episode_id in ids), folder / truth.FILE_NAME)
+        payloads = {
+            split: [(_spooled_record(spool, id_).read_bytes() for id_ in ids_of_file) for ids_of_file in files]
+            for split, files in splits.items()
+        }
+        write_encoded_rlds(folder, name, VERSION, libero_features(), payloads)
     return summary
 
 
-def write_spooled(spool: Path, out: Path, name: str, splits: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Write the truth table and the RLDS data set of spooled episodes: split -> files -> episode ids."""
-    identifiers = [identifier for files in splits.values() for part in files for identifier in part]
-    truth.write((_spooled_truth(spool, identifier) for identifier in identifiers), out / truth.FILE_NAME)
-    payloads = {
-        split: [(_spooled_record(spool, identifier).read_bytes() for identifier in part) for part in files]
-        for split, files in splits.items()
-    }
-    write_encoded_rlds(out, name, VERSION, libero_features(), payloads)
-
-
 def check_request(episodes: int, out: Path, files: int, hz: int) -> None:
-    """Raise a ValueError if a recording of this size and rate cannot be made, or not into this folder."""
+    """Check what every recording must fulfil, before anything slow is done.
+
+    Raises:
+        InputError: `episodes` is below 1, `files` is not 1 to `episodes`, `hz` does not divide 20, or `out` is not empty.
+    """
     if episodes < 1:
         raise InputError(f"cannot record {episodes} episodes: ask for at least 1")
     if not 1 <= files <= episodes:
         raise InputError(f"cannot spread {episodes} episodes over {files} files: ask for 1 to {episodes} files")
     if hz < 1 or CONTROL_HZ % hz:
         raise InputError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
-    check_empty(out)
+    check_new_folder(out)
 
 
 def _check_scenes(
@@ -146,9 +178,9 @@ def _check_scenes(
 def draw_scenes(
     suite: str, seed: int, tasks: Sequence[int] | None = None, initial_states: range = ALL_INITIAL_STATES
 ) -> Iterator[Scene]:
-    """All scenes of a suite in the random order of a seed: every task once before any comes again.
+    """Yield all scenes of a suite in a random order: every task once, then every task once more, and so on.
 
-    `tasks` (all of the suite's by default) and `initial_states` restrict them.
+    `tasks` (by default all of the suite) and `initial_states` say which scenes. Equal seeds give equal orders.
     """
     random = np.random.default_rng([seed, sorted(PICK_AND_PLACE_TASKS).index(suite)])
     tasks = PICK_AND_PLACE_TASKS[suite] if tasks is None else tasks
@@ -159,31 +191,30 @@ def draw_scenes(
 
 
 def episode_ids(name: str, split: str, episodes: int, files: int) -> list[list[str]]:
-    """`{name}-{split}-{file}-{record}` of every episode, by file, consecutive ones in one."""
+    """The ids `{name}-{split}-{file}-{record}` of a split, one list per file; the files are of nearly equal length."""
     lengths = [len(part) for part in np.array_split(np.arange(episodes), files)]
     return [
         [f"{name}-{split}-{file:05d}-{number:05d}" for number in range(length)] for file, length in enumerate(lengths)
     ]
 
 
-def record_places(
-    spool: Path, places: Sequence[Place], hz: int, progress: Progress | None, instruction: str = ""
+def _spool_groups(
+    spool: Path, groups: Sequence[EpisodeGroup], hz: int, progress: Progress | None, instruction: str
 ) -> RecordingSummary:
-    """Record the episodes of every place into the spool folder, so that memory does not grow with their number.
+    """Record the episodes of all groups into one pair of files per episode, so that memory stays flat.
 
-    Scenes are worked off by task and target, since making an environment is what takes long. A place of which an episode
-    failed in all attempts is filled by the next scene drawn for it, until every place is filled. `instruction` takes the
-    place of the tasks' own.
+    Each round takes a scene for every group that is not recorded yet, until all are. Within a round, scenes of the same
+    task and target come together, since making an environment is what takes long.
     """
     summary = RecordingSummary()
-    asked = sum(len(place.episodes) for place in places)
-    open_places = list(places)
-    while open_places:
-        scenes = [_next_scene(place.draws) for place in open_places]
+    asked = sum(len(group.episode_ids) for group in groups)
+    missing = list(groups)
+    while missing:
+        scenes = [_next_scene(group.scenes) for group in missing]
         work = sorted(
             (scene.suite, scene.task_id, target, scene.initial_state, number)
             for number, scene in enumerate(scenes)
-            for target in open_places[number].episodes
+            for target in missing[number].episode_ids
         )
         failed: set[int] = set()
         for (suite, task_id, target), items in groupby(work, key=lambda item: item[:3]):
@@ -191,29 +222,30 @@ def record_places(
             with TaskEnvironment(suite, task_id, target) as environment:
                 environment.instruction = instruction or environment.instruction
                 for *_, initial_state, number in items:
-                    identifier = open_places[number].episodes[target]
-                    if not _record_scene(environment, initial_state, identifier, hz, spool, counts):
+                    episode_id = missing[number].episode_ids[target]
+                    if not _spool_episode(environment, initial_state, episode_id, hz, spool, counts):
                         failed.add(number)
                     elif progress:
                         progress(len(list(spool.glob("*.record"))), asked)
-        open_places = [open_places[number] for number in sorted(failed)]
-        for identifier in (identifier for place in open_places for identifier in place.episodes.values()):
-            _spooled_record(spool, identifier).unlink(missing_ok=True)
+        missing = [missing[number] for number in sorted(failed)]
+        for group in missing:
+            for episode_id in group.episode_ids.values():
+                _spooled_record(spool, episode_id).unlink(missing_ok=True)
     return summary
 
 
-def _next_scene(draws: Iterator[Scene]) -> Scene:
-    scene = next(draws, None)
+def _next_scene(scenes: Iterator[Scene]) -> Scene:
+    scene = next(scenes, None)
     if scene is None:
         raise InputError("no initial state is left to draw: ask for fewer episodes or more suites")
     return scene
 
 
-def _record_scene(
-    environment: TaskEnvironment, initial_state: int, identifier: str, hz: int, spool: Path, counts: Counts
+def _spool_episode(
+    environment: TaskEnvironment, initial_state: int, episode_id: str, hz: int, spool: Path, counts: Counts
 ) -> bool:
-    """Demonstrate one scene and spool its record and truth; False if all attempts failed."""
-    attempts = solve(environment, initial_state)
+    """Demonstrate one scene and write its record and truth to the spool; False if all attempts failed."""
+    attempts = attempt_until_solved(environment, initial_state)
     solved = attempts[-1].solved
     counts.attempts += len(attempts)
     counts.failed_attempts += len(attempts) - solved
@@ -221,15 +253,15 @@ def _record_scene(
     counts.failed_episodes += not solved
     if not solved:
         return False
-    demonstration = record(environment, initial_state, attempts, identifier, hz)
-    _spooled_record(spool, identifier).write_bytes(encode_episode(demonstration.episode, libero_features()))
-    truth.write([demonstration.truth], spool / f"{identifier}.parquet")
+    demonstration = render_demonstration(environment, initial_state, attempts, episode_id, hz)
+    _spooled_record(spool, episode_id).write_bytes(encode_episode(demonstration.episode, libero_features()))
+    truth.write([demonstration.truth], spool / f"{episode_id}.parquet")
     return True
 
 
-def _spooled_record(spool: Path, identifier: str) -> Path:
-    return spool / f"{identifier}.record"
+def _spooled_record(spool: Path, episode_id: str) -> Path:
+    return spool / f"{episode_id}.record"
 
 
-def _spooled_truth(spool: Path, identifier: str) -> truth.EpisodeTruth:
-    return next(truth.iterate(spool / f"{identifier}.parquet"))
+def _spooled_truth(spool: Path, episode_id: str) -> truth.EpisodeTruth:
+    return next(truth.iterate(spool / f"{episode_id}.parquet"))

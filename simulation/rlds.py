@@ -6,7 +6,6 @@ bytes given as `io.BytesIO` pass into the records as they are, never decoded and
 
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixel160k.errors import InputError
+from pixel160k.files import write_text
 from pixel160k.tfrecord import read_records, write_records
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DATASET_INFO = "dataset_info.json"
 LIBERO_CAMERAS = ("image", "wrist_image")
+
+RldsEpisode = dict[str, Any]
+"""One episode, nested as the features of its data set say: {"steps": [one dict per step], "episode_metadata": {...}}."""
 
 
 def libero_features() -> "tfds.features.FeaturesDict":
@@ -54,10 +57,10 @@ def libero_features() -> "tfds.features.FeaturesDict":
     )
 
 
-def encode_episode(episode: dict[str, Any], features: "tfds.features.FeaturesDict") -> bytes:
-    """Encode an episode as one record; images as arrays, or as `io.BytesIO` of bytes to be kept.
+def encode_episode(episode: RldsEpisode, features: "tfds.features.FeaturesDict") -> bytes:
+    """Encode an episode as the payload of one TFRecord record (a serialized tf.train.Example).
 
-    Equal episodes give equal bytes, which TFDS's own serializer does not promise: a protobuf map has no order.
+    An image is an array, or an `io.BytesIO` of JPEG bytes, which pass into the record as they are. Equal episodes give equal bytes, which TFDS's own serializer does not promise: a protobuf map has no order.
     """
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -70,9 +73,9 @@ def write_rlds(
     name: str,
     version: str,
     features: "tfds.features.FeaturesDict",
-    splits: dict[str, list[list[dict[str, Any]]]],
+    splits: dict[str, list[list[RldsEpisode]]],
 ) -> None:
-    """Write the data set `<directory>/<name>/<version>/` from `splits`: split -> files -> episodes."""
+    """Write the data set `<directory>/<name>/<version>/`; `splits` are split -> files -> episodes."""
     encoded = {
         split: [(encode_episode(episode, features) for episode in episodes) for episodes in files]
         for split, files in splits.items()
@@ -87,10 +90,10 @@ def write_encoded_rlds(
     features: "tfds.features.FeaturesDict",
     splits: Mapping[str, Sequence[Iterable[bytes]]],
 ) -> None:
-    """`write_rlds` for episodes that are records already, such as lazily read ones.
+    """Write the data set `<directory>/<name>/<version>/` from encoded episodes (see `encode_episode`).
 
-    dataset_info.json comes last: without it no reader takes the directory for a data set, so that an interrupted run
-    does not look finished.
+    `splits` are split -> files -> payloads, which may be generators: each is read once, in order. dataset_info.json is
+    written last: no reader takes a directory without it for a data set, so an interrupted run does not look finished.
     """
     folder = directory / name / version
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +107,7 @@ def write_encoded_rlds(
         "splits": split_infos,
         "version": version,
     }
-    unfinished = folder / f"{DATASET_INFO}.tmp"
-    unfinished.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / DATASET_INFO)
+    write_text(folder / DATASET_INFO, json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
 def _write_split(folder: Path, name: str, split: str, files: Sequence[Iterable[bytes]]) -> dict[str, Any]:
@@ -131,23 +132,22 @@ def _write_split(folder: Path, name: str, split: str, files: Sequence[Iterable[b
 
 
 def find_dataset(directory: Path) -> Path:
-    """The one version directory below `directory` (`<name>/<version>/` with a dataset_info.json)."""
+    """The folder `<directory>/<name>/<version>/` of the one finished data set below a directory.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
     found = sorted(path.parent for path in directory.glob(f"*/*/{DATASET_INFO}"))
     if len(found) != 1:
         raise InputError(f"{directory}: holds {len(found)} finished RLDS data sets, expected <name>/<version>/ once")
     return found[0]
 
 
-def check_empty(directory: Path) -> None:
-    """Raise a ValueError unless a data set may be written to `directory`: it is missing or empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: is not an empty directory; name a new one or empty it first")
+def read_libero_episodes(path: Path) -> Iterator[RldsEpisode]:
+    """Yield the episodes of one TFRecord file of a `libero_features()` data set, images as `io.BytesIO` of JPEG bytes.
 
-
-def read_libero_episodes(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the episodes of one file of a `libero_features()` data set, images as `io.BytesIO` of their JPEG bytes.
-
-    An episode is what `encode_episode` takes: {"steps": list of steps, "episode_metadata": {...}}.
+    Raises:
+        InputError: a record is damaged.
     """
     import tensorflow_datasets as tfds
 

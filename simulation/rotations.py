@@ -7,15 +7,15 @@ import numpy as np
 
 
 def quaternion_from_vector(vector: np.ndarray) -> np.ndarray:
-    """The unit quaternion of an axis-angle vector (3,) in radians."""
+    """The unit quaternion (4,) of an axis-angle vector (3,) in radians."""
     angle = float(np.linalg.norm(vector))
-    # sin(angle / 2) / angle, by its series where the division would lose all digits
+    # sin(angle / 2) / angle; by its series near 0, where the division would lose all digits
     scale = 0.5 - angle**2 / 48 if angle < 1e-4 else np.sin(angle / 2) / angle
     return np.array([np.cos(angle / 2), *(np.asarray(vector, dtype=np.float64) * scale)])
 
 
 def vector_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
-    """The axis-angle vector (3,) in radians of a unit quaternion, the shorter way round (angle at most pi)."""
+    """The axis-angle vector (3,) in radians of a unit quaternion (4,), the shorter way round (angle at most pi)."""
     quaternion = np.asarray(quaternion, dtype=np.float64)
     if quaternion[0] < 0:
         quaternion = -quaternion
@@ -25,23 +25,23 @@ def vector_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     return quaternion[1:] / sine * (2 * np.arctan2(sine, quaternion[0]))
 
 
-def multiply(second: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The quaternion of `first`, then `second`, both about axes that stay fixed in the world."""
+def multiply_quaternions(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The quaternion of the rotation `first` followed by `second`, both about axes that are fixed in the world."""
     scalar = second[0] * first[0] - second[1:] @ first[1:]
     return np.array([scalar, *(second[0] * first[1:] + first[0] * second[1:] + np.cross(second[1:], first[1:]))])
 
 
-def compose(vectors: np.ndarray) -> np.ndarray:
-    """The one axis-angle vector that equals the rotations `vectors` (n, 3) in radians, the first applied first."""
+def compose_rotations(vectors: np.ndarray) -> np.ndarray:
+    """The one axis-angle vector that does the same as the rotations `vectors` (n, 3) in radians, applied in their order."""
     total = np.array([1.0, 0.0, 0.0, 0.0])
     for vector in vectors:
-        total = multiply(quaternion_from_vector(vector), total)
+        total = multiply_quaternions(quaternion_from_vector(vector), total)
     return vector_from_quaternion(total)
 
 
 def vector_from_matrix(matrix: np.ndarray) -> np.ndarray:
     """The axis-angle vector (3,) in radians of a rotation matrix (3, 3)."""
-    # Shepperd's method: the largest of the four squares first, so that half a turn is no special case.
+    # Shepperd's method: it divides by the largest of the four squares, so half a turn is no special case.
     trace = np.trace(matrix)
     largest = int(np.argmax([trace, *np.diag(matrix)]))
     if largest == 0:

@@ -1,10 +1,9 @@
 """The truth table: what the simulator knows of a recorded episode and no annotator may see.
 
-One Parquet file `truth.parquet` beside the RLDS folder, one row an episode. Masks are those of the recorded image
+One Parquet file `truth.parquet` beside the RLDS folder, one row per episode. Masks are those of the recorded image
 (agent view, 256 x 256, turned by 180 degrees), visible pixels only, at every recorded step.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixel160k.errors import InputError, one_line
+from pixel160k.files import written_atomically
 from pixel160k.format.masks import RLE, decode
 from pixel160k.format.table import RLE_TYPE
+from simulation.environment import GRIPPER
 
 FILE_NAME = "truth.parquet"
-GRIPPER, TARGET = "gripper", "target"
+TARGET = "target"
 
 _STEP = pa.struct(
     [
@@ -47,16 +49,16 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class StepTruth:
-    """The visible masks of one recorded step. `others` holds every other instance by name, empty masks left out."""
+    """The masks of what is visible at one recorded step."""
 
     gripper: RLE  # hand and fingers
-    target: RLE
-    others: dict[str, RLE]  # `robot_arm` is the rest of the robot
+    target: RLE  # the object to be picked
+    others: dict[str, RLE]  # every other visible instance by its name; `robot_arm` is the rest of the robot
 
 
 @dataclass(frozen=True)
 class EpisodeTruth:
-    """One row of the table. Steps are recorded (thinned) raw step indices."""
+    """One row of the table. A step is the index of a recorded step, after thinning."""
 
     episode_id: str
     suite: str
@@ -72,7 +74,10 @@ class EpisodeTruth:
     steps: list[StepTruth]
 
     def mask(self, step: int, name: str = TARGET) -> np.ndarray:
-        """A mask at a step, bool (height, width): of `target`, `gripper` or an instance by its name."""
+        """The visible mask of something at a step, bool (height, width); empty where it is not visible.
+
+        `name` is "target", "gripper" or the name of an instance.
+        """
         truth = self.steps[step]
         if name in (TARGET, self.target_instance):
             return decode(truth.target)
@@ -85,9 +90,9 @@ class EpisodeTruth:
 
 
 def phrase_of(instance_category: str, instruction: str) -> str:
-    """The longest run of consecutive instruction words that all occur in a category name, "" if there is none.
+    """The words of an instruction that name an object: the longest run of words that all occur in its category's name.
 
-    `akita_black_bowl` in "pick up the black bowl between the plate and the ramekin" -> "black bowl".
+    `akita_black_bowl` in "pick up the black bowl between the plate and the ramekin" -> "black bowl". "" if there is none.
     """
     names = set(instance_category.lower().split("_"))
     longest: list[str] = []
@@ -100,24 +105,35 @@ def phrase_of(instance_category: str, instruction: str) -> str:
 
 
 def write(rows: Iterable[EpisodeTruth], path: Path) -> None:
-    """Write the table, a row group an episode, so that memory stays flat; equal rows give equal bytes."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+    """Write the table. Each episode is one row group, so that memory stays flat; equal rows give equal bytes."""
+    with written_atomically(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
         for row in rows:
             writer.write_table(pa.Table.from_pylist([_to_record(row)], schema=SCHEMA))
-    os.replace(unfinished, path)
 
 
 def read(path: Path) -> dict[str, EpisodeTruth]:
-    """Read the whole table, by episode id."""
+    """Read the whole table: episode id -> row, in the table's order.
+
+    Raises:
+        InputError: the file is missing or is no truth table.
+    """
     return {row.episode_id: row for row in iterate(path)}
 
 
 def iterate(path: Path) -> Iterator[EpisodeTruth]:
-    """Read the table row by row, in its order."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1):
-            yield from map(_from_record, batch.to_pylist())
+    """Yield the rows of the table in its order; only one is in memory at a time.
+
+    Raises:
+        InputError: the file is missing or is no truth table.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise InputError(f"{path} is no truth table: its columns are not those that `pixelcli sample` writes")
+            for batch in file.iter_batches(batch_size=1):
+                yield from map(_from_record, batch.to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the truth table {path}: {one_line(error)}") from None
 
 
 def _to_record(row: EpisodeTruth) -> dict[str, Any]:

@@ -1,25 +1,23 @@
-"""Scenes with two objects of one kind, each demonstrated as the target: only a visual prompt can say which is meant.
+"""Scenes with two objects of one kind, each of them the target of a demonstration: only a visual prompt says which.
 
-In LIBERO's libero_spatial two black bowls stand in every scene, and the instruction says where the wanted one stands.
-Here it no longer does, and both bowls are picked up from the very same initial states: neither text nor layout gives
-the target away. A seeded coin decides which of the two demonstrations comes first. The splits share no initial state.
+In LIBERO's libero_spatial, two black bowls stand in every scene, and the instruction says where the wanted one stands.
+Here it no longer does, and each bowl is picked up from the same initial states: neither the text nor the layout tells
+which is the target. A seeded coin decides which demonstration comes first. The splits share no initial state.
 """
 
-import tempfile
 from pathlib import Path
 
 from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
 from simulation.environment import import_libero
 from simulation.recording import (
-    Place,
+    EpisodeGroup,
     Progress,
     RecordingSummary,
     check_request,
     draw_scenes,
     episode_ids,
-    record_places,
-    write_spooled,
+    record_data_set,
 )
 
 SUITE = "libero_spatial"
@@ -38,36 +36,39 @@ def record_two_alike(
     hz: int = 5,
     progress: Progress | None = None,
 ) -> RecordingSummary:
-    """Record `episodes` demonstrations, a fifth of them as split `val`, into `<out>/<name>/1.0.0/` and `truth.parquet`.
+    """Record two demonstrations per scene as the RLDS data set `<out>/<name>/1.0.0/`, with `<out>/truth.parquet`.
 
-    `name` defaults to `libero_two_alike`, `files` is the number of TFRecord files of each split. The two demonstrations
-    of a scene follow each other; a scene in which one of them fails is left out whole, and another is drawn in its place.
-    The same arguments write the same bytes.
+    The two demonstrations of a scene follow each other. If one of them fails, the scene is replaced by another. `out`
+    appears when everything is recorded; the same arguments write the same bytes.
+
+    Args:
+        episodes: how many demonstrations to record, a multiple of 10; a fifth of them become the split `val`.
+        seed: decides which tasks and initial states are drawn, and the order of the two demonstrations of a scene.
+        out: a folder that is missing or empty.
+        name: of the data set; by default `libero_two_alike`.
+        files: how many TFRecord files to write per split.
+        hz: frames per second: 20, the control rate, or a divisor of it.
+        progress: called after every recorded episode.
 
     Raises:
         InputError: `episodes` is no multiple of 10, or more than there are scenes for; `hz` does not divide 20; `out`
-            is not empty.
+            is not empty; LIBERO is not installed.
     """
     most = 10 * len(TASKS) * len(INITIAL_STATES["val"])
     if episodes % 10 or not 0 < episodes <= most:
         raise InputError(f"cannot record {episodes} episodes of two alike: ask for a multiple of 10, at most {most}")
     check_request(episodes // 5, out, files, hz)
     import_libero()
-    out.mkdir(parents=True, exist_ok=True)
     name = name or "libero_two_alike"
-    identifiers = {
+    splits = {
         "train": episode_ids(name, "train", episodes * 4 // 5, files),
         "val": episode_ids(name, "val", episodes // 5, files),
     }
-    places = []
-    for split, parts in identifiers.items():
-        names = [identifier for part in parts for identifier in part]
-        draws = draw_scenes(SUITE, seed, TASKS, INITIAL_STATES[split])
-        for number in range(len(names) // 2):
-            heads = seeded_generator("two alike", seed, names[2 * number]).integers(2)
-            first, second = TARGETS[heads], TARGETS[1 - heads]
-            places.append(Place(draws, {first: names[2 * number], second: names[2 * number + 1]}))
-    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=out) as folder:
-        summary = record_places(Path(folder), places, hz, progress, INSTRUCTION)
-        write_spooled(Path(folder), out, name, identifiers)
-    return summary
+    groups = []
+    for split, ids_by_file in splits.items():
+        ids = [episode_id for ids_of_file in ids_by_file for episode_id in ids_of_file]
+        scenes = draw_scenes(SUITE, seed, TASKS, INITIAL_STATES[split])
+        for first_id, second_id in zip(ids[::2], ids[1::2], strict=True):
+            heads = seeded_generator("two alike", seed, first_id).integers(2)
+            groups.append(EpisodeGroup(scenes, {TARGETS[heads]: first_id, TARGETS[1 - heads]: second_id}))
+    return record_data_set(out, name, splits, groups, hz, progress, INSTRUCTION)

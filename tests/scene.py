@@ -11,27 +11,27 @@ SIZE, RADIUS = 256, 14
 STEPS, CLOSE, OPEN = 24, 8, 18
 
 
-def object_mask(place):
-    """bool (256, 256): the disc on the first frame."""
+def object_mask(centre):
+    """bool (256, 256): the disc on the first frame, whose centre (x, y) is given."""
     ys, xs = np.mgrid[:SIZE, :SIZE]
-    return (xs - place[0]) ** 2 + (ys - place[1]) ** 2 <= RADIUS**2
+    return (xs - centre[0]) ** 2 + (ys - centre[1]) ** 2 <= RADIUS**2
 
 
-def frames(place=(90, 150), goal=(190, 170), seed=0, carry=True, shake=0, home=True):
-    """RGB frames, uint8: approach from the top, close at CLOSE, carry to the goal, open at OPEN, go home."""
+def frames(centre=(90, 150), goal=(190, 170), seed=0, carry=True, shake=0, home=True):
+    """RGB frames, uint8: go to the disc at `centre` from the top, close at CLOSE, carry to the goal, open at OPEN, go home."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(90, 170, (32, 32, 3)).astype(np.uint8)
     background = cv2.resize(noise, (SIZE + 32, SIZE + 32), interpolation=cv2.INTER_CUBIC)
-    place, goal, start = (np.array(point, float) for point in (place, goal, (128, 60)))
+    centre, goal, start = (np.array(point, float) for point in (centre, goal, (128, 60)))
     images, positions = [], []
     for step in range(STEPS):
         if step <= CLOSE:
-            tool = start + (place - start) * step / CLOSE
+            tool = start + (centre - start) * step / CLOSE
         elif step <= OPEN:
-            tool = place + (goal - place) * (step - CLOSE) / (OPEN - CLOSE)
+            tool = centre + (goal - centre) * (step - CLOSE) / (OPEN - CLOSE)
         else:
             tool = goal + (start - goal) * (step - OPEN) / (STEPS - 1 - OPEN) if home else goal
-        thing = place if step <= CLOSE or not carry else tool if step <= OPEN else goal
+        thing = centre if step <= CLOSE or not carry else tool if step <= OPEN else goal
         shift = generator.integers(-shake, shake + 1, 2) if shake and step else np.zeros(2, int)
         image = background[16 + shift[1] : 16 + shift[1] + SIZE, 16 + shift[0] : 16 + shift[0] + SIZE].copy()
         disc, hand = (tuple(int(v) for v in point - shift) for point in (thing, tool))
@@ -83,6 +83,6 @@ def one_step_episode():
 
 
 def write_scenes(directory, *files):
-    """Write episodes (a list a file) as the data set `drawn` and return the data directory."""
+    """Write episodes (one list per file) as the data set `drawn` and return the data directory."""
     write_rlds(directory, "drawn", "1.0.0", libero_features(), {"train": list(files)})
     return directory

@@ -16,7 +16,7 @@ from numbered_shards import HORIZON, SIZE, write_shards  # noqa: E402
 
 from cli import main  # noqa: E402
 from evaluation.action_report import DEMONSTRATED, summary_table  # noqa: E402
-from evaluation.actions import MEAN_ACTION, REPEAT_LAST, evaluate  # noqa: E402
+from evaluation.actions import MEAN_ACTION, REPEAT_LAST, measure_policy  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 
@@ -55,7 +55,9 @@ def directory(tmp_path):
 
 def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     oracle = Oracle(directory)
-    result = evaluate(oracle, directory, directory.episode_ids, ["none", "point", "wrong_point"], tmp_path / "out")
+    result = measure_policy(
+        oracle, directory, directory.episode_ids, ["none", "point", "wrong_point"], tmp_path / "out"
+    )
     assert (result["episodes"], result["left_out"]) == (3, 1)
     conditions = result["conditions"]
     assert list(conditions) == [MEAN_ACTION, REPEAT_LAST, "none", "point", "wrong_point"]
@@ -69,17 +71,17 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     page = (tmp_path / "out" / "actions.html").read_text()
     assert "wrong_point" in page and "1 more have no prompts" in page
     first_moves = [page.count(f"<title>{name}</title>") for name in (DEMONSTRATED, "none", "point", "wrong_point")]
-    assert first_moves == [3] * 4 and page.count("move right") == 3 + 1  # a line an episode, and the key
+    assert first_moves == [3] * 4 and page.count("move right") == 3 + 1  # one line per episode, and the key
     assert summary_table(result).row_count == 5
 
 
 def test_the_trivial_policies(directory):
     """y is the step: the last action is one step behind at first, and further with every row of the chunk."""
-    result = evaluate(Oracle(directory), directory, directory.episode_ids, ["none"])
+    result = measure_policy(Oracle(directory), directory, directory.episode_ids, ["none"])
     sample = directory.episode(directory.episode_ids[0])
     errors = []
-    for place, one in enumerate(sample):
-        last = sample[place - 1].actions[0] if place else np.array([0, 0, 0, 0, 0, 0, 1.0])
+    for index, one in enumerate(sample):
+        last = sample[index - 1].actions[0] if index else np.array([0, 0, 0, 0, 0, 0, 1.0])
         errors += list(np.abs(one.actions - last)[one.action_mask])
     of_first = np.mean(errors, axis=0)
     repeated = result["conditions"][REPEAT_LAST]["all"]["error"]
@@ -98,7 +100,7 @@ def test_the_trivial_policies(directory):
 
 def test_before_the_close_is_before_the_close(directory):
     """Close step 1: of step 0's chunk the first row counts, of no other step any."""
-    result = evaluate(Oracle(directory), directory, directory.episode_ids, ["none"])
+    result = measure_policy(Oracle(directory), directory, directory.episode_ids, ["none"])
     assert result["conditions"][REPEAT_LAST]["before_close"]["error"][1] == 0  # step 0, whose y is 0
     assert result["conditions"][REPEAT_LAST]["all"]["error"][1] > 1
 
@@ -123,20 +125,25 @@ def test_the_wrong_object_is_the_twin_s_where_there_is_one(tmp_path, monkeypatch
             return np.zeros((len(observations), CHUNK, 7))
 
     listener = Listener(directory)
-    evaluate(listener, directory, directory.episode_ids, ["wrong_pixel_mask"])
+    measure_policy(listener, directory, directory.episode_ids, ["wrong_pixel_mask"])
     of_first = [one for one in listener.asked if one.instruction == first.instruction]
     expected = next(prompt.mask for prompt in second.prompts if prompt.kind == "mask")
     assert len(of_first) == 3 and all(np.array_equal(one.masks[0], expected) for one in of_first)
 
 
+def test_one_episode_has_no_wrong_object_and_needs_none(directory):
+    result = measure_policy(Oracle(directory), directory, directory.episode_ids[:1], ["none", "point"])
+    assert result["episodes"] == 1 and result["conditions"]["point"]["all"]["error"] == [0.0] * 7
+
+
 def test_wrong_requests(directory, tmp_path):
     with pytest.raises(InputError, match="no prompt 'circle'; choose of none, point"):
-        evaluate(Oracle(directory), directory, directory.episode_ids, ["circle"])
+        measure_policy(Oracle(directory), directory, directory.episode_ids, ["circle"])
     rejected = [e for e in directory.episode_ids if not directory.sample(e, 0).prompts]
     with pytest.raises(InputError, match="none of the 1 episodes"):
-        evaluate(Oracle(directory), directory, rejected, ["none"])
+        measure_policy(Oracle(directory), directory, rejected, ["none"])
     with pytest.raises(InputError, match="there is only one"):
-        evaluate(Oracle(directory), directory, directory.episode_ids[:1], ["wrong_point"])
+        measure_policy(Oracle(directory), directory, directory.episode_ids[:1], ["wrong_point"])
 
 
 def test_the_command(directory, tmp_path):

@@ -238,18 +238,18 @@ def test_groups_share_the_episodes_out():
 def annotated(tmp_path_factory):
     """Four drawn scenes, annotated by motion, one with a broken frame; truth of three, and of one that is not there."""
     folder = tmp_path_factory.mktemp("annotated")
-    places = [(80, 150), (100, 160), (70, 170)]
-    scenes = [episode(place=place, seed=seed) for seed, place in enumerate(places)]
+    points = [(80, 150), (100, 160), (70, 170)]
+    scenes = [episode(centre=point, seed=seed) for seed, point in enumerate(points)]
     write_scenes(folder / "data", scenes[:2], [scenes[2], episode(broken=[CLOSE])])
     settings = AnnotateSettings(annotators="motion")
     annotate("libero", folder / "data", folder / "annotations", settings, Execution())
-    identifiers = [f"drawn-train-{place}" for place in ("00000-00000", "00000-00001", "00007-00000", "00001-00001")]
+    identifiers = [f"drawn-train-{address}" for address in ("00000-00000", "00000-00001", "00007-00000", "00001-00001")]
     known = [
         truth(
             identifier,
             steps=STEPS,
-            target=object_mask(place),
-            gripper=box(place[0] - 10, place[1] - 15, side=20, size=256),
+            target=object_mask(point),
+            gripper=box(point[0] - 10, point[1] - 15, side=20, size=256),
             others={
                 "speck_1": box(0, 0, side=7, size=256),
                 "robot_arm": box(120, 0, size=256),
@@ -257,9 +257,9 @@ def annotated(tmp_path_factory):
             },
             target_phrase="disc",
             contact_step=CLOSE + 1,
-            suite=f"suite_{place[0]}",
+            suite=f"suite_{point[0]}",
         )
-        for identifier, place in zip(identifiers, [*places, places[0]], strict=True)
+        for identifier, point in zip(identifiers, [*points, points[0]], strict=True)
     ]
     truth_table.write(known, folder / "truth.parquet")
     return folder

@@ -18,7 +18,7 @@ from annotate.annotators.detector import Detector, crop_window, shift_box  # noq
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
 from annotate.annotators.segmenter import Segment, Segmenter, tidy  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
-from annotate.timing import Stages  # noqa: E402
+from annotate.timing import Stopwatch  # noqa: E402
 from cli import main  # noqa: E402
 from pixel160k.format import masks  # noqa: E402
 from pixel160k.format.table import read_annotations  # noqa: E402
@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 def models(folders):
     """The real classes over random checkpoints."""
     chosen = FoundationSettings(detector=str(folders[0]), segmenter=str(folders[1]))
-    return Detector(chosen, "cpu", Stages()), Segmenter(chosen, "cpu", Stages()), chosen
+    return Detector(chosen, "cpu", Stopwatch()), Segmenter(chosen, "cpu", Stopwatch()), chosen
 
 
 class RedFinder(torch.nn.Module):
@@ -47,13 +47,13 @@ class RedFinder(torch.nn.Module):
     def forward(self, pixel_values, pixel_mask, input_ids, **_):
         logits = torch.full((len(pixel_values), 2, input_ids.shape[1]), -9.0)
         boxes = torch.zeros(len(pixel_values), 2, 4)
-        for place, pixels in enumerate(pixel_values):
+        for index, pixels in enumerate(pixel_values):
             red = (pixels[0] - pixels[1]) > 1.5
             ys, xs = red.any(1).nonzero().flatten(), red.any(0).nonzero().flatten()
             height, width = red.shape
             x0, x1, y0, y1 = xs[0] / width, (xs[-1] + 1) / width, ys[0] / height, (ys[-1] + 1) / height
-            boxes[place, 0] = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
-            logits[place, 0, 1] = 3.0
+            boxes[index, 0] = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
+            logits[index, 0, 1] = 3.0
         return SimpleNamespace(logits=logits, pred_boxes=boxes, input_ids=input_ids)
 
 
@@ -83,15 +83,15 @@ def exact(models):
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.sampled_from([(256, 256), (256, 320), (480, 640)]),
-    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    corner=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     size=st.tuples(st.integers(16, 40), st.integers(16, 40)),
     offset=st.tuples(st.floats(-0.4, 0.4), st.floats(-0.4, 0.4)),
 )
-def test_coordinates_come_back_within_a_pixel(exact, shape, place, size, offset):
+def test_coordinates_come_back_within_a_pixel(exact, shape, corner, size, offset):
     """Crop -> detector -> box -> mask: fails if x and y, or the crop's corner, were mixed up anywhere."""
     height, width = shape
     box_height, box_width = size
-    x0, y0 = round(place[0] * (width - box_width)), round(place[1] * (height - box_height))
+    x0, y0 = round(corner[0] * (width - box_width)), round(corner[1] * (height - box_height))
     truth = (x0, y0, x0 + box_width, y0 + box_height)
     image = np.full((height, width, 3), 60, np.uint8)
     image[y0 : y0 + box_height, x0 : x0 + box_width] = (250, 20, 20)
@@ -101,8 +101,8 @@ def test_coordinates_come_back_within_a_pixel(exact, shape, place, size, offset)
         max(0.0, centre_x - half), max(0.0, centre_y - half),
         min(float(width), centre_x + half), min(float(height), centre_y + half),
     )  # fmt: skip
-    candidate = SimpleNamespace(keyframes=SimpleNamespace(initial=image))
-    (found,) = DetectedObjectFinder(*exact, detections=3).find_objects([candidate], [region], ["red disc"])
+    keyframed = SimpleNamespace(keyframes=SimpleNamespace(initial=image))
+    (found,) = DetectedObjectFinder(*exact, detections=3).find_objects([keyframed], [region], ["red disc"])
     np.testing.assert_allclose(found.detections[0].box, truth, atol=1)
     np.testing.assert_allclose(masks.box_of(found.mask), truth, atol=1)
     assert found.mask.shape == shape
@@ -135,7 +135,7 @@ def test_tidy_fills_holes_and_drops_specks():
 
 
 def test_tracking_answers_for_every_frame_both_ways(models):
-    frames = [np.random.default_rng(place).integers(0, 255, (96, 128, 3)).astype(np.uint8) for place in range(5)]
+    frames = [np.random.default_rng(seed).integers(0, 255, (96, 128, 3)).astype(np.uint8) for seed in range(5)]
     segments = models[1].track(frames, 2, (20.0, 20.0, 60.0, 60.0))
     assert len(segments) == 5
     assert all(segment.mask.shape == (96, 128) and 0 <= segment.score <= 1 for segment in segments)
@@ -149,7 +149,7 @@ def test_tracking_equals_transformers_own_propagation(models):
     from transformers import Sam2VideoInferenceSession
 
     segmenter = models[1]
-    frames = [np.random.default_rng(place).integers(0, 255, (256, 256, 3)).astype(np.uint8) for place in range(24)]
+    frames = [np.random.default_rng(seed).integers(0, 255, (256, 256, 3)).astype(np.uint8) for seed in range(24)]
     box = (40.0, 60.0, 140.0, 160.0)
     video = torch.cat([segmenter._pixels(frame) for frame in frames])
     session = Sam2VideoInferenceSession(video=video, video_height=256, video_width=256, dtype=torch.float32)
@@ -173,7 +173,7 @@ class Script:
         self.boxes, self.tracked, self.asked = boxes, track, []
 
     def detect(self, images, phrases):
-        return [self.boxes[place] for place in range(len(images))]
+        return [self.boxes[index] for index in range(len(images))]
 
     def track(self, frames, start, prompt):
         self.asked.append(("track", start, tuple(prompt)))
@@ -190,7 +190,7 @@ def detection(score, box=(10.0, 10.0, 20.0, 20.0)):
     return [Detection(box, score)]
 
 
-def candidates(count):
+def keyframed_episodes(count):
     frame = np.zeros((64, 64, 3), np.uint8)
     return [SimpleNamespace(keyframes=SimpleNamespace(close=frame)) for _ in range(count)]
 
@@ -202,7 +202,7 @@ def square(score):
 def test_the_most_confident_frame_is_prompted_and_lost_frames_are_prompted_anew():
     track = [square(0.9), square(0.1), square(0.9), square(0.2)]
     script = Script([detection(0.3), detection(0.4), detection(0.8, (1.0, 2.0, 3.0, 4.0)), []], track)
-    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(candidates(4))
+    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(keyframed_episodes(4))
     assert script.asked == [("track", 2, (1.0, 2.0, 3.0, 4.0)), ("segment", (10.0, 10.0, 20.0, 20.0))]
     assert [gripper and gripper.box for gripper in grippers] == [
         (5, 5, 25, 25), (10, 10, 20, 20), (5, 5, 25, 25), None,  # lost, and no box to prompt it with
@@ -211,7 +211,7 @@ def test_the_most_confident_frame_is_prompted_and_lost_frames_are_prompted_anew(
 
 def test_short_groups_go_frame_by_frame():
     script = Script([detection(0.3), [], detection(0.8)], [])
-    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(candidates(3))
+    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(keyframed_episodes(3))
     assert [kind for kind, *_ in script.asked] == ["segment", "segment"]
     assert [gripper is not None for gripper in grippers] == [True, False, True]
 
@@ -219,7 +219,7 @@ def test_short_groups_go_frame_by_frame():
 def test_a_users_prompt_goes_to_the_first_frame():
     script = Script([[], []], [square(0.9), square(0.9)])
     chosen = FoundationSettings(gripper_prompt=(7.0, 8.0))
-    grippers = TrackedGripperFinder(script, script, chosen).find_grippers(candidates(2))
+    grippers = TrackedGripperFinder(script, script, chosen).find_grippers(keyframed_episodes(2))
     assert script.asked == [("track", 0, (7.0, 8.0))]
     assert all(grippers)
 
@@ -249,6 +249,24 @@ def test_a_missing_model_is_one_line(folders, tmp_path):
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
     assert "'absent/detector'" in line and "--set foundation.detector=FOLDER" in line
+
+
+def test_a_broken_model_and_a_device_that_is_not_there_are_one_line(folders, tmp_path):
+    import shutil
+
+    data = write_scenes(tmp_path / "data", [episode()])
+    broken = tmp_path / "broken"
+    shutil.copytree(folders[0], broken)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
+    for name, models, more, fault in (
+        ("a", (broken, folders[1]), (), f"cannot load '{broken}'"),
+        ("b", folders, ("--device", "cuda:77"), "--device cuda:77 cannot be used: "),
+        ("c", folders, ("--device", "gpu"), "--device gpu cannot be used: "),
+    ):
+        result = run_annotate(models, data, tmp_path / name, *more)
+        assert result.exit_code == 1
+        (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
+        assert fault in line and "Traceback" not in result.output
 
 
 def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
@@ -290,7 +308,13 @@ def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
         assert np.load(io.BytesIO(content[f"{row.episode_id}-{step:04d}.state.npy"])).shape == (8,)
     assert CliRunner().invoke(main, ["verify", "--shards", str(tmp_path / "shards")]).exit_code == 0
 
-    next((tmp_path / "annotations" / "tracks").iterdir()).unlink()  # lost tracks must not pass for "not annotated"
+    (part,) = (tmp_path / "annotations" / "tracks").iterdir()
+    part.write_bytes(part.read_bytes()[:-40])
+    arguments[-1] = str(tmp_path / "damaged")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "part-train-00000.parquet is not a part of the tracks" in result.output
+
+    part.unlink()  # lost tracks must not pass for "not annotated"
     arguments[-1] = str(tmp_path / "again")
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1 and "tracks/part-train-00000.parquet" in result.output

@@ -16,7 +16,7 @@ from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperF
 from annotate.annotators.language_model import LanguageModelNamer  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
-from annotate.timing import Stages  # noqa: E402
+from annotate.timing import Stopwatch  # noqa: E402
 
 
 def grounding_dino_tiny(folder):
@@ -82,7 +82,7 @@ def test_full_size_models_take_the_same_path(tmp_path):
         detector=str(tmp_path / "detector"), segmenter=str(tmp_path / "segmenter"), dtype="bfloat16",
         box_threshold=0.0, text_threshold=0.0,
     )  # fmt: skip
-    detector, segmenter = (model(chosen, "cpu", Stages()) for model in (Detector, Segmenter))
+    detector, segmenter = (model(chosen, "cpu", Stopwatch()) for model in (Detector, Segmenter))
     frame = np.random.default_rng(0).integers(0, 255, (256, 320, 3)).astype(np.uint8)
     candidate = SimpleNamespace(keyframes=SimpleNamespace(initial=frame, close=frame))
     (gripper,) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([candidate])

@@ -1,5 +1,6 @@
 """The two jobs: the same bytes whatever the workers, exact restart after a kill, nothing lost, nothing twice."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from scene import episode, write_scenes
 
+from annotate.jobs import shards as shards_job
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
 from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
-from pixel160k.errors import InputError
+from annotate.sources import SOURCES
+from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
 from pixel160k.format.table import read_annotations, read_metadata
@@ -52,7 +55,7 @@ def digests(out):
 def drawn(tmp_path_factory):
     """Four files of drawn scenes."""
     files = [
-        [episode(place=(70 + 20 * shard + 9 * place, 150), seed=shard) for place in range(2)] for shard in range(4)
+        [episode(centre=(70 + 20 * shard + 9 * record, 150), seed=shard) for record in range(2)] for shard in range(4)
     ]
     return write_scenes(tmp_path_factory.mktemp("drawn"), *files)
 
@@ -94,7 +97,7 @@ def test_a_lost_part_is_made_again(drawn, finished, tmp_path):
 @pytest.mark.parametrize("command", ["annotate", "build-shards"])
 def test_killed_and_run_again(tmp_path, command):
     """SIGKILL to the whole process group once some but not all files are done."""
-    files = [[episode(place=(60 + place * 12, 150), seed=shard) for place in range(6)] for shard in range(6)]
+    files = [[episode(centre=(60 + 12 * record, 150), seed=shard) for record in range(6)] for shard in range(6)]
     data_dir = write_scenes(tmp_path / "data", *files)
     undisturbed = run_both(data_dir, tmp_path / "undisturbed")
     disturbed = tmp_path / "disturbed"
@@ -150,7 +153,7 @@ def test_parts_say_how_they_were_made(finished):
 
 
 def test_real_bridge_records_pass_through(bridge_dir, tmp_path):
-    """One row an episode; with --include all every JPEG is the record's own; keys carry the raw step."""
+    """One row per episode; with --include all every JPEG is the record's own; keys carry the raw step."""
     from test_sources import first_close, raw_bridge
 
     out = run_both(bridge_dir, tmp_path, source="bridge_orig")
@@ -223,6 +226,8 @@ def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
     other = write_scenes(tmp_path / "other", *[[episode(seed=9), episode(seed=8)] for _ in range(4)])
     with pytest.raises(InputError, match="the annotations do not belong to this data: record 0 has another checksum"):
         build_shards(finished / "annotations", tmp_path / "shards", Execution(), data_dir=other)
+    log = (tmp_path / "shards" / ".done" / "workers.log").read_text()
+    assert log.count("Traceback") == 4 and "InputError: the annotations do not belong to this data" in log
 
 
 def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_counted(tmp_path):
@@ -231,3 +236,57 @@ def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_count
     manifest = build_shards(tmp_path / "annotations", tmp_path / "shards", Execution(), include="all")
     assert manifest["left_out"] == {"drawn-train-00000-00000": "bad_image"}
     assert manifest["episodes"] == 1
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("operands could not\nbe broadcast"), TypeError("no such operand"), KeyError("x")]
+)
+def test_a_bug_of_ours_is_not_the_datas_fault(drawn, tmp_path, monkeypatch, bug):
+    """A source module that raises anything but InputError: the other files are done, and a rerun does only that one."""
+    source, read = SOURCES["libero"], set()
+
+    def to_episode(columns, identity, camera):
+        read.add(identity.shard)
+        if identity.shard == 2 and bug:
+            raise bug
+        return source.to_episode(columns, identity, camera)
+
+    monkeypatch.setitem(SOURCES, "libero", dataclasses.replace(source, to_episode=to_episode))
+    with pytest.raises(JobBug) as caught:
+        annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution())
+    message, log = str(caught.value), tmp_path / "out" / ".done" / "workers.log"
+    assert message.startswith(f"this is a bug, met at drawn-train.tfrecord-00002-of-00004: {type(bug).__name__}: ")
+    assert str(log) in message and "\n" not in message and "more files" not in message
+    assert "in to_episode" in log.read_text() and f"{type(bug).__name__}: " in log.read_text()
+    assert [path.name for path in sorted((tmp_path / "out").glob("part-*"))] == [
+        f"part-train-0000{shard}.parquet" for shard in (0, 1, 3)
+    ]
+    assert not (tmp_path / "out" / "stats.json").exists()
+    bug = None
+    read.clear()
+    assert annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution())["status"] == {"accepted": 8}
+    assert read == {2}
+    assert not list((tmp_path / "out" / ".done").glob("*.bug"))
+
+
+def test_a_card_that_the_user_changed_stays_and_ours_is_brought_up_to_date(finished, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    build_shards(finished / "annotations", tmp_path, Execution())
+    ours = readme.read_text()
+    monkeypatch.setattr(shards_job, "data_card", lambda *_: "a newer card\n")
+    build_shards(finished / "annotations", tmp_path, Execution())
+    assert readme.read_text() == "a newer card\n"
+    monkeypatch.undo()
+    build_shards(finished / "annotations", tmp_path, Execution())
+    assert readme.read_text() == ours
+    readme.write_text(ours + "Cite us.\n")
+    build_shards(finished / "annotations", tmp_path, Execution())
+    assert readme.read_text() == ours + "Cite us.\n"
+    readme.unlink()
+    build_shards(finished / "annotations", tmp_path, Execution())
+    assert readme.read_text() == ours
+
+
+def test_a_runner_that_is_not_there_is_one_line(drawn, tmp_path):
+    with pytest.raises(InputError, match=r"^--runner no\.such\.Runner: [^\n]+$"):
+        annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner="no.such.Runner"))

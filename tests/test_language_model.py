@@ -30,7 +30,7 @@ def save_tokenizer(folder, template):
 
     text = f"{MUG_ON_PLATE} which one object robot first grasp in this task user assistant : ? . {ANSWER} and bin spoon"
     words = [*SPECIAL, *dict.fromkeys(text.split())]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
     fast.chat_template = template
@@ -76,9 +76,9 @@ def rigged_model(tmp_path):
             layer.mlp.down_proj.weight.zero_()
             model.model.embed_tokens.weight.copy_(torch.eye(len(model.lm_head.weight)))  # ... which is the last word
             model.lm_head.weight.zero_()
-            for place, word in enumerate(words):
+            for index, word in enumerate(words):
                 following = words.index(follows.get(word, "<end>"))
-                model.lm_head.weight[following, place] = 1.0
+                model.lm_head.weight[following, index] = 1.0
         model.save_pretrained(tmp_path)
         return str(tmp_path)
 
@@ -112,7 +112,7 @@ def test_ranking_follows_the_model(rigged_model, template, next_word, target, dt
     assert LanguageModelNamer(folder, dtype=dtype).name_targets([MUG_ON_PLATE]) == [target]
 
 
-def test_scores_are_the_likelihood_a_token_whatever_the_batch(random_model):
+def test_scores_are_the_likelihood_per_token_whatever_the_batch(random_model):
     namer = LanguageModelNamer(random_model)
     together = namer._scores(MUG_ON_PLATE, ["white mug", "plate", "left white mug"])
     alone = [namer._scores(MUG_ON_PLATE, [phrase])[0] for phrase in ("white mug", "plate", "left white mug")]
@@ -121,7 +121,7 @@ def test_scores_are_the_likelihood_a_token_whatever_the_batch(random_model):
     row = namer._tokens(f"{namer._prompt(MUG_ON_PLATE)} white mug")
     with torch.inference_mode():
         logits = namer._model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
-    steps = [logits[place - 1, row[place]].item() for place in range(len(prompt), len(row))]
+    steps = [logits[index - 1, row[index]].item() for index in range(len(prompt), len(row))]
     assert len(steps) == 2
     assert together[0] == pytest.approx(sum(steps) / 2, abs=1e-5)
 

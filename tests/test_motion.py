@@ -31,17 +31,17 @@ def annotate_drawn(tmp_path, **scene):
     return read, annotate_episode(read, SETTINGS)
 
 
-@pytest.mark.parametrize("place", [(90, 150), (150, 200), (60, 120)])
-def test_the_object_is_cut_out(tmp_path, place):
-    _, row = annotate_drawn(tmp_path, place=place)
+@pytest.mark.parametrize("centre", [(90, 150), (150, 200), (60, 120)])
+def test_the_object_is_cut_out(tmp_path, centre):
+    _, row = annotate_drawn(tmp_path, centre=centre)
     assert (row.status, row.close_step, row.target_object) == ("accepted", CLOSE, "red disc")
-    assert masks.iou(masks.decode(row.object_mask), object_mask(place)) > 0.9
+    assert masks.iou(masks.decode(row.object_mask), object_mask(centre)) > 0.9
     region = masks.inside_box(row.region_box, 256, 256)
-    assert (region & object_mask(place)).sum() == object_mask(place).sum()
+    assert (region & object_mask(centre)).sum() == object_mask(centre).sum()
     assert region.mean() < 0.15
     assert (row.evidence.status, row.evidence.step) == ("supported", 23)
     x0, y0, x1, y1 = row.gripper_box
-    assert x0 < place[0] < x1 and y0 < place[1] - 10 < y1
+    assert x0 < centre[0] < x1 and y0 < centre[1] - 10 < y1
 
 
 def test_a_mask_of_something_else_is_contradicted(tmp_path):
@@ -108,7 +108,7 @@ def test_sample_against_its_truth():
 
 
 def test_other_objects_masks_are_rejected_on_the_sample():
-    """The filter against wrong masks: each other object's truth mask in the place of the one that was found."""
+    """The filter against wrong masks: each other object's truth mask instead of the one that was found."""
     known = truth.read(sample.default_directory() / truth.FILE_NAME)
     wrong = rejected = 0
     for read in read_all("sample", sample.default_directory()):

@@ -17,7 +17,7 @@ from pixel160k.format.table import read_annotations
 def run(tmp_path_factory):
     """Data and finished annotations of two files."""
     path = tmp_path_factory.mktemp("run")
-    data = write_scenes(path / "data", [episode(), episode(seed=1)], [episode(place=(150, 200), seed=2)])
+    data = write_scenes(path / "data", [episode(), episode(seed=1)], [episode(centre=(150, 200), seed=2)])
     annotate("libero", data, path / "annotations", AnnotateSettings(annotators="motion"), Execution())
     return path
 

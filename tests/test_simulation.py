@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,14 +22,14 @@ from pixel160k.tfrecord import read_records
 from simulation import recording, truth, two_alike
 from simulation.demonstration import Demonstration
 from simulation.environment import CLOSE, OPEN, PICK_AND_PLACE_TASKS, category_of
-from simulation.grasping import ATTEMPTS, WIDEST_GRASP, hand_down, plan_grasp
+from simulation.grasping import GRASP_VARIATIONS, WIDEST_GRASP, downward_rotation, plan_grasp
 from simulation.perturb import cut_before_home, shake_camera
 from simulation.policy import Attempt
 from simulation.recording import draw_scenes, record_sample
 from simulation.rlds import encode_episode, find_dataset, libero_features, read_libero_episodes, write_rlds
 from simulation.rotations import (
-    compose,
-    multiply,
+    compose_rotations,
+    multiply_quaternions,
     quaternion_from_vector,
     vector_from_matrix,
     vector_from_quaternion,
@@ -121,7 +123,7 @@ def test_composition_applies_the_first_rotation_first(vectors):
     expected = np.eye(3)
     for vector in vectors:
         expected = matrix_of(vector) @ expected
-    np.testing.assert_allclose(matrix_of(compose(vectors)), expected, atol=1e-9)
+    np.testing.assert_allclose(matrix_of(compose_rotations(vectors)), expected, atol=1e-9)
 
 
 @given(actions_strategy, st.sampled_from([1, 2, 4]))
@@ -133,7 +135,7 @@ def test_thinned_actions_do_the_same_as_all(actions, window):
     def whole_rotation(some):
         total = np.array([1.0, 0, 0, 0])
         for vector in some[:, 3:6].astype(np.float64):
-            total = multiply(quaternion_from_vector(vector * ROTATION_UNIT), total)
+            total = multiply_quaternions(quaternion_from_vector(vector * ROTATION_UNIT), total)
         return matrix_of(vector_from_quaternion(total))
 
     np.testing.assert_allclose(whole_rotation(thinned), whole_rotation(actions), atol=1e-5)
@@ -190,17 +192,17 @@ def cylinder(radius, height):
 
 def test_narrow_objects_are_grasped_across_and_bowls_by_the_rim():
     shoulder, nothing, carry = np.array([-0.6, 0, 0.3]), np.full((1, 3), 9.0), np.array([0, 0.2, 0])
-    can = plan_grasp(cylinder(0.03, 0.1), nothing, carry, shoulder, ATTEMPTS[0])
+    can = plan_grasp(cylinder(0.03, 0.1), nothing, carry, shoulder, GRASP_VARIATIONS[0])
     assert can.kind == "across" and np.linalg.norm(can.tool[:2]) < 1e-3
-    bowl = plan_grasp(cylinder(WIDEST_GRASP, 0.05), nothing, carry, shoulder, ATTEMPTS[0])
+    bowl = plan_grasp(cylinder(WIDEST_GRASP, 0.05), nothing, carry, shoulder, GRASP_VARIATIONS[0])
     assert bowl.kind == "rim" and 0.06 < np.linalg.norm(bowl.tool[:2]) < WIDEST_GRASP
 
 
 def test_a_grasp_turns_away_from_a_neighbour():
     shoulder, carry = np.array([-0.6, 0, 0.3]), np.array([0, 0.2, 0])
     beside = cylinder(0.02, 0.1) + np.array([0, 0.055, 0])  # where the fingers of an unturned hand would go
-    grasp = plan_grasp(cylinder(0.02, 0.1), beside, carry, shoulder, ATTEMPTS[0])
-    in_hand = (beside - grasp.tool) @ hand_down(grasp.yaw)
+    grasp = plan_grasp(cylinder(0.02, 0.1), beside, carry, shoulder, GRASP_VARIATIONS[0])
+    in_hand = (beside - grasp.tool) @ downward_rotation(grasp.yaw)
     assert np.abs(in_hand[:, 0]).min() > 0.02
 
 
@@ -269,6 +271,16 @@ def test_truth_round_trip(tmp_path):
     assert first.mask(0).sum() == 200 and first.mask(0, "akita_black_bowl_1").sum() == 200
     assert first.mask(1, "gripper").sum() == 256 * 256 - 200 and first.mask(1, "plate_1")[30:50, 10:20].all()
     assert not first.mask(0, "not_there").any()
+
+
+def test_what_is_no_truth_table_is_named(tmp_path):
+    torn, other = tmp_path / "torn.parquet", tmp_path / "other.parquet"
+    torn.write_bytes((SAMPLE / truth.FILE_NAME).read_bytes()[:-100])
+    pq.write_table(pa.table({"episode_id": ["a"]}), other)
+    for path, message in ((torn, "cannot read"), (tmp_path / "missing", "cannot read"), (other, "is no truth table")):
+        with pytest.raises(InputError, match=message) as error:
+            truth.read(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +389,7 @@ def best_move(old, new):
 
 def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
     (tmp_path / "something").touch()
-    with pytest.raises(InputError, match="not an empty directory"):
+    with pytest.raises(InputError, match="is not empty; choose a new --out"):
         cut_before_home(SAMPLE, tmp_path)
     with pytest.raises(InputError, match="holds 0 finished RLDS data sets"):
         shake_camera(tmp_path / "nowhere", tmp_path / "new")
@@ -394,7 +406,7 @@ def test_a_perturbed_set_is_never_mixed_into_another(tmp_path):
         ({"episodes": 0}, "ask for at least 1"),
         ({"files": 3}, "ask for 1 to 2 files"),
         ({"hz": 3}, "cannot record at 3 Hz"),
-        ({"out": SAMPLE}, "is not an empty directory"),
+        ({"out": SAMPLE}, "is not empty; choose a new --out"),
         ({"tasks": {"libero_goal": [1]}}, "'libero_goal', which is not among the recorded suites"),
         ({"tasks": {"libero_object": [10]}}, r"cannot record tasks \[10\] of libero_object"),
         ({"tasks": {"libero_object": []}}, r"cannot record tasks \[\] of libero_object"),
@@ -441,10 +453,10 @@ def without_simulator(monkeypatch):
 
     def solve(environment, initial_state):
         if (environment.suite, environment.task_id) in hopeless:
-            return [Attempt(failure="too hard")] * len(ATTEMPTS)
+            return [Attempt(failure="too hard")] * len(GRASP_VARIATIONS)
         return [Attempt(failure="bad luck"), Attempt(solved=True)]
 
-    def record(environment, initial_state, attempts, episode_id, hz):
+    def render(environment, initial_state, attempts, episode_id, hz):
         target = environment.target or "black_bowl_1"
         row = replace(
             some_truth(episode_id), suite=environment.suite, task_id=environment.task_id, initial_state=initial_state,
@@ -455,8 +467,8 @@ def without_simulator(monkeypatch):
     monkeypatch.setattr(recording, "import_libero", lambda: None)
     monkeypatch.setattr(two_alike, "import_libero", lambda: None)
     monkeypatch.setattr(recording, "TaskEnvironment", FakeEnvironment)
-    monkeypatch.setattr(recording, "solve", solve)
-    monkeypatch.setattr(recording, "record", record)
+    monkeypatch.setattr(recording, "attempt_until_solved", solve)
+    monkeypatch.setattr(recording, "render_demonstration", render)
     return hopeless
 
 
@@ -474,7 +486,7 @@ def test_failed_episodes_are_counted_and_replaced(tmp_path, without_simulator):
     assert failed and all(counts.recorded == 0 < counts.failed_episodes for counts in failed)
     total = summary.total()
     assert total.recorded == 11 and total.attempts == total.failed_attempts + 11
-    assert total.failed_attempts == 11 + len(ATTEMPTS) * total.failed_episodes
+    assert total.failed_attempts == 11 + len(GRASP_VARIATIONS) * total.failed_episodes
     assert summary.total("libero_object").failed_episodes == 0
 
 
@@ -491,7 +503,7 @@ def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator)
     without_simulator.update(("libero_goal", task) for task in PICK_AND_PLACE_TASKS["libero_goal"])
     with pytest.raises(InputError, match="no initial state is left to draw"):
         record_sample(["libero_object", "libero_goal"], 4, 0, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(".tmp-*"))
 
 
 def test_two_alike_demonstrates_both_targets_of_every_scene(tmp_path, without_simulator):

@@ -104,7 +104,7 @@ def libero_goals():
     except ValueError as error:
         pytest.skip(str(error))
     goals = {}
-    for task in (suite.get_task(place) for suite in suites for place in range(suite.n_tasks)):
+    for task in (suite.get_task(index) for suite in suites for index in range(suite.n_tasks)):
         file = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
         goals.setdefault(task.language, []).append(file.read_text(encoding="utf-8").split("(:goal")[1])
     return goals

@@ -1,7 +1,7 @@
 """The shipped tiny checkpoints: they load, they are small, and they find what is in the shipped sample.
 
 Seven of the sample's twelve episodes start from a scene that training may have seen (initial states below 25); the
-floors here are well below what was measured on unseen scenes.
+lower bounds here are well below what was measured on unseen scenes.
 """
 
 import io
@@ -68,7 +68,7 @@ def regions(episodes):
     for images, row in episodes:
         mask = row.mask(0)
         left, top, right, bottom = box_of(mask)
-        # Not centred: regions are placed by the gripper, not by the object.
+        # Not centred: a region proposal follows the gripper, not the object.
         x, y = (int(np.clip((low + high) / 2 - 48, 0, SIZE - 120)) for low, high in ((left, right), (top, bottom)))
         window = Image.fromarray(images[0]).resize((SIZE, SIZE), Image.Resampling.BILINEAR, (x, y, x + 120, y + 120))
         truth_window = Image.fromarray(mask).resize((SIZE, SIZE), Image.Resampling.NEAREST, (x, y, x + 120, y + 120))
@@ -97,7 +97,7 @@ def pixels_of(images):
 
 
 def detect(detector, images, phrases):
-    """The best box of one phrase an image: (boxes in pixels, scores)."""
+    """The best box for one phrase per image: (boxes in pixels, scores)."""
     model, tokenizer = detector
     text = tokenizer([f"{phrase}." for phrase in phrases], padding=True, return_tensors="pt")
     with torch.inference_mode():

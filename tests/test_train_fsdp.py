@@ -86,7 +86,7 @@ def test_a_sharded_pue_is_that_of_ddp(sharded_and_whole, trained, shards, tmp_pa
     merged, parts, by_ddp = (act(policy, shards) for policy in policies)
     np.testing.assert_array_equal(merged, parts)
     np.testing.assert_allclose(parts, by_ddp, atol=1e-5)
-    with pytest.raises(InputError, match="was saved with fsdp=true and only goes on so"):
+    with pytest.raises(InputError, match=r"cannot be resumed with another recipe: .*fsdp was true and is now false"):
         train(shards, tmp_path / "sharded", "stage=pue", f"init={trained / 'cat'}", resume=True)
     train(shards, tmp_path / "next", "stage=pue", f"init={tmp_path / 'sharded'}")
 

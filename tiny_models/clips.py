@@ -1,8 +1,8 @@
-"""Clips for the memory of the tiny SAM 2, as frame numbers: discrete videos, consecutive frames, vanishing objects.
+"""Clips to train the memory of the tiny SAM 2 on, as indices of frames.
 
-A discrete video is what the gripper is tracked through: close frames of different episodes of one viewpoint, where
-nothing moves smoothly. Consecutive frames, forwards and backwards, are what objects are tracked through. In some clips
-the object is missing on a later frame, so that the object score learns to say so.
+The gripper is tracked through discrete videos: close frames of different episodes with one viewpoint, in which nothing
+moves smoothly. Objects are tracked through consecutive frames, forwards and backwards. In some clips one of the later
+frames lacks the object, from which the object score learns to say so.
 """
 
 from collections import Counter
@@ -11,32 +11,35 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from simulation.environment import GRIPPER, ROBOT_ARM, category_of
-from tiny_models.frames import SIZE, Episode, Frames, box_around, cut, draw_window
+from tiny_models.frames import SIZE, EpisodeFrames, Frames, box_around, cut_window, draw_window
 
-SMALLEST = 25  # pixels of an object that a clip may follow
+SMALLEST = 25  # pixels; no clip follows a smaller object
 ZOOMED_STEPS = 4  # consecutive frames of a zoomed shot
 
 
 @dataclass
 class Footage:
-    """The frames that clips are made of: those of the recordings, then zoomed shots of some of them."""
+    """The frames that clips are made of: those of the recordings, then those of the zoomed shots."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    frames: Frames
-    shots: list[tuple[int, str]]  # (first frame, target) of every zoomed shot
-    areas: np.ndarray = field(init=False)
+    images: np.ndarray  # uint8 (frames, 256, 256, 3), RGB
+    labels: np.ndarray  # uint8 (frames, 256, 256), the label maps
+    frames: Frames  # those of the recordings
+    shots: list[tuple[int, str]]  # (index of the first frame, target) of every zoomed shot
+    areas: np.ndarray = field(init=False)  # int (frames, labels), the pixels of each label
 
     def __post_init__(self) -> None:
-        """Count the pixels of the zoomed frames too."""
+        """Count the pixels of the labels in the zoomed frames too."""
         labels = len(self.frames.names) + 1
         zoomed = self.labels[len(self.frames.images) :]
         counted = [np.bincount(frame.ravel(), minlength=labels) for frame in zoomed]
         self.areas = np.concatenate([self.frames.areas, np.array(counted, dtype=int).reshape(-1, labels)])
 
 
-def shoot(frames: Frames, shots: int, random: np.random.Generator) -> Footage:
-    """Add zoomed shots: one window over a few consecutive frames, as regions are; half of them show no gripper."""
+def add_zoomed_shots(frames: Frames, shots: int, random: np.random.Generator) -> Footage:
+    """Add a number of zoomed shots to the frames of recordings; half of the shots show no gripper.
+
+    A shot is one window over a few consecutive frames, like a region proposal, resized to 256 x 256.
+    """
     images, labels = [np.asarray(frames.images)], [np.asarray(frames.labels)]
     firsts: list[tuple[int, str]] = []
     gripper = frames.label_of(GRIPPER)
@@ -48,7 +51,7 @@ def shoot(frames: Frames, shots: int, random: np.random.Generator) -> Footage:
         if frames.areas[start, target] < SMALLEST:
             continue
         window = draw_window(random, frames.labels[start] == target)
-        views = [cut(frames.images[step], frames.labels[step], window) for step in steps]
+        views = [cut_window(frames.images[step], frames.labels[step], window) for step in steps]
         seen = any((view[1] == gripper).any() for view in views)
         if (seen and len(firsts) % 2) or (views[0][1] == target).sum() < SMALLEST:
             continue
@@ -60,18 +63,18 @@ def shoot(frames: Frames, shots: int, random: np.random.Generator) -> Footage:
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of equal length: frame numbers (clips, length), the followed masks, and a box on every first frame."""
+    """A batch of clips of equal length, each with one object to follow."""
 
-    numbers: np.ndarray
-    masks: np.ndarray  # bool (clips, length, 256, 256)
-    boxes: np.ndarray  # float32 (clips, 4)
+    frame_indices: np.ndarray  # int (clips, length), of the footage
+    masks: np.ndarray  # bool (clips, length, 256, 256), of the object
+    boxes: np.ndarray  # float32 (clips, 4), of the object on the first frame: left, top, right, bottom in pixels
 
 
 class ClipMaker:
-    """Draws clips from footage."""
+    """Draws clips from footage at random."""
 
     def __init__(self, footage: Footage, random: np.random.Generator) -> None:
-        """Index the episodes by suite: one suite is one viewpoint and one kind of scene."""
+        """Sort the episodes by suite: a suite has one viewpoint and one kind of scene."""
         self.footage, self.random = footage, random
         frames = footage.frames
         self.gripper, self.arm = frames.label_of(GRIPPER), frames.label_of(ROBOT_ARM)
@@ -83,17 +86,17 @@ class ClipMaker:
         ]
 
     def draw(self, clips: int, length: int) -> Clips:
-        """The next batch; boxes are those of the masks, shifted a little."""
-        numbers, masks, boxes = [], [], []
+        """The next batch, of `clips` clips with `length` frames; the boxes of the masks are shifted a little."""
+        indices, masks, boxes = [], [], []
         for _ in range(clips):
             clip, label = self._clip(length)
             followed = self.footage.labels[clip] == label
             box = np.array(box_around(followed[0]), dtype=np.float32)
             sides = np.concatenate([box[2:] - box[:2]] * 2)
-            numbers.append(clip)
+            indices.append(clip)
             masks.append(followed)
             boxes.append((box + np.clip(self.random.normal(size=4) * 0.04 * sides, -8, 8)).clip(0, SIZE))
-        return Clips(np.stack(numbers), np.stack(masks), np.stack(boxes).astype(np.float32))
+        return Clips(np.stack(indices), np.stack(masks), np.stack(boxes).astype(np.float32))
 
     def _clip(self, length: int) -> tuple[np.ndarray, int]:
         areas = self.footage.areas
@@ -107,7 +110,7 @@ class ClipMaker:
                 clip, label = self._zoomed(length)
             if label and areas[clip[0], label] >= SMALLEST:
                 if self.random.random() < 0.15:
-                    clip = self._lose(clip, label)
+                    clip = self._without_object(clip, label)
                 return clip, label
 
     def _discrete(self, length: int) -> tuple[np.ndarray, int]:
@@ -141,7 +144,7 @@ class ClipMaker:
         seen = np.flatnonzero(footage.areas[clip[0]] >= SMALLEST)
         return clip, self._one_of([int(label) for label in seen if label not in (0, self.arm)])
 
-    def _target_or_other(self, clip: np.ndarray, episode: Episode, target: bool) -> int:
+    def _target_or_other(self, clip: np.ndarray, episode: EpisodeFrames, target: bool) -> int:
         if target:
             return self.footage.frames.label_of(episode.target)
         seen = np.flatnonzero(self.footage.areas[clip[0]] >= SMALLEST)
@@ -156,8 +159,8 @@ class ClipMaker:
     def _one_of(self, labels: list[int]) -> int:
         return labels[self.random.integers(len(labels))] if labels else 0
 
-    def _lose(self, clip: np.ndarray, label: int) -> np.ndarray:
-        """Put a frame without the object in the place of a later frame."""
+    def _without_object(self, clip: np.ndarray, label: int) -> np.ndarray:
+        """Replace one of the later frames by a frame without the object."""
         without = np.flatnonzero(self.footage.areas[:, label] == 0)
         if not len(without):
             return clip

@@ -1,4 +1,4 @@
-"""The tiny Grounding DINO: configuration, vocabulary, a start from which it learns on a CPU, and its losses."""
+"""The tiny Grounding DINO: its configuration, vocabulary and initial weights, from which it learns on a CPU; its losses."""
 
 from pathlib import Path
 from typing import Any
@@ -6,18 +6,20 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 from transformers import BertConfig, BertTokenizer, ConvNextConfig, GroundingDinoConfig, GroundingDinoForObjectDetection
-from transformers.image_transforms import center_to_corners_format
 from transformers.loss.loss_for_object_detection import _set_aux_loss, generalized_box_iou
 from transformers.loss.loss_grounding_dino import GroundingDinoHungarianMatcher, GroundingDinoImageLoss
-from transformers.modeling_outputs import ModelOutput
-from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps
+from transformers.models.grounding_dino.modeling_grounding_dino import (
+    GroundingDinoObjectDetectionOutput,
+    build_label_maps,
+)
 
 from tiny_models.frames import SIZE
+from tiny_models.training import box_corners
 
 TEXT_LENGTH = 64
 STRIDES = (8, 16, 32)
 LOSS_WEIGHTS = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
-POSITIVES_AN_OBJECT = 5  # of the one-to-many loss
+POSITIVES_PER_OBJECT = 5  # tokens that answer for one object in the one-to-many loss
 
 # BERT's ids of the tokens that transformers' Grounding DINO knows by number.
 _SPECIAL_TOKENS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
@@ -25,17 +27,20 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def write_vocabulary(words: set[str], path: Path) -> None:
-    """Write BERT's vocabulary file: the special ids, whole words, and single characters for all other words."""
+    """Write a vocabulary file of BERT, one token per line: special tokens, the words, and characters to spell others."""
     lines = [_SPECIAL_TOKENS.get(number, f"[unused{number}]") for number in range(max(_SPECIAL_TOKENS) + 1)]
     lines += sorted(words | set(_CHARACTERS)) + [f"##{character}" for character in _CHARACTERS]
     path.write_text("\n".join(lines) + "\n")
 
 
 def new_detector(tokenizer: BertTokenizer) -> GroundingDinoForObjectDetection:
-    """A GroundingDinoForObjectDetection to be trained from scratch."""
+    """A Grounding DINO of 1.8 million parameters with random weights, for 256 x 256 images and the tokens of a tokenizer."""
     config = GroundingDinoConfig(
         backbone_config=ConvNextConfig(
-            depths=[1, 1, 3, 1], hidden_sizes=[32, 64, 128, 192], out_indices=[2, 3, 4], drop_path_rate=0.0
+            depths=[1, 1, 3, 1],
+            hidden_sizes=[32, 64, 128, 192],
+            out_indices=[2, 3, 4],  # type: ignore[call-arg]  # documented, but missing in the type hints
+            drop_path_rate=0.0,
         ),
         text_config=BertConfig(
             vocab_size=len(tokenizer),
@@ -66,8 +71,8 @@ def new_detector(tokenizer: BertTokenizer) -> GroundingDinoForObjectDetection:
     )
     model = GroundingDinoForObjectDetection(config)
     model.loss_function = grounding_loss
-    # A score is a plain product of image and text features, with neither scale nor bias: begin with small features of
-    # opposite means, so that everything scores low at first.
+    # A score is the product of image and text features, without scale or bias. Small features with means of opposite
+    # signs make all scores low at the start.
     with torch.no_grad():
         for norm, sign in (
             (model.model.enc_output_norm, 1),
@@ -80,10 +85,10 @@ def new_detector(tokenizer: BertTokenizer) -> GroundingDinoForObjectDetection:
 
 
 class _ImageLoss(GroundingDinoImageLoss):
-    """transformers' loss with its labels put right.
+    """The loss of transformers with its labels corrected.
 
-    Version 5.23 shifts the class labels of sample i by that sample's own number of phrases instead of by the sum of
-    all before it, which is right only if all prompts of a batch are equal.
+    Version 5.23 shifts the class labels of sample i by the number of phrases of that sample, not by the sum of all
+    samples before it. This is right only if all prompts of a batch have equally many phrases.
     """
 
     def _get_target_classes_one_hot(self, outputs: dict, targets: list[dict], indices: list[tuple]) -> torch.Tensor:
@@ -107,7 +112,11 @@ def grounding_loss(
     outputs_coord: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict]]:
-    """The decoder's loss, in place of transformers' own; the encoder has `one_to_many_loss`."""
+    """The decoder's loss, called by transformers instead of its own: (total, losses by name, auxiliary outputs).
+
+    Logits are (batch, queries, text tokens), boxes (batch, queries, 4) as centre and sides from 0 to 1. `labels` hold
+    `class_labels` (the numbers of the phrases) and `boxes` of each image. The encoder's loss is `one_to_many_loss`.
+    """
     matcher = GroundingDinoHungarianMatcher(
         class_cost=config.class_cost, bbox_cost=config.bbox_cost, giou_cost=config.giou_cost
     )
@@ -121,7 +130,7 @@ def grounding_loss(
 
 
 def _token_centres() -> torch.Tensor:
-    """The centres of the encoder's tokens, (tokens, 2), x and y from 0 to 1."""
+    """The centres (tokens, 2) of the encoder's image tokens, x and y from 0 to 1."""
     levels = []
     for stride in STRIDES:
         ticks = (torch.arange(SIZE // stride) + 0.5) / (SIZE // stride)
@@ -133,14 +142,17 @@ def _token_centres() -> torch.Tensor:
 TOKEN_CENTRES = _token_centres()
 
 
-def one_to_many_loss(output: ModelOutput, inputs: dict[str, torch.Tensor], labels: list[dict]) -> torch.Tensor:
-    """A loss on all tokens of the encoder, several tokens an object.
+def one_to_many_loss(
+    output: GroundingDinoObjectDetectionOutput, inputs: dict[str, torch.Tensor], labels: list[dict]
+) -> torch.Tensor:
+    """The encoder's loss (a scalar) over all its image tokens, with several tokens per object.
 
-    In transformers the encoder's box head gets no gradient from the built-in loss, and one query an object teaches too
-    slowly for an hour on a CPU.
+    The built-in loss of transformers gives the encoder's box head no gradient, and with one query per object the model
+    learns too slowly for an hour on a CPU. `inputs` and `labels` are those of the model's call.
     """
     logits, coordinates = output.enc_outputs_class, output.enc_outputs_coord_logits
-    label_maps = build_label_maps(logits, inputs["input_ids"])
+    assert logits is not None and coordinates is not None
+    label_maps = build_label_maps(logits, inputs["input_ids"])  # type: ignore[arg-type]  # of dtype long
     valid = torch.isfinite(coordinates).all(-1)
     boxes = torch.where(valid[..., None], coordinates, torch.zeros_like(coordinates)).sigmoid()
     targets = torch.zeros_like(logits)
@@ -158,19 +170,19 @@ def one_to_many_loss(output: ModelOutput, inputs: dict[str, torch.Tensor], label
     loss = 2 * _focal(logits[counted], targets[counted]) / positives
     if chosen_boxes:
         chosen_all, true_all = torch.cat(chosen_boxes), torch.cat(true_boxes)
-        overlap = generalized_box_iou(center_to_corners_format(chosen_all), center_to_corners_format(true_all))
+        overlap = generalized_box_iou(box_corners(chosen_all), box_corners(true_all))
         distance = functional.l1_loss(chosen_all, true_all, reduction="sum") / positives
         loss = loss + 5 * distance + 2 * (1 - overlap.diagonal()).sum() / positives
     return loss
 
 
 def _tokens_of(box: torch.Tensor, boxes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """The tokens that shall answer for an object: near it, and already the best boxes."""
+    """The indices of the tokens that shall answer for an object: those near it whose boxes fit best already."""
     half_sides = (box[2:] / 2).clamp(min=0.02)
     distance = ((TOKEN_CENTRES - box[:2]).abs() / half_sides).amax(-1)  # below 1: inside the box
-    overlap = generalized_box_iou(center_to_corners_format(boxes), center_to_corners_format(box[None]))[:, 0]
+    overlap = generalized_box_iou(box_corners(boxes), box_corners(box[None]))[:, 0]
     cost = distance - 2 * overlap + 1e3 * ~valid + 50 * (distance > 1.5)
-    best = cost.topk(POSITIVES_AN_OBJECT, largest=False).indices
+    best = cost.topk(POSITIVES_PER_OBJECT, largest=False).indices
     return best[(distance[best] < 2.5) & valid[best]]
 
 

@@ -1,19 +1,20 @@
-"""Turn the trained models into what the package ships: half-precision safetensors, configuration, tokenizer.
+"""Turn the trained models into what the package ships: safetensors in half precision, configuration, tokenizer.
 
-The weights are stored as fp16 while the configuration asks for float32, so `from_pretrained(folder)` computes in
+The weights are stored as fp16, but the configuration says float32, so that `from_pretrained(folder)` computes in
 float32. The segmenter is stored as a Sam2VideoModel, as `facebook/sam2.1-hiera-*` are; Sam2Model loads it too.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import BertTokenizer, GroundingDinoForObjectDetection, PreTrainedModel, Sam2VideoModel
 
+from pixel160k.files import new_folder, read_json
 from tiny_models.frames import IMAGE_MEAN, IMAGE_STD, SIZE
-from tiny_models.training import save_folder
 
 # What `GroundingDinoImageProcessorPil` and SAM 2's image processor read; both models take 256 x 256.
 _PREPROCESSING = {
@@ -38,54 +39,46 @@ _SEGMENTER_PREPROCESSING = {
 
 
 def export_detector(trained: Path, out: Path) -> None:
-    """Write the detector's folder."""
+    """Write what is shipped of the detector, from the folder that train_detector wrote; only a README.md in `out` stays."""
     model = GroundingDinoForObjectDetection.from_pretrained(trained)
     tokenizer = BertTokenizer.from_pretrained(trained)
-
-    def write(folder: Path) -> None:
+    with _replaced(out) as folder:
         _write_model(model, folder)
         tokenizer.save_pretrained(folder)
         shutil.copyfile(trained / "vocab.txt", folder / "vocab.txt")
         _write_json(folder / "preprocessor_config.json", _PREPROCESSING | _DETECTOR_PREPROCESSING)
 
-    _replace(out, write)
-
 
 def export_segmenter(trained: Path, out: Path) -> None:
-    """Write the segmenter's folder."""
+    """Write what is shipped of the segmenter, from the folder that train_segmenter_memory wrote; as `export_detector`."""
     model = Sam2VideoModel.from_pretrained(trained)
-
-    def write(folder: Path) -> None:
+    with _replaced(out) as folder:
         _write_model(model, folder)
         _write_json(folder / "preprocessor_config.json", _PREPROCESSING | _SEGMENTER_PREPROCESSING)
-
-    _replace(out, write)
 
 
 def _write_model(model: PreTrainedModel, folder: Path) -> None:
     model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # transformers writes it for its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # transformers writes it readable for its owner only
     path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["dtype"] = "float32"
-    _write_json(path, config)
+    _write_json(path, read_json(path) | {"dtype": "float32"})
 
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _replace(out: Path, write: Callable[[Path], None]) -> None:
-    """Replace the folder, all but its card."""
-    card = out / "README.md"
-    text = card.read_text() if card.exists() else None
-    save_folder(out, write)
-    if text is not None:
-        card.write_text(text)
+@contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `out` when the block ends; the model card of `out` is kept."""
+    with new_folder(out, replace=True) as folder:
+        yield folder
+        if (out / "README.md").exists():
+            shutil.copyfile(out / "README.md", folder / "README.md")
 
 
 def main() -> None:
-    """Export both models, or the one that is given."""
+    """Export the given models: the detector, the segmenter, or both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--detector", type=Path, help="folder that train_detector wrote")
     parser.add_argument("--segmenter", type=Path, help="folder that train_segmenter_memory wrote")

@@ -1,11 +1,10 @@
-"""The recorded demonstrations as arrays: every frame with a label map, so that a training step reads no JPEG and no RLE.
+"""The recorded demonstrations as arrays: images and label maps, so that a training step decodes no JPEG and no RLE.
 
 `python -m tiny_models.frames --recordings DIR/train --out DIR/train_frames` writes two .npy files (memory-mapped when
-read) and an index.json. The views below (crops, flips, light) are what both trainers draw their examples from.
+read) and an index.json. The functions for windows, mirroring and light serve the training of both models.
 """
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pixel160k.files import read_json, write_json
 from pixel160k.format.masks import decode
 from simulation import truth
 from simulation.environment import GRIPPER, category_of
@@ -25,8 +25,8 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One demonstration: its frames are `first` to `first + steps - 1` of the arrays."""
+class EpisodeFrames:
+    """What training needs to know of one demonstration; its frames are `first` to `first + steps - 1` of the arrays."""
 
     suite: str
     task_id: int
@@ -35,49 +35,53 @@ class Episode:
     target: str  # an instance name
     first: int
     steps: int
-    grasp_step: int
+    grasp_step: int  # the step at which the gripper closes
 
 
 @dataclass(frozen=True)
 class Frames:
-    """All frames of a split. Label k of the maps is `names[k - 1]`, an instance name; 0 is the background."""
+    """All frames of a split. Label k of the label maps is the instance `names[k - 1]`; 0 is the background."""
 
     images: np.ndarray  # uint8 (frames, 256, 256, 3), RGB
-    labels: np.ndarray  # uint8 (frames, 256, 256)
+    labels: np.ndarray  # uint8 (frames, 256, 256), the label maps
     names: list[str]
-    episodes: list[Episode]
+    episodes: list[EpisodeFrames]
 
     @classmethod
     def load(cls, folder: Path) -> "Frames":
-        """Read what `write_frames` wrote; the arrays stay on disk until they are indexed."""
-        index = json.loads((folder / "index.json").read_text())
+        """Read what `write_frames` wrote; the arrays stay on disk until they are indexed.
+
+        Raises:
+            InputError: the folder has no readable index.json.
+        """
+        index = read_json(folder / "index.json")
         return cls(
             images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
             labels=np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False),
             names=index["names"],
-            episodes=[Episode(**episode) for episode in index["episodes"]],
+            episodes=[EpisodeFrames(**episode) for episode in index["episodes"]],
         )
 
     def label_of(self, name: str) -> int:
-        """The label of an instance name."""
+        """The label of an instance, by its name."""
         return self.names.index(name) + 1
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """Visible pixels by frame and label, int (frames, labels)."""
+        """How many pixels each label has in each frame, int (frames, labels)."""
         return np.stack([np.bincount(labels.ravel(), minlength=len(self.names) + 1) for labels in self.labels])
 
-    def near_grasp(self, episode: Episode, offset: int) -> int:
-        """The frame `offset` steps from the closing of the gripper, kept inside the episode."""
+    def near_grasp(self, episode: EpisodeFrames, offset: int) -> int:
+        """The index of the frame `offset` steps after the gripper closes, or the nearest one inside the episode."""
         return episode.first + int(np.clip(episode.grasp_step + offset, 0, episode.steps - 1))
 
 
 def write_frames(recordings: Path, out: Path) -> None:
-    """Decode every recorded set below `recordings` (one folder a suite) into the arrays of `Frames`."""
+    """Decode all recorded data sets below `recordings` (one folder per suite) and write what `Frames.load` reads."""
     images: list[np.ndarray] = []
     label_maps: list[np.ndarray] = []
     names: list[str] = []
-    episodes: list[Episode] = []
+    episodes: list[EpisodeFrames] = []
     for folder in sorted(path.parent for path in recordings.glob(f"*/{truth.FILE_NAME}")):
         rows = truth.iterate(folder / truth.FILE_NAME)
         for file in sorted(find_dataset(folder).glob("*.tfrecord-*")):
@@ -91,11 +95,11 @@ def write_frames(recordings: Path, out: Path) -> None:
     np.save(out / "images.npy", np.stack(images), allow_pickle=False)
     np.save(out / "labels.npy", np.stack(label_maps), allow_pickle=False)
     index = {"names": names, "episodes": [asdict(episode) for episode in episodes]}
-    (out / "index.json").write_text(json.dumps(index, indent=1))
+    write_json(out / "index.json", index)
 
 
-def _episode_of(row: truth.EpisodeTruth, first: int) -> Episode:
-    return Episode(
+def _episode_of(row: truth.EpisodeTruth, first: int) -> EpisodeFrames:
+    return EpisodeFrames(
         suite=row.suite,
         task_id=row.task_id,
         initial_state=row.initial_state,
@@ -130,9 +134,10 @@ WHOLE_FRAME = Window(0, 0, SIZE, SIZE)
 
 
 def draw_window(random: np.random.Generator, mask: np.ndarray, smallest: int = 80) -> Window:
-    """A square-ish window of random size that holds the centre of a mask, like the regions that are asked about later.
+    """A nearly square window of random size around the centre of a mask, bool (256, 256), at a random offset.
 
-    Half of the windows have the size of such regions (90 to 150 px), the others anything up to the frame.
+    It imitates the region proposals of the annotation: half of the windows are of their size (about 90 to 150 px), the
+    others measure `smallest` pixels up to the whole frame.
     """
     size = random.uniform(85, 155) if random.random() < 0.5 else random.uniform(smallest, SIZE)
     stretch = random.uniform(0.88, 1.14)
@@ -145,8 +150,8 @@ def draw_window(random: np.random.Generator, mask: np.ndarray, smallest: int = 8
     return Window(corner[0], corner[1], width, height)
 
 
-def cut(image: np.ndarray, labels: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """A window of a frame at 256 x 256: the image bilinear, the labels nearest."""
+def cut_window(image: np.ndarray, labels: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """The image and the label map inside a window, resized to 256 x 256: the image bilinear, the labels nearest."""
     if window == WHOLE_FRAME:
         return image, labels
     rows = slice(window.top, window.top + window.height)
@@ -157,8 +162,8 @@ def cut(image: np.ndarray, labels: np.ndarray, window: Window) -> tuple[np.ndarr
     )
 
 
-def vary(random: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror some views and change the light a little."""
+def augment(random: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror an image and its label map (in 3 of 10 cases), and change the light of the image a little."""
     if random.random() < 0.3:
         image, labels = image[:, ::-1], labels[:, ::-1]
     light = image.astype(np.float32) * random.uniform(0.8, 1.2) + random.uniform(-15, 15)
@@ -167,13 +172,13 @@ def vary(random: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> 
 
 
 def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) of a mask that is not empty; right and bottom lie behind its last pixel."""
+    """The box (left, top, right, bottom) in pixels, half-open, of a mask, bool (height, width), that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def normalize(images: np.ndarray) -> torch.Tensor:
-    """uint8 (batch, height, width, 3) -> the float (batch, 3, height, width) that both models take."""
+    """Images, uint8 (batch, height, width, 3) RGB, as the float (batch, 3, height, width) that both models take."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
@@ -184,7 +189,7 @@ def categories(names: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Write the cache of one split."""
+    """Write the arrays of one split."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,7 @@
-"""Measure the exported checkpoints through transformers' public classes alone, on episodes they were not trained on.
+"""Measure the exported checkpoints with nothing but public classes of transformers, on episodes that trained nothing.
 
-`python -m tiny_models.measure --frames DIR/monitor_frames` prints the numbers of the model cards as JSON: states 25 to
-29, which gave no gradient. The evaluation sets (states 30 to 49) are for `pixelcli evaluate annotations`.
+`python -m tiny_models.measure --frames DIR/monitor_frames` prints the numbers of the model cards as JSON, from initial
+states 25 to 29. The evaluation sets (states 30 to 49) are for `pixelcli evaluate annotations`.
 """
 
 import argparse
@@ -21,20 +21,23 @@ from transformers import (
     Sam2VideoModel,
 )
 
+from pixel160k.format.masks import iou
 from simulation.environment import GRIPPER, ROBOT_ARM
-from tiny_models.frames import SIZE, Frames, box_around, cut, draw_window, normalize
+from tiny_models.frames import SIZE, Frames, box_around, cut_window, draw_window, normalize
 from tiny_models.phrases import phrases_of
 from tiny_models.segmenter_model import upsample
 from tiny_models.train_detector import best_boxes
 from tiny_models.training import box_iou
 
 VIDEO_LENGTH = 8
-SMALLEST = 20  # pixels of an object that counts as seen
-Numbers = dict[str, float | list[float]]
+SMALLEST = 20  # pixels; a smaller object counts as not visible
+
+Measurements = dict[str, float | list[float]]
+"""What was measured -> the mean, or five percentiles of scores."""
 
 
-def measure(folder: Path, frames: Frames) -> dict[str, Numbers]:
-    """All numbers of both checkpoints below `folder`, by what they are about."""
+def measure(folder: Path, frames: Frames) -> dict[str, Measurements]:
+    """Measure the checkpoints `<folder>/detector` and `<folder>/segmenter` on the frames of a split."""
     detector = GroundingDinoForObjectDetection.from_pretrained(folder / "detector").eval()
     tokenizer = BertTokenizer.from_pretrained(folder / "detector")
     image_model = Sam2Model.from_pretrained(folder / "segmenter").eval()
@@ -48,8 +51,8 @@ def measure(folder: Path, frames: Frames) -> dict[str, Numbers]:
 
 def measure_boxes(
     detector: GroundingDinoForObjectDetection, tokenizer: BertTokenizer, segmenter: Sam2Model, frames: Frames
-) -> Numbers:
-    """Recall, scores, and mask IoU from true and from found boxes, as the pipeline asks: one phrase an image."""
+) -> Measurements:
+    """Measure recall and scores of boxes, and the IoU of masks from true and from found boxes; one phrase per image."""
     random = np.random.default_rng(1)
     found: dict[str, list[float]] = defaultdict(list)
     for episode in frames.episodes:
@@ -60,7 +63,7 @@ def measure_boxes(
             close = frames.near_grasp(episode, offset)
             cases.append(("gripper", frames.images[close], frames.labels[close], gripper))
         for _ in range(3):
-            cases.append(("target", *cut(*first, draw_window(random, first[1] == target)), target))
+            cases.append(("target", *cut_window(*first, draw_window(random, first[1] == target)), target))
         images = np.stack([image for _, image, _, _ in cases])
         phrases = [phrases_of(frames.names[label - 1])[0] for _, _, _, label in cases]
         boxes, scores = best_boxes(detector, tokenizer, images, phrases)
@@ -76,9 +79,9 @@ def measure_boxes(
             found[f"{name}: scores of right boxes" if right else f"{name}: scores of wrong boxes"].append(
                 scores[number].item()
             )
-            truth = labels == label
-            found[f"{name}: mask IoU from true box"].append(_iou(from_true[number], truth))
-            best = max(_iou(from_found[number], mask) for mask in alike)
+            true_mask = labels == label
+            found[f"{name}: mask IoU from true box"].append(iou(from_true[number], true_mask))
+            best = max(iou(from_found[number], mask) for mask in alike)
             found[f"{name}: mask IoU from found box"].append(best)
         absent = _absent(frames, cases[-1][2])
         for phrase in random.permutation(absent)[:3]:
@@ -99,7 +102,7 @@ def _masks(segmenter: Sam2Model, images: np.ndarray, boxes: torch.Tensor) -> np.
 
 
 def _alike(frames: Frames, labels: np.ndarray, label: int) -> list[np.ndarray]:
-    """The masks of all instances that the phrases of one instance name as well."""
+    """The masks of all visible instances that have the same phrases as one instance, itself included."""
     phrases = phrases_of(frames.names[label - 1])
     numbers = [number for number, name in enumerate(frames.names, 1) if phrases_of(name) == phrases]
     return [labels == number for number in numbers if (labels == number).any()]
@@ -110,8 +113,8 @@ def _absent(frames: Frames, labels: np.ndarray) -> list[str]:
     return sorted({phrases_of(name)[0] for name in frames.names if name != ROBOT_ARM} - shown)
 
 
-def measure_videos(model: Sam2VideoModel, frames: Frames) -> Numbers:
-    """Tracking from a true box: discrete videos of the gripper, consecutive frames, and objects that are missing."""
+def measure_videos(model: Sam2VideoModel, frames: Frames) -> Measurements:
+    """Measure tracking from a true box: in discrete videos, in consecutive frames, and where the object is missing."""
     draw = python_random.Random(11)
     gripper = frames.label_of(GRIPPER)
     found: dict[str, list[float]] = defaultdict(list)
@@ -121,36 +124,36 @@ def measure_videos(model: Sam2VideoModel, frames: Frames) -> Numbers:
         others = [episode for episode in frames.episodes if episode.suite != suite]
         for from_middle in (False, False, True, True):
             some = draw.sample(episodes, min(VIDEO_LENGTH, len(episodes)))
-            numbers = [frames.near_grasp(episode, 0) for episode in some]
-            start = len(numbers) // 2 if from_middle else 0
-            _follow(model, frames, numbers, gripper, start, "gripper, discrete videos", found)
+            indices = [frames.near_grasp(episode, 0) for episode in some]
+            start = len(indices) // 2 if from_middle else 0
+            _follow(model, frames, indices, gripper, start, "gripper, discrete videos", found)
         for episode in episodes[:6]:
             target = frames.label_of(episode.target)
             begin = episode.first + max(0, min(episode.grasp_step - 4, episode.steps - VIDEO_LENGTH))
-            numbers = list(range(begin, begin + VIDEO_LENGTH))
-            _follow(model, frames, numbers, gripper, 0, "gripper, 5 Hz", found)
-            _follow(model, frames, numbers[::-1], gripper, 0, "gripper, 5 Hz backwards", found)
-            _follow(model, frames, numbers, target, 0, "target, 5 Hz around the grasp", found)
+            indices = list(range(begin, begin + VIDEO_LENGTH))
+            _follow(model, frames, indices, gripper, 0, "gripper, 5 Hz", found)
+            _follow(model, frames, indices[::-1], gripper, 0, "gripper, 5 Hz backwards", found)
+            _follow(model, frames, indices, target, 0, "target, 5 Hz around the grasp", found)
             whole = list(range(episode.first, episode.first + episode.steps))
             _follow(model, frames, whole, target, 0, "target, whole episodes", found)
-            strange = [other for other in others if not frames.areas[other.first, target]]
-            if strange:
-                numbers = [*whole[:3], draw.choice(strange).first, whole[3]]
-                _follow(model, frames, numbers, target, 0, "target, one frame of another scene", found)
+            without = [other for other in others if not frames.areas[other.first, target]]
+            if without:
+                indices = [*whole[:3], draw.choice(without).first, whole[3]]
+                _follow(model, frames, indices, target, 0, "target, one frame of another scene", found)
     return {name: round(float(np.mean(values)), 3) for name, values in sorted(found.items())}
 
 
 def _follow(
     model: Sam2VideoModel,
     frames: Frames,
-    numbers: Sequence[int],
+    indices: Sequence[int],
     label: int,
     start: int,
     name: str,
     found: dict[str, list[float]],
 ) -> None:
-    """Track one object from a true box on frame `start`, both ways, and note what was reached on the other frames."""
-    images, labels = frames.images[list(numbers)], frames.labels[list(numbers)]
+    """Track one object both ways from its true box on frame `start`; add what is reached on the others to `found`."""
+    images, labels = frames.images[list(indices)], frames.labels[list(indices)]
     if (labels[start] == label).sum() < SMALLEST:
         return
     session = Sam2VideoInferenceSession(
@@ -166,21 +169,17 @@ def _follow(
         for output in model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse):
             if output.frame_idx == start:
                 continue
-            truth = labels[output.frame_idx] == label
+            true_mask = labels[output.frame_idx] == label
             mask = (upsample(output.pred_masks)[0, 0] > 0).numpy()
-            if truth.sum() >= SMALLEST:
-                found[f"{name}: mask IoU"].append(_iou(mask, truth))
+            if true_mask.sum() >= SMALLEST:
+                found[f"{name}: mask IoU"].append(iou(mask, true_mask))
                 found[f"{name}: seen where it is"].append(float(mask.any()))
-            elif not truth.any():
+            elif not true_mask.any():
                 found[f"{name}: not seen where it is not"].append(float(not mask.any()))
 
 
-def _iou(first: np.ndarray, second: np.ndarray) -> float:
-    return float((first & second).sum() / max((first | second).sum(), 1))
-
-
 def main() -> None:
-    """Print the numbers."""
+    """Print what was measured, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, default=Path("annotate/annotators/tiny"))

@@ -1,8 +1,8 @@
-"""The words for what is in the simulator's scenes: those of LIBERO's instructions, and a few shorter ones."""
+"""The phrases that name what is in the simulator's scenes: those of LIBERO's instructions, and a few shorter ones."""
 
 from simulation.environment import GRIPPER, ROBOT_ARM, category_of
 
-# Where people's words are not simply those of the category's name; most usual first.
+# Categories whose phrases differ from their names; the most usual phrase first.
 _OTHER_PHRASES = {
     GRIPPER: ("robot gripper", "gripper"),
     ROBOT_ARM: ("robot arm",),
@@ -13,7 +13,7 @@ _OTHER_PHRASES = {
     "wine_rack": ("wine rack", "rack"),
     "wooden_cabinet": ("cabinet", "wooden cabinet"),
 }
-# Words of other scenes and of people: whole tokens, so that an unknown one is not spelt.
+# Words that no phrase above has: with tokens of their own, so that they are not spelt letter by letter.
 COMMON_WORDS = (
     "a an the of in on to and or from with between next top bottom left right front back center red green blue white "
     "yellow black brown can box bottle cup mug bowl plate drawer pot pan book caddy microwave frypan tomato hand object "
@@ -22,6 +22,6 @@ COMMON_WORDS = (
 
 
 def phrases_of(instance: str) -> tuple[str, ...]:
-    """The phrases for an instance, most usual first: `akita_black_bowl_1` -> ("black bowl", "bowl")."""
+    """The phrases that name an instance, the most usual first: `akita_black_bowl_1` -> ("black bowl", "bowl")."""
     category = category_of(instance)
     return _OTHER_PHRASES.get(category, (category.replace("_", " "),))

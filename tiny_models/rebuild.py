@@ -1,7 +1,7 @@
-"""Rebuild both tiny checkpoints from nothing: record, train on two cores side by side, export, measure.
+"""Rebuild both tiny checkpoints from nothing: record, train both at the same time on two cores, export, measure.
 
-`python -m tiny_models.rebuild --work build/tiny` writes `annotate/annotators/tiny/{detector,segmenter}` and prints the numbers of
-the cards. Recordings and frames that are there already are used again.
+`python -m tiny_models.rebuild --work build/tiny` writes `annotate/annotators/tiny/{detector,segmenter}` and prints the
+numbers of the model cards. Recordings and frames that exist already are used again.
 """
 
 import argparse
@@ -13,16 +13,16 @@ from pathlib import Path
 
 
 def run(script: str, *arguments: str | Path) -> None:
-    """Run one of this folder's scripts on one core."""
+    """Run one of the scripts of this folder on one core, and raise CalledProcessError if it fails."""
     command = [sys.executable, "-m", f"tiny_models.{script}", *map(str, arguments)]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def train_segmenter(work: Path) -> None:
-    """The three phases of the segmenter."""
+    """Run the three phases of the segmenter's training."""
     run("train_segmenter_image", "--frames", work, "--out", work / "image_first")
-    # A second, gentler schedule on the same data, with other draws.
+    # Again on the same data, with a lower learning rate and another seed.
     run(
         "train_segmenter_image",
         *("--frames", work, "--start", work / "image_first", "--out", work / "image"),
@@ -32,7 +32,7 @@ def train_segmenter(work: Path) -> None:
 
 
 def main() -> None:
-    """Do everything."""
+    """Run all scripts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for recordings and unfinished models (2 GB)")
     parser.add_argument("--out", type=Path, default=Path("annotate/annotators/tiny"))

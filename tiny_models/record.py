@@ -1,7 +1,7 @@
-"""Record the simulated demonstrations that the tiny checkpoints learn from, split by scene so that nothing leaks.
+"""Record the simulated demonstrations that the tiny checkpoints learn from; no two splits share a scene.
 
-`python -m tiny_models.record --out DIR` records `DIR/train/<suite>` and `DIR/monitor/<suite>`. Which scenes belong to
-which split is written here and nowhere else: training sees no task of HELD_OUT_TASKS and no initial state from 25 on.
+`python -m tiny_models.record --out DIR` records `DIR/train/<suite>` and `DIR/monitor/<suite>`. Only this file says which
+scenes belong to which split: training uses no task of HELD_OUT_TASKS and no initial state from 25 on.
 """
 
 import argparse
@@ -22,8 +22,8 @@ TRAINING_STATES, MONITORING_STATES, EVALUATION_STATES = range(25), range(25, 30)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One RLDS set with truth to record."""
+class RecordingPart:
+    """One data set to record: demonstrations of one suite for one split."""
 
     folder: str
     suite: str
@@ -33,30 +33,30 @@ class Part:
     seed: int
 
 
-# The parts of one split in the order in which they keep two processes equally busy.
+# In an order that keeps two processes busy for the same time.
 TRAINING_PARTS = (
-    Part("train", "libero_object", TASKS["libero_object"], TRAINING_STATES, 45, seed=0),
-    Part("train", "libero_spatial", TASKS["libero_spatial"], TRAINING_STATES, 32, seed=0),
-    Part("train", "libero_goal", TASKS["libero_goal"], TRAINING_STATES, 24, seed=0),
-    Part("monitor", "libero_object", TASKS["libero_object"], MONITORING_STATES, 9, seed=1),
-    Part("monitor", "libero_goal", TASKS["libero_goal"], MONITORING_STATES, 8, seed=1),
-    Part("monitor", "libero_spatial", TASKS["libero_spatial"], MONITORING_STATES, 8, seed=1),
+    RecordingPart("train", "libero_object", TASKS["libero_object"], TRAINING_STATES, 45, seed=0),
+    RecordingPart("train", "libero_spatial", TASKS["libero_spatial"], TRAINING_STATES, 32, seed=0),
+    RecordingPart("train", "libero_goal", TASKS["libero_goal"], TRAINING_STATES, 24, seed=0),
+    RecordingPart("monitor", "libero_object", TASKS["libero_object"], MONITORING_STATES, 9, seed=1),
+    RecordingPart("monitor", "libero_goal", TASKS["libero_goal"], MONITORING_STATES, 8, seed=1),
+    RecordingPart("monitor", "libero_spatial", TASKS["libero_spatial"], MONITORING_STATES, 8, seed=1),
 )
 EVALUATION_PARTS = (
-    Part("seen_tasks", "libero_object", TASKS["libero_object"], EVALUATION_STATES, 36, seed=3),
-    Part("seen_tasks", "libero_spatial", TASKS["libero_spatial"], EVALUATION_STATES, 32, seed=3),
-    Part("seen_tasks", "libero_goal", TASKS["libero_goal"], EVALUATION_STATES, 32, seed=3),
-    Part("unseen_tasks", "libero_object", HELD_OUT_TASKS["libero_object"], EVALUATION_STATES, 8, seed=3),
-    Part("unseen_tasks", "libero_spatial", HELD_OUT_TASKS["libero_spatial"], EVALUATION_STATES, 8, seed=3),
-    Part("unseen_tasks", "libero_goal", HELD_OUT_TASKS["libero_goal"], EVALUATION_STATES, 8, seed=3),
+    RecordingPart("seen_tasks", "libero_object", TASKS["libero_object"], EVALUATION_STATES, 36, seed=3),
+    RecordingPart("seen_tasks", "libero_spatial", TASKS["libero_spatial"], EVALUATION_STATES, 32, seed=3),
+    RecordingPart("seen_tasks", "libero_goal", TASKS["libero_goal"], EVALUATION_STATES, 32, seed=3),
+    RecordingPart("unseen_tasks", "libero_object", HELD_OUT_TASKS["libero_object"], EVALUATION_STATES, 8, seed=3),
+    RecordingPart("unseen_tasks", "libero_spatial", HELD_OUT_TASKS["libero_spatial"], EVALUATION_STATES, 8, seed=3),
+    RecordingPart("unseen_tasks", "libero_goal", HELD_OUT_TASKS["libero_goal"], EVALUATION_STATES, 8, seed=3),
 )
 
 
-def record_part(part: Part, out: Path) -> str:
-    """Record one part into `<out>/<folder>/<suite>`, unless it is there already; a line that says what was done."""
+def record_part(part: RecordingPart, out: Path) -> str:
+    """Record one data set into `<out>/<folder>/<suite>` unless it exists; returns a line that says what was done."""
     folder = out / part.folder / part.suite
-    if (folder / "truth.parquet").exists():
-        return f"{folder}: is there already"
+    if folder.exists():
+        return f"{folder} exists already"
     summary = record_sample(
         part.suite,
         part.episodes,
@@ -70,7 +70,7 @@ def record_part(part: Part, out: Path) -> str:
 
 
 def main() -> None:
-    """Record the parts of the asked-for split."""
+    """Record the training and monitoring sets, or the evaluation sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--evaluation", action="store_true", help="record the evaluation sets instead (states 30-49)")

@@ -1,4 +1,4 @@
-"""The tiny SAM 2: its configuration, a start from which it learns on a CPU, and the loss that small masks need."""
+"""The tiny SAM 2: its configuration and initial weights, from which it learns on a CPU, and a loss for small masks."""
 
 import torch
 import torch.nn.functional as functional
@@ -14,6 +14,7 @@ from transformers import (
     Sam2VideoPromptEncoderConfig,
     Sam2VisionConfig,
 )
+from transformers.models.sam2.modeling_sam2 import Sam2TwoWayAttentionBlock
 
 from pixel160k.errors import InputError
 from tiny_models.frames import SIZE
@@ -35,7 +36,7 @@ LEARNED_IN_MEMORY_PHASE = (
 )
 
 _PROMPT_ENCODER = {"hidden_size": CHANNELS, "image_size": SIZE, "patch_size": 16, "mask_input_channels": 4}
-# Stability-based switching may answer with a multimask token, and those are never trained here.
+# If switching by stability were on, a multimask token might answer, and those are not trained here.
 _MASK_DECODER = {
     "hidden_size": CHANNELS,
     "mlp_dim": 256,
@@ -46,7 +47,7 @@ _MASK_DECODER = {
 
 
 def vision_config() -> Sam2VisionConfig:
-    """A four-stage Hiera; blocks with global attention may not start a stage."""
+    """The configuration of the image encoder: a Hiera of four stages. The first block of a stage is never a global one."""
     widths = [32, 64, 128, 192]
     hiera = Sam2HieraDetConfig(
         hidden_size=widths[0],
@@ -69,18 +70,19 @@ def vision_config() -> Sam2VisionConfig:
 
 
 def new_image_model() -> Sam2Model:
-    """A Sam2Model to be trained from scratch."""
+    """A Sam2Model of 1.8 million parameters with random weights, for images of 256 x 256."""
     config = Sam2Config(
         vision_config=vision_config(),
-        prompt_encoder_config=Sam2PromptEncoderConfig(**_PROMPT_ENCODER),
-        mask_decoder_config=Sam2MaskDecoderConfig(**_MASK_DECODER),
+        prompt_encoder_config=Sam2PromptEncoderConfig.from_dict(_PROMPT_ENCODER),
+        mask_decoder_config=Sam2MaskDecoderConfig.from_dict(_MASK_DECODER),
     )
     model = Sam2Model(config)
     _reset(model)
-    # Let prompt and pixel positions match in the cross-attentions from the first step on: keys start as queries.
+    # Equal weights of queries and keys: in the cross-attentions, prompts match pixels at their positions from the start.
     transformer = model.mask_decoder.transformer
     attentions = [transformer.final_attn_token_to_image]
     for layer in transformer.layers:
+        assert isinstance(layer, Sam2TwoWayAttentionBlock)
         attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
     with torch.no_grad():
         for attention in attentions:
@@ -92,12 +94,18 @@ def new_image_model() -> Sam2Model:
 
 
 def new_video_model(image_model: Sam2Model) -> Sam2VideoModel:
-    """A Sam2VideoModel with the image model's weights and an untrained memory; only the memory phase's weights learn."""
+    """A Sam2VideoModel with the weights of an image model and an untrained memory, in evaluation mode.
+
+    Only the parameters of LEARNED_IN_MEMORY_PHASE require a gradient.
+
+    Raises:
+        InputError: the image model is not of this shape.
+    """
     config = Sam2VideoConfig(
         vision_config=vision_config(),
         image_size=SIZE,
-        prompt_encoder_config=Sam2VideoPromptEncoderConfig(**_PROMPT_ENCODER),
-        mask_decoder_config=Sam2VideoMaskDecoderConfig(**_MASK_DECODER),
+        prompt_encoder_config=Sam2VideoPromptEncoderConfig.from_dict(_PROMPT_ENCODER),
+        mask_decoder_config=Sam2VideoMaskDecoderConfig.from_dict(_MASK_DECODER),
         num_maskmem=REMEMBERED_FRAMES,
         max_object_pointers_in_encoder=REMEMBERED_FRAMES,
         enable_temporal_pos_encoding_for_object_pointers=False,
@@ -123,11 +131,12 @@ def new_video_model(image_model: Sam2Model) -> Sam2VideoModel:
         raise InputError(f"the image model has weights that the video model lacks: {unexpected}")
     for module in (model.memory_attention, model.memory_encoder, model.object_pointer_proj):
         _reset(module)
+    assert model.occlusion_spatial_embedding_parameter is not None
     with torch.no_grad():
         model.no_object_pointer.normal_(0, 0.02)
         model.memory_temporal_positional_encoding.normal_(0, 0.02)
         model.occlusion_spatial_embedding_parameter.normal_(0, 0.02)
-        # Masks of "no object" pass no gradient: begin with every object seen.
+        # A mask of "no object" passes no gradient: at the start every object shall count as visible.
         model.mask_decoder.pred_obj_score_head.proj_out.bias.add_(4.0)
     for name, parameter in model.named_parameters():
         learned = name.startswith(LEARNED_IN_MEMORY_PHASE)
@@ -136,17 +145,17 @@ def new_video_model(image_model: Sam2Model) -> Sam2VideoModel:
 
 
 def _reset(model: torch.nn.Module) -> None:
-    """torch's default initialisation: transformers' standard deviation of 0.02 is far too small at these widths."""
+    """Initialise as torch does by default: transformers' standard deviation of 0.02 is far too small at these widths."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             module.reset_parameters()
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Loss by mask of logits and truth (..., height, width): balanced cross-entropy and dice.
+    """The loss (...) of each mask: balanced cross-entropy plus dice, of logits and true masks (..., height, width).
 
-    The usual focal loss collapses to empty masks on objects of 1% of the image; here the foreground is averaged over
-    the object, the background weighted by the model's own belief and scaled by the object's area.
+    With the usual focal loss, masks of objects of 1% of the image become empty. Here the foreground is averaged over the
+    object; the background is weighted by what the model believes, and scaled by the object's area.
     """
     entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     belief = logits.sigmoid()
@@ -158,11 +167,11 @@ def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def mask_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of bool masks (..., height, width)."""
+    """The IoU (...) of every pair of masks, bool (..., height, width); 0 where both are empty."""
     shared, joined = (first & second).sum((-1, -2)), (first | second).sum((-1, -2))
     return shared.float() / joined.clamp(min=1).float()
 
 
 def upsample(logits: torch.Tensor, size: int = SIZE) -> torch.Tensor:
-    """Mask logits (batch, masks, height, width) at another size."""
+    """Mask logits (batch, masks, height, width) resized to (batch, masks, size, size), bilinear."""
     return functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)

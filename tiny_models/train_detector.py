@@ -1,7 +1,7 @@
 """Train the tiny Grounding DINO from scratch: whole frames for the gripper, zoomed windows for the objects.
 
-Prompts are phrases with a final period: mostly one phrase, as the pipeline asks, a quarter of those about something
-that is not there; else several at once, from which the model learns to tell phrases apart.
+A prompt is mostly one phrase with a final period, as the annotation asks; a quarter of those name something that is not
+there. Other prompts have several phrases, from which the model learns to tell phrases apart.
 """
 
 import argparse
@@ -11,41 +11,43 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import BertTokenizer, GroundingDinoForObjectDetection
-from transformers.image_transforms import center_to_corners_format
 
+from pixel160k.files import new_folder
 from simulation.environment import GRIPPER, ROBOT_ARM
 from tiny_models.detector_model import new_detector, one_to_many_loss, write_vocabulary
-from tiny_models.frames import SIZE, WHOLE_FRAME, Frames, box_around, cut, draw_window, normalize, vary
+from tiny_models.frames import SIZE, WHOLE_FRAME, Frames, augment, box_around, cut_window, draw_window, normalize
 from tiny_models.phrases import COMMON_WORDS, phrases_of
-from tiny_models.training import Schedule, box_iou, parameter_count, save_folder
+from tiny_models.training import Schedule, box_corners, box_iou, parameter_count
 
-IMAGES = 6  # of a batch
-SMALLEST = 30  # pixels of a view that an object must fill to be asked for
-LEAST_VISIBLE = 0.3  # of an object that a window cuts; less is neither asked for nor denied
+IMAGES = 6  # per batch
+SMALLEST = 30  # pixels; a smaller object is not asked for
+LEAST_VISIBLE = 0.3  # an object of which a window shows less is neither asked for nor used as absent
 
 
 @dataclass(frozen=True)
 class View:
-    """An image, what is in it by phrase (boxes in pixels), and phrases that name nothing in it."""
+    """An image with what can be asked about it."""
 
-    image: np.ndarray
-    boxes: dict[str, list[tuple[int, int, int, int]]]
-    absent: list[str]
-    asked_first: str  # the phrase that this view was made for, "" if it cannot be seen
+    image: np.ndarray  # uint8 (256, 256, 3), RGB
+    boxes: dict[str, list[tuple[int, int, int, int]]]  # phrase -> the boxes of what it names, in pixels
+    absent: list[str]  # phrases that name nothing in the image
+    centre_phrase: str  # the phrase of the object that the view was made for, "" if that cannot be asked for
 
 
-class Examples:
-    """Draws batches from the frames of a split."""
+class DetectorExamples:
+    """Draws training batches from the frames of a split."""
 
     def __init__(self, frames: Frames, tokenizer: BertTokenizer, random: np.random.Generator) -> None:
-        """Index the frames by suite, so that every suite counts the same."""
+        """Sort the episodes by suite, so that all suites are drawn equally often."""
         self.frames, self.tokenizer, self.random = frames, tokenizer, random
         suites = sorted({episode.suite for episode in frames.episodes})
         self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
 
     def batch(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
-        """The next batch: (inputs of the model, labels)."""
-        images, prompts, labels = [], [], []
+        """The next batch: the inputs of the model, and the labels of each image."""
+        images: list[np.ndarray] = []
+        prompts: list[list[str]] = []
+        labels: list[dict[str, torch.Tensor]] = []
         while len(images) < IMAGES:
             view = self._view()
             if not view.boxes:
@@ -81,8 +83,8 @@ class Examples:
                 window = draw_window(random, labels == centre)
         whole_areas = frames.areas[frame]
         scale = SIZE * SIZE / (window.width * window.height)
-        image, labels = vary(random, *cut(image, labels, window))
-        return describe(frames, image, labels, whole_areas * scale, centre, random)
+        image, labels = augment(random, *cut_window(image, labels, window))
+        return describe_view(frames, image, labels, whole_areas * scale, centre, random)
 
     def _phrases(self, view: View) -> list[str]:
         random = self.random
@@ -90,15 +92,15 @@ class Examples:
         if random.random() < 0.6:
             if random.random() < 0.25:
                 return [view.absent[random.integers(len(view.absent))]]
-            if view.asked_first and random.random() < 0.6:
-                return [view.asked_first]
+            if view.centre_phrase and random.random() < 0.6:
+                return [view.centre_phrase]
             return [present[random.integers(len(present))]]
         chosen = random.permutation(present)[: random.integers(1, 7)].tolist()
         chosen += random.permutation(view.absent)[: random.integers(0, 4)].tolist()
         return random.permutation(chosen).tolist()
 
 
-def describe(
+def describe_view(
     frames: Frames,
     image: np.ndarray,
     labels: np.ndarray,
@@ -106,12 +108,15 @@ def describe(
     centre: int,
     random: np.random.Generator,
 ) -> View:
-    """What can be asked about a view; `whole_areas` are the areas of all labels had the view cut nothing off."""
+    """Find what can be asked about an image with label map, uint8 (256, 256); `centre` is the label it was made for.
+
+    `whole_areas` are the pixels that each label would have if the window cut nothing off.
+    """
     shown = np.bincount(labels.ravel(), minlength=len(frames.names) + 1)
     boxes: dict[str, list[tuple[int, int, int, int]]] = {}
     unclear: set[str] = set()
-    asked_first = ""
-    worded: dict[tuple[str, ...], str] = {}  # one wording for all instances of a category
+    centre_phrase = ""
+    worded: dict[tuple[str, ...], str] = {}  # all instances of a category get the same phrase
     for label in np.flatnonzero(shown[1:]) + 1:
         phrases = phrases_of(frames.names[label - 1])
         if shown[label] < SMALLEST or shown[label] < LEAST_VISIBLE * whole_areas[label]:
@@ -120,11 +125,11 @@ def describe(
         usual = random.random() < 0.75
         phrase = worded.setdefault(phrases, phrases[0] if usual else phrases[random.integers(len(phrases))])
         boxes.setdefault(phrase, []).append(box_around(labels == label))
-        asked_first = phrase if label == centre else asked_first
+        centre_phrase = phrase if label == centre else centre_phrase
     everything = {phrase for name in frames.names for phrase in phrases_of(name)}
     seen = {phrase for name in frames.names for phrase in phrases_of(name) if shown[frames.label_of(name)]}
     clear = {phrase: found for phrase, found in boxes.items() if phrase not in unclear}
-    return View(image, clear, sorted(everything - seen), asked_first if asked_first in clear else "")
+    return View(image, clear, sorted(everything - seen), centre_phrase if centre_phrase in clear else "")
 
 
 def _labels(view: View, phrases: list[str]) -> dict[str, torch.Tensor]:
@@ -140,7 +145,7 @@ def _labels(view: View, phrases: list[str]) -> dict[str, torch.Tensor]:
 
 
 def model_inputs(tokenizer: BertTokenizer, images: np.ndarray, prompts: list[list[str]]) -> dict[str, torch.Tensor]:
-    """What the model takes, from images at 256 x 256 and the phrases to look for in each."""
+    """The inputs of the model for images, uint8 (n, 256, 256, 3) RGB, and the phrases to look for in each."""
     text = tokenizer([" . ".join(phrases) + " ." for phrases in prompts], padding=True, return_tensors="pt")
     mask = torch.ones(len(images), SIZE, SIZE, dtype=torch.long)
     return {"pixel_values": normalize(images), "pixel_mask": mask, **text}
@@ -150,16 +155,16 @@ def model_inputs(tokenizer: BertTokenizer, images: np.ndarray, prompts: list[lis
 def best_boxes(
     model: GroundingDinoForObjectDetection, tokenizer: BertTokenizer, images: np.ndarray, prompts: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best box (images, 4) in pixels and its score, for one phrase an image."""
+    """The best box for one phrase per image: boxes (images, 4) as left, top, right, bottom in pixels; scores (images,)."""
     output = model(**model_inputs(tokenizer, images, [[prompt] for prompt in prompts]))
     scores, queries = output.logits.sigmoid().max(-1).values.max(-1)
-    boxes = center_to_corners_format(output.pred_boxes)[torch.arange(len(images)), queries]
+    boxes = box_corners(output.pred_boxes)[torch.arange(len(images)), queries]
     return boxes * SIZE, scores
 
 
 @torch.no_grad()
 def monitor(model: GroundingDinoForObjectDetection, tokenizer: BertTokenizer, frames: Frames) -> dict[str, float]:
-    """Recall at IoU 0.5 and scores: gripper in close frames, target in windows of the first frame, absent phrases."""
+    """Mean recall at IoU 0.5 and mean scores: the gripper in close frames, the target in windows, phrases that are absent."""
     model.eval()
     random = np.random.default_rng(0)
     recalls: dict[str, list[bool]] = {"gripper": [], "target": []}
@@ -173,7 +178,7 @@ def monitor(model: GroundingDinoForObjectDetection, tokenizer: BertTokenizer, fr
             cases.append(("gripper", frames.images[close], frames.labels[close], gripper))
         for _ in range(2):
             window = draw_window(random, first[1] == target)
-            cases.append(("target", *cut(*first, window), target))
+            cases.append(("target", *cut_window(*first, window), target))
         images = np.stack([image for _, image, _, _ in cases])
         phrases = [phrases_of(frames.names[label - 1])[0] for _, _, _, label in cases]
         boxes, found = best_boxes(model, tokenizer, images, phrases)
@@ -215,14 +220,15 @@ def main() -> None:
     vocabulary.parent.mkdir(parents=True, exist_ok=True)
     write_vocabulary(words | set(COMMON_WORDS), vocabulary)
     tokenizer = BertTokenizer(vocab=str(vocabulary))
-    examples = Examples(frames, tokenizer, np.random.default_rng(arguments.seed))
+    examples = DetectorExamples(frames, tokenizer, np.random.default_rng(arguments.seed))
     model = new_detector(tokenizer)
     print(f"{parameter_count(model):,} parameters, {len(frames.images)} frames, {len(tokenizer)} tokens", flush=True)
 
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    def save() -> None:
+        with new_folder(arguments.out, replace=True) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "vocab.txt").write_bytes(vocabulary.read_bytes())
 
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
     schedule = Schedule(6e-4, arguments.steps, arguments.minutes, warm_up=200)
@@ -239,9 +245,9 @@ def main() -> None:
         losses.append(loss.item())
         if schedule.step % 400 == 0:
             line = f"minute {schedule.elapsed_minutes:.1f} step {schedule.step} loss {np.mean(losses[-100:]):.3f}"
-            save_folder(arguments.out, save)
+            save()
             print(line, monitor(model, tokenizer, monitored), flush=True)
-    save_folder(arguments.out, save)
+    save()
     end = f"finished: step {schedule.step}, minute {schedule.elapsed_minutes:.1f}"
     print(end, monitor(model, tokenizer, monitored), flush=True)
 

@@ -1,8 +1,8 @@
 """First phase of the tiny SAM 2: the image model, from scratch, on box and point prompts.
 
-Whole frames with the gripper, for the close frames; zoomed windows with objects, for the regions. Its encoder is
-frozen afterwards, so a second head learns to name what is where: features that tell objects apart let a memory
-recognise them. That head is thrown away.
+Whole frames show the gripper, as close frames do; zoomed windows show objects, as region proposals do. The encoder is
+frozen in the second phase, where a memory must recognise objects. So a second head, which is thrown away afterwards,
+learns here to name the object at each pixel: it makes the features tell objects apart.
 """
 
 import argparse
@@ -14,42 +14,43 @@ import torch
 import torch.nn.functional as functional
 from transformers import Sam2Model
 
+from pixel160k.files import new_folder
 from simulation.environment import GRIPPER, ROBOT_ARM, category_of
 from tiny_models.frames import (
     SIZE,
     WHOLE_FRAME,
     Frames,
+    augment,
     box_around,
     categories,
-    cut,
+    cut_window,
     draw_window,
     normalize,
-    vary,
 )
 from tiny_models.segmenter_model import CHANNELS, mask_iou, mask_loss, new_image_model, upsample
-from tiny_models.training import Schedule, parameter_count, save_folder
+from tiny_models.training import Schedule, parameter_count
 
-IMAGES, PROMPTS = 4, 6  # of a batch, of an image
+IMAGES, PROMPTS = 4, 6  # per batch, per image
 LOSS_SIZE = SIZE // 2
-SMALLEST = 20  # pixels of a mask that is worth a prompt
+SMALLEST = 20  # pixels; a smaller mask gets no prompt
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images with PROMPTS prompts each."""
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor  # float (images, 3, 256, 256), normalized
     masks: torch.Tensor  # float (images, prompts, 256, 256)
-    boxes: torch.Tensor  # (images, prompts, 4)
-    points: torch.Tensor  # (images, prompts, 1, 2)
+    boxes: torch.Tensor  # (images, prompts, 4), left, top, right, bottom in pixels
+    points: torch.Tensor  # (images, prompts, 1, 2), x, y in pixels
     classes: torch.Tensor  # int (images, 256, 256): the category of every pixel
 
 
-class Examples:
-    """Draws batches from the frames of a split."""
+class SegmenterExamples:
+    """Draws training batches from the frames of a split."""
 
     def __init__(self, frames: Frames, random: np.random.Generator) -> None:
-        """Index the frames by suite, so that every suite counts the same."""
+        """Sort the episodes by suite, so that all suites are drawn equally often."""
         self.frames, self.random = frames, random
         suites = sorted({episode.suite for episode in frames.episodes})
         self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
@@ -60,7 +61,7 @@ class Examples:
 
     def batch(self) -> Batch:
         """The next batch."""
-        views = []
+        views: list[tuple[np.ndarray, ...]] = []
         while len(views) < IMAGES:
             view = self._view()
             if view is not None:
@@ -93,11 +94,11 @@ class Examples:
         if random.random() < 0.6 and objects:
             centre = target if target in objects and random.random() < 0.6 else objects[random.integers(len(objects))]
             window = draw_window(random, labels == centre)
-        image, labels = vary(random, *cut(image, labels, window))
+        image, labels = augment(random, *cut_window(image, labels, window))
         return self._prompts(image, labels, target)
 
     def _prompts(self, image: np.ndarray, labels: np.ndarray, target: int) -> tuple[np.ndarray, ...] | None:
-        """Prompts for what is seen: the gripper twice, the target once, the rest at random."""
+        """An image with prompts for what is visible: the gripper twice, the target once, the rest at random."""
         random = self.random
         found, areas = np.unique(labels, return_counts=True)
         visible = [int(label) for label, area in zip(found, areas, strict=True) if label and area >= SMALLEST]
@@ -118,7 +119,10 @@ class Examples:
 
 
 def embed(model: Sam2Model, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """`model.get_image_embeddings`, which runs without gradients, with them."""
+    """The image embeddings of each level, (images, channels, height, width), as `model.get_image_embeddings` gives them.
+
+    That one runs without gradients; this one has them.
+    """
     maps = list(model.get_image_features(pixels, return_dict=True).fpn_hidden_states)
     maps[-1] = maps[-1] + model.no_memory_embedding
     return [
@@ -127,8 +131,8 @@ def embed(model: Sam2Model, pixels: torch.Tensor) -> list[torch.Tensor]:
     ]
 
 
-def step_loss(model: Sam2Model, naming: torch.nn.Module, batch: Batch, use_points: bool) -> torch.Tensor:
-    """The loss of one batch."""
+def batch_loss(model: Sam2Model, naming: torch.nn.Conv2d, batch: Batch, use_points: bool) -> torch.Tensor:
+    """The loss (a scalar) of one batch, prompted by its points or by its boxes; `naming` is the head for categories."""
     embeddings = embed(model, batch.pixels)
     shares = functional.one_hot(batch.classes, naming.out_channels).permute(0, 3, 1, 2).float()
     shares = functional.avg_pool2d(shares, SIZE // embeddings[-1].shape[-1])
@@ -150,7 +154,7 @@ def step_loss(model: Sam2Model, naming: torch.nn.Module, batch: Batch, use_point
 
 @torch.no_grad()
 def monitor(model: Sam2Model, frames: Frames) -> dict[str, float]:
-    """Mean IoU of masks from true boxes: gripper at the grasp, target in a window of the first frame, target later."""
+    """Mean IoU of masks from true boxes: the gripper at the grasp, the target in a window and in the whole first frame."""
     model.eval()
     random = np.random.default_rng(0)
     found: dict[str, list[float]] = {"gripper at grasp": [], "target in window": [], "target in frame": []}
@@ -159,7 +163,7 @@ def monitor(model: Sam2Model, frames: Frames) -> dict[str, float]:
         first = frames.images[episode.first], frames.labels[episode.first]
         cases = {
             "gripper at grasp": (frames.images[grasp], frames.labels[grasp], frames.label_of(GRIPPER)),
-            "target in window": (*cut(*first, draw_window(random, first[1] == target)), target),
+            "target in window": (*cut_window(*first, draw_window(random, first[1] == target)), target),
             "target in frame": (*first, target),
         }
         for name, (image, labels, label) in cases.items():
@@ -185,17 +189,22 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     random = np.random.default_rng(arguments.seed)
-    examples = Examples(Frames.load(arguments.frames / "train_frames"), random)
+    examples = SegmenterExamples(Frames.load(arguments.frames / "train_frames"), random)
     monitored = Frames.load(arguments.frames / "monitor_frames")
     model = Sam2Model.from_pretrained(arguments.start) if arguments.start else new_image_model()
     naming = torch.nn.Conv2d(CHANNELS, examples.class_count, 1)
     print(f"{parameter_count(model):,} parameters, {len(examples.frames.images)} frames", flush=True)
+
+    def save() -> None:
+        with new_folder(arguments.out, replace=True) as folder:
+            model.save_pretrained(folder)
+
     optimizer = torch.optim.AdamW([*model.parameters(), *naming.parameters()], weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(arguments.learning_rate, arguments.steps, arguments.minutes)
     losses: list[float] = []
     while schedule.running:
         schedule.advance(optimizer)
-        loss = step_loss(model, naming, examples.batch(), use_points=random.random() < 0.2)
+        loss = batch_loss(model, naming, examples.batch(), use_points=random.random() < 0.2)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -203,9 +212,9 @@ def main() -> None:
         losses.append(loss.item())
         if schedule.step % 250 == 0:
             line = f"minute {schedule.elapsed_minutes:.1f} step {schedule.step} loss {np.mean(losses[-100:]):.3f}"
-            save_folder(arguments.out, model.save_pretrained)
+            save()
             print(line, monitor(model, monitored), flush=True)
-    save_folder(arguments.out, model.save_pretrained)
+    save()
     print(
         f"finished: step {schedule.step}, minute {schedule.elapsed_minutes:.1f}", monitor(model, monitored), flush=True
     )

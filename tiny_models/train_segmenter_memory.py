@@ -1,7 +1,7 @@
 """Second phase of the tiny SAM 2: its memory, on features of the frozen encoder that are computed once.
 
-The unrolled tracking calls the very parts of `Sam2VideoModel` that its session calls, in evaluation mode, batched over
-clips. No gradient goes back through remembered masks; it does go through object pointers and memory features.
+Tracking calls the same parts of `Sam2VideoModel` as its inference session does, in evaluation mode, for a batch of clips
+at once. Gradients flow back through object pointers and memory features, but not through remembered masks.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as functional
 from transformers import Sam2Model, Sam2VideoModel
 
+from pixel160k.files import new_folder
 from simulation.environment import GRIPPER
-from tiny_models.clips import ClipMaker, Clips, Footage, shoot
+from tiny_models.clips import ClipMaker, Clips, Footage, add_zoomed_shots
 from tiny_models.frames import SIZE, Frames, box_around, normalize
 from tiny_models.segmenter_model import (
     CHANNELS,
@@ -25,24 +26,24 @@ from tiny_models.segmenter_model import (
     new_video_model,
     upsample,
 )
-from tiny_models.training import Schedule, parameter_count, save_folder
+from tiny_models.training import Schedule, parameter_count
 
 LOSS_SIZE = SIZE // 2
-CLIPS_BY_LENGTH = {2: 24, 3: 16, 4: 12}
-SMALLEST_VISIBLE = 20  # pixels of an object that counts as seen
+CLIPS_BY_LENGTH = {2: 24, 3: 16, 4: 12}  # frames of a clip -> clips per batch
+SMALLEST_VISIBLE = 20  # pixels; a smaller object counts as not visible
 
 
 @dataclass(frozen=True)
 class Features:
-    """The encoder's output for all frames, fp16 to save memory: (frames, channels, positions) by level."""
+    """The encoder's output for all frames."""
 
-    levels: list[torch.Tensor]
-    positions: torch.Tensor  # the position encoding of the coarsest level
+    levels: list[torch.Tensor]  # per level (frames, channels, positions), fp16 to save memory
+    positions: torch.Tensor  # the position encoding (positions, 1, channels) of the coarsest level
 
 
 @torch.no_grad()
-def encode(model: Sam2VideoModel, images: np.ndarray) -> Features:
-    """Run the encoder once over all frames."""
+def encode_frames(model: Sam2VideoModel, images: np.ndarray) -> Features:
+    """Run the encoder once over all frames, uint8 (frames, 256, 256, 3) RGB."""
     levels: list[list[torch.Tensor]] = [[], [], []]
     positions = torch.empty(0)
     for start in range(0, len(images), 8):
@@ -53,24 +54,25 @@ def encode(model: Sam2VideoModel, images: np.ndarray) -> Features:
     return Features([torch.cat(level) for level in levels], positions)
 
 
-def track(
+def track_clips(
     model: Sam2VideoModel,
     features: Features,
     clips: Clips,
     truth_share: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Track through clips from the boxes on their first frames: mask logits (clips, length, h, w), object scores.
+    """Track through clips from the boxes on their first frames.
 
-    A share of the remembered masks is the truth instead of the model's own: early in training its own are useless.
+    Returns mask logits (clips, length, 64, 64) and the logits of object scores (clips, length). `truth_share` is the
+    share of remembered masks that are replaced by true ones: early in training the model's own are useless.
     """
-    count, length = clips.numbers.shape
+    count, length = clips.frame_indices.shape
     masks = torch.from_numpy(clips.masks).float()
     memories: list[tuple[torch.Tensor, torch.Tensor]] = []
     pointers: list[torch.Tensor] = []
     logits, scores = [], []
     for step in range(length):
-        numbers = torch.from_numpy(np.ascontiguousarray(clips.numbers[:, step]))
-        maps = [level[numbers].float() for level in features.levels]
+        frames = torch.from_numpy(np.ascontiguousarray(clips.frame_indices[:, step]))
+        maps = [level[frames].float() for level in features.levels]
         fine = [
             level.reshape(count, -1, *size)
             for level, size in zip(maps[:2], model.backbone_feature_sizes[:2], strict=True)
@@ -87,17 +89,25 @@ def track(
             prompts = {}
         side = SIZE // 16
         pixels = conditioned.permute(1, 2, 0).reshape(count, CHANNELS, side, side)
-        output = model._single_frame_forward(image_embeddings=[*fine, pixels], multimask_output=False, **prompts)
+        output = model._single_frame_forward(
+            image_embeddings=[*fine, pixels],  # type: ignore[arg-type]  # a list of levels, whatever the hint says
+            multimask_output=False,
+            **prompts,  # type: ignore[arg-type]  # a dict of the right tensors
+        )
+        predicted, large, pointer = output.pred_masks, output.high_res_masks, output.object_pointer
+        assert predicted is not None and large is not None and pointer is not None
+        assert output.object_score_logits is not None
         score = output.object_score_logits.reshape(count)
-        logits.append(output.pred_masks.reshape(count, *output.pred_masks.shape[-2:]))
+        logits.append(predicted.reshape(count, *predicted.shape[-2:]))
         scores.append(score)
-        pointers.append(output.object_pointer.reshape(count, CHANNELS))
+        pointers.append(pointer.reshape(count, CHANNELS))
         if step < length - 1:
-            remembered = output.high_res_masks.detach().reshape(count, 1, SIZE, SIZE)
+            remembered = large.detach().reshape(count, 1, SIZE, SIZE)
             use_truth = (torch.rand(count) < truth_share).view(-1, 1, 1, 1)
             remembered = torch.where(use_truth, masks[:, step, None] * 20 - 10, remembered)
-            memory, place = model._encode_new_memory(coarse, remembered, score.view(count, 1, 1), step == 0)
-            memories.append((memory, place.expand(-1, count, -1)))
+            memory, encoding = model._encode_new_memory(coarse, remembered, score.view(count, 1, 1), step == 0)
+            expanded = encoding.expand(-1, count, -1)  # type: ignore[attr-defined]  # a tensor; the hint says a list
+            memories.append((memory, expanded))
     return torch.stack(logits, 1), torch.stack(scores, 1)
 
 
@@ -108,28 +118,31 @@ def _remember(
     memories: list[tuple[torch.Tensor, torch.Tensor]],
     pointers: list[torch.Tensor],
 ) -> torch.Tensor:
-    """The coarse features (positions, clips, channels) after attention to the memory, which holds what a session's would."""
+    """The coarse features (positions, clips, channels) after attention to the memory, in the same shape.
+
+    The memory holds what that of an inference session would hold.
+    """
     step, count = len(memories), coarse.shape[1]
-    ages = [(0, 0)]  # (age, frame): the prompted frame first, as age 0
+    ages = [(0, 0)]  # (age, step): the prompted frame first, as age 0
     ages += [(age, step - age) for age in range(REMEMBERED_FRAMES - 1, 0, -1) if step - age > 0]
     kept = [memories[frame][0] for _, frame in ages]
-    places = [memories[frame][1] + model.memory_temporal_positional_encoding[age - 1] for age, frame in ages]
+    encodings = [memories[frame][1] + model.memory_temporal_positional_encoding[age - 1] for age, frame in ages]
     pointed = [0] + [step - age for age in range(1, REMEMBERED_FRAMES) if step - age > 0]
-    tokens, token_places = model._process_object_pointers(
+    tokens, token_encodings = model._process_object_pointers(
         [0] * len(pointed), [pointers[frame] for frame in pointed], REMEMBERED_FRAMES, count, CHANNELS, coarse.device
     )
     attended = model.memory_attention(
         current_vision_features=coarse,
         current_vision_position_embeddings=positions,
         memory=torch.cat([*kept, tokens]).float(),
-        memory_posision_embeddings=torch.cat([*places, token_places]),
+        memory_posision_embeddings=torch.cat([*encodings, token_encodings]),
         num_object_pointer_tokens=len(tokens),
     )
     return attended.reshape(count, -1, CHANNELS).transpose(0, 1)
 
 
 def monitored_clips(footage: Footage) -> dict[str, Clips]:
-    """Fixed clips of eight frames: the gripper through close frames of a suite; gripper and target through an episode."""
+    """Fixed clips of eight frames: the gripper in close frames of a suite; the gripper and the target within an episode."""
     frames = footage.frames
     draw = python_random.Random(7)
     gripper = frames.label_of(GRIPPER)
@@ -147,18 +160,18 @@ def monitored_clips(footage: Footage) -> dict[str, Clips]:
             chosen["target"].append((clip, frames.label_of(episode.target)))
     made = {}
     for name, clips in chosen.items():
-        numbers = np.array([clip for clip, _ in clips])
+        indices = np.array([clip for clip, _ in clips])
         masks = np.stack([footage.labels[clip] == label for clip, label in clips])
-        made[name] = Clips(numbers, masks, np.array([box_around(mask[0]) for mask in masks], dtype=np.float32))
+        made[name] = Clips(indices, masks, np.array([box_around(mask[0]) for mask in masks], dtype=np.float32))
     return made
 
 
 @torch.no_grad()
 def monitor(model: Sam2VideoModel, features: Features, clips_by_name: dict[str, Clips]) -> dict[str, float]:
-    """Mean IoU of the first (prompted) and of the later (tracked) frames, where the object is seen."""
+    """Mean IoU on the first (prompted) and on the later (tracked) frames of clips, where the object is visible."""
     result = {}
     for name, clips in clips_by_name.items():
-        logits, _ = track(model, features, clips)
+        logits, _ = track_clips(model, features, clips)
         masks = torch.from_numpy(clips.masks)
         reached = mask_iou(upsample(logits) > 0, masks)
         visible = masks.sum((-1, -2)) >= SMALLEST_VISIBLE
@@ -167,13 +180,13 @@ def monitor(model: Sam2VideoModel, features: Features, clips_by_name: dict[str, 
     return result
 
 
-def step_loss(model: Sam2VideoModel, features: Features, clips: Clips, truth_share: float) -> torch.Tensor:
-    """The loss of one batch of clips: masks where the object is seen, object scores everywhere."""
-    logits, scores = track(model, features, clips, truth_share)
+def batch_loss(model: Sam2VideoModel, features: Features, clips: Clips, truth_share: float) -> torch.Tensor:
+    """The loss (a scalar) of one batch of clips: of the masks where the object is visible, of the object scores everywhere."""
+    logits, scores = track_clips(model, features, clips, truth_share)
     masks = torch.from_numpy(clips.masks)
     visible = (masks.sum((-1, -2)) >= SMALLEST_VISIBLE).float()
     truth = functional.interpolate(masks.float(), (LOSS_SIZE, LOSS_SIZE), mode="area")
-    # Where the model denies the object its logits are a constant -1024: no gradient, so no use for their loss either.
+    # Where the model sees no object, its logits are a constant -1024 without a gradient: their loss is left out.
     losses = mask_loss(upsample(logits, LOSS_SIZE).clamp(min=-30), truth)
     weight = visible * (scores.detach() > 0)
     weight[:, 0] *= 0.5
@@ -196,10 +209,10 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     random = np.random.default_rng(arguments.seed)
     model = new_video_model(Sam2Model.from_pretrained(arguments.image_model))
-    footage = shoot(Frames.load(arguments.frames / "train_frames"), arguments.shots, random)
-    watched = shoot(Frames.load(arguments.frames / "monitor_frames"), 0, random)
+    footage = add_zoomed_shots(Frames.load(arguments.frames / "train_frames"), arguments.shots, random)
+    watched = add_zoomed_shots(Frames.load(arguments.frames / "monitor_frames"), 0, random)
     print(f"{parameter_count(model):,} parameters, {len(footage.images)} frames to encode", flush=True)
-    features, watched_features = encode(model, footage.images), encode(model, watched.images)
+    features, watched_features = encode_frames(model, footage.images), encode_frames(model, watched.images)
     maker, watched_clips = ClipMaker(footage, random), monitored_clips(watched)
     print("features encoded; untrained memory:", monitor(model, watched_features, watched_clips), flush=True)
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -209,13 +222,18 @@ def main() -> None:
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = Schedule(8e-4, arguments.steps, arguments.minutes, warm_up=40)
     losses: list[float] = []
+
+    def save() -> None:
+        with new_folder(arguments.out, replace=True) as folder:
+            model.save_pretrained(folder)
+
     while schedule.running:
         schedule.advance(optimizer)
         progress = schedule.progress
         lengths = (2,) if progress < 0.2 else (2, 3, 4) if progress < 0.6 else (3, 4)
         length = int(random.choice(lengths))
         clips = maker.draw(CLIPS_BY_LENGTH[length], length)
-        loss = step_loss(model, features, clips, max(0.0, 0.6 - progress))
+        loss = batch_loss(model, features, clips, max(0.0, 0.6 - progress))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*prompted, *memory], 1.0)
@@ -223,9 +241,9 @@ def main() -> None:
         losses.append(loss.item())
         if schedule.step % 200 == 0:
             line = f"minute {schedule.elapsed_minutes:.1f} step {schedule.step} loss {np.mean(losses[-100:]):.3f}"
-            save_folder(arguments.out, model.save_pretrained)
+            save()
             print(line, monitor(model, watched_features, watched_clips), flush=True)
-    save_folder(arguments.out, model.save_pretrained)
+    save()
     end = f"finished: step {schedule.step}, minute {schedule.elapsed_minutes:.1f}"
     print(end, monitor(model, watched_features, watched_clips), flush=True)
 

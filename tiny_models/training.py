@@ -1,21 +1,18 @@
-"""What both trainers share: the learning-rate schedule, saving without half-written files, and boxes as tensors."""
+"""What the training scripts share: the learning-rate schedule, and boxes as tensors."""
 
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 
 @dataclass
 class Schedule:
-    """Cosine learning rate over a number of steps, or over a number of minutes if one is given.
+    """A learning rate that rises linearly for `warm_up` steps and falls as a cosine over the run.
 
-    Minutes bound a run by the clock; its result then depends on the machine. Steps alone can be repeated.
+    The run lasts a number of steps or, if `minutes` is given, a number of minutes. A run in minutes depends on the machine
+    and cannot be repeated exactly.
     """
 
     learning_rate: float
@@ -27,17 +24,17 @@ class Schedule:
 
     @property
     def elapsed_minutes(self) -> float:
-        """Minutes since the schedule was made."""
+        """Minutes since the schedule was created."""
         return (time.monotonic() - self.started) / 60
 
     @property
     def progress(self) -> float:
-        """0 at the start, 1 when training is over."""
+        """The share of the run that is done, from 0 to 1 or a little more."""
         return self.elapsed_minutes / self.minutes if self.minutes else self.step / self.steps
 
     @property
     def running(self) -> bool:
-        """Whether there is a step left to take."""
+        """Whether the run is not over yet."""
         return self.progress < 1
 
     def advance(self, optimizer: torch.optim.Optimizer) -> None:
@@ -49,22 +46,14 @@ class Schedule:
         self.step += 1
 
 
-def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, which then takes the place of `folder`: readers never see half a checkpoint."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write(unfinished)
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(unfinished, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def box_corners(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) given as centre x, centre y, width, height; returned as left, top, right, bottom."""
+    centre, sides = boxes.split(2, -1)
+    return torch.cat([centre - sides / 2, centre + sides / 2], -1)
 
 
 def box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of boxes (..., 4), left, top, right, bottom, pair by pair."""
+    """The IoU (...) of every pair of boxes (..., 4) given as left, top, right, bottom."""
     corner = torch.maximum(first[..., :2], second[..., :2])
     sides = (torch.minimum(first[..., 2:], second[..., 2:]) - corner).clamp(min=0)
     shared = sides.prod(-1)
@@ -73,5 +62,5 @@ def box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_count(model: torch.nn.Module) -> int:
-    """How many numbers a model learned."""
+    """How many numbers the parameters of a model hold."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,8 +1,8 @@
 """Checkpoints of training: what was trained, on top of what it started from.
 
 A run that trains everything writes whole policies (`model.checkpoint`). The stages freeze nearly all of a backbone, so they
-write a *part*: `config.json` with `base`, what the frozen rest comes from; `modules.safetensors`, everything but the
-backbone; `adapter/`, the LoRA in PEFT's format; statistics, tokenizer and recipe. `merge` makes a part whole.
+write a *part*: `config.json` with `base`, the checkpoint that the frozen rest comes from; `modules.safetensors`, everything
+but the backbone; `adapter/`, the LoRA in PEFT's format; statistics, tokenizer and recipe. `merge` makes a part whole.
 """
 
 import json
@@ -22,7 +22,7 @@ from model.presets import start
 from model.settings import ModelSettings
 from model.weights import locate, own_tensors
 from pixel160k.errors import InputError
-from pixel160k.files import read_json_object
+from pixel160k.files import new_folder, read_json_object
 from train.settings import TrainSettings, write_recipe
 from train.stages import language_model, lora_layers, merge_adapter
 
@@ -32,15 +32,23 @@ _STATISTICS = "dataset_statistics.json"
 
 
 def recipe_of(model: str | Path) -> TrainSettings | None:
-    """The recipe by which a checkpoint, or the last one of a run, was trained; None for one that was not trained here."""
+    """The recipe by which a policy was trained.
+
+    Args:
+        model: the folder of a checkpoint or of a run, whose last checkpoint is meant; or a hub id.
+
+    Returns:
+        None for a hub id, and for a checkpoint that `pixelcli train` did not write.
+    """
     recipe = (latest(Path(model)) or Path(model)) / _RECIPE
     return TrainSettings.load(recipe) if recipe.is_file() else None
 
 
-def gather(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a checkpoint holds, name by name in the policy: every tensor, or those that a stage did not leave in its base.
+def tensors_to_save(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that a checkpoint of a run holds, with their names in the policy.
 
-    Those that FSDP has spread over the processes come back whole, on the CPU: then every process must go through all.
+    `pretrain` saves all. The other stages leave the frozen tensors of the backbone out, since their base holds them.
+    Tensors that FSDP has spread over the processes are gathered on the CPU; then every process must iterate to the end.
     """
     for name, tensor in own_tensors(policy).items():
         if settings.stage == "pretrain" or not name.startswith("backbone.") or ".lora_" in name:
@@ -52,14 +60,14 @@ def gather(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, tor
 def save(
     folder: Path, policy: PixelVLA, tensors: Mapping[str, torch.Tensor], settings: TrainSettings, base: str
 ) -> None:
-    """Write what a later run or a robot needs; `config.json` last, so that a folder cut short is no checkpoint.
+    """Write what a later run or a robot needs; `config.json` comes last, so that an unfinished folder is no checkpoint.
 
     Args:
-        folder: a new one.
+        folder: to write into.
         policy: as it was trained.
-        tensors: of the policy, by `gather`.
+        tensors: of the policy, see `tensors_to_save`.
         settings: the recipe of the run.
-        base: what the frozen backbone comes from; not read where everything is trained.
+        base: the checkpoint that the frozen backbone comes from; without meaning in `pretrain`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(settings, folder / _RECIPE)
@@ -80,30 +88,40 @@ def save(
 
 
 def base_of(model: str | Path) -> str:
-    """What the backbone under a checkpoint comes from: the checkpoint itself, or a part's base where it has no adapter."""
+    """The checkpoint that holds the backbone of a policy: the policy's own, or its base where it is a part without adapter.
+
+    Args:
+        model: hub id, or the folder of a checkpoint.
+
+    Returns:
+        A hub id, or an absolute path.
+    """
     folder = Path(model)
     if not _is_part(folder) or (folder / _ADAPTER).is_dir():
         return str(folder.resolve()) if folder.is_dir() else str(model)
-    return read_json_object(folder / _CONFIG)["base"]
+    return _read_part(folder)[0]
 
 
 def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA:
-    """A policy from a whole checkpoint or a part, ready to act; adapters are folded in.
+    """A policy that is ready to act, its adapters merged into its weights.
+
+    Args:
+        model: hub id, or the folder of a checkpoint or of a run, whose last checkpoint is taken. It may be a part.
+        dtype: of the backbone's parameters; by default each as it is stored.
 
     Raises:
-        InputError: the checkpoint, or what it stands on, is not to be had or does not fit; names it.
+        InputError: the checkpoint, or the one it stands on, is missing or does not fit; names it.
     """
     folder = latest(Path(model)) or locate(model)
     if not _is_part(folder):
         return PixelVLA.from_pretrained(folder, dtype)
-    config = read_json_object(folder / _CONFIG)
-    settings = ModelSettings.load(base=config["settings"])
+    base, settings = _read_part(folder)
     statistics = read_json_object(folder / _STATISTICS)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     try:
-        backbone = _load_backbone(config["base"], settings, tokenizer, dtype)
-    except ValueError as error:
-        raise InputError(f"{folder} stands on {config['base']}: {error}") from None
+        backbone = _load_backbone(base, settings, tokenizer, dtype)
+    except InputError as error:
+        raise InputError(f"{folder} stands on {base}: {error}") from None
     policy = PixelVLA(settings, tokenizer, statistics, backbone)
     load_part(policy, folder)
     if lora_layers(policy):
@@ -112,13 +130,17 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
 
 
 def latest(run: Path) -> Path | None:
-    """The last checkpoint in the folder of a run, None where there is none."""
+    """The checkpoint with the most steps in the folder of a run; None where there is none."""
     found = {int(path.name.rpartition("-")[2]): path for path in run.glob("checkpoint-*[0-9]") if path.is_dir()}
     return found[max(found)] if found else None
 
 
 def load_part(policy: PixelVLA, folder: Path) -> None:
-    """Fill the modules of a policy from a part, and give its language model the part's adapter.
+    """Load a part into a policy: the tensors of its modules, and the adapter of its language model.
+
+    Args:
+        policy: over the part's base, without an adapter of its own.
+        folder: a checkpoint of `cat` or `pue`.
 
     Raises:
         InputError: the part's tensors are not those of the policy; lists them.
@@ -143,15 +165,26 @@ def _is_part(folder: Path) -> bool:
     return (folder / _CONFIG).is_file() and read_json_object(folder / _CONFIG).get("model_type") == PART
 
 
+def _read_part(folder: Path) -> tuple[str, ModelSettings]:
+    """The base of a part, and the settings of its policy."""
+    config = read_json_object(folder / _CONFIG)
+    if not isinstance(config.get("base"), str) or not isinstance(config.get("settings"), dict):
+        raise InputError(f"{folder / _CONFIG} lacks base or settings; copy the checkpoint anew")
+    return config["base"], ModelSettings.load(base=config["settings"])
+
+
 def merge(checkpoint: Path, out: Path) -> None:
-    """Write a part as a whole policy that stands alone, adapters folded into the weights.
+    """Write a whole policy that needs no other checkpoint, out of a part and its base; the adapter is merged.
+
+    Args:
+        checkpoint: of `cat` or `pue`, or the folder of a run.
+        out: a new folder.
 
     Raises:
-        InputError: it is no part, or `out` is not empty.
+        InputError: the checkpoint is no part or cannot be loaded, or `out` is not empty.
     """
     checkpoint = latest(checkpoint) or checkpoint
     if not _is_part(checkpoint):
         raise InputError(f"{checkpoint} is no checkpoint of cat or pue; a whole policy needs no merging")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; choose another --out")
-    load_policy(checkpoint).save_pretrained(out)
+    with new_folder(out) as unfinished:
+        load_policy(checkpoint).save_pretrained(unfinished)

@@ -47,13 +47,14 @@ class FlopCount:
         )
 
 
-def _matrices(parts: Iterable[nn.Module]) -> list[torch.Tensor]:
-    """The weights of all linear and convolutional layers in modules, those of adapters included."""
-    layers = {layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    return [layer.weight for layer in layers]
+def _matrices(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The weights of all linear, convolutional and recurrent layers in modules, those of adapters included."""
+    kinds = nn.Linear | nn.Conv2d | nn.RNNBase
+    layers = {layer for part in parts for layer in part.modules() if isinstance(layer, kinds)}
+    return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim >= 2]
 
 
-def _step_flops(matrices: Iterable[torch.Tensor], gradients_flow: bool = True) -> int:
+def _step_flops(matrices: Iterable[nn.Parameter], gradients_flow: bool = True) -> int:
     """FLOPs of a training step for each token that is multiplied by these matrices."""
     return sum(2 * (1 + gradients_flow + matrix.requires_grad) * matrix.numel() for matrix in matrices)
 

@@ -1,10 +1,10 @@
-"""What a run says while it trains: transformers' bar, which knows the time left, with lines that a person reads over it."""
+"""What a run prints while it trains: transformers' progress bar, and above it a line for each loss that is logged."""
 
 from typing import Any
 
 from transformers import ProgressCallback
 
-_WORDS = {  # of what is logged, what is shown and how; TensorBoard gets all of it
+_WORDS = {  # the logged values that are printed, and how; TensorBoard gets all
     "loss": "loss {:.4f}",
     "eval_loss": "held-out loss {:.4f}",
     "learning_rate": "learning rate {:.1e}",
@@ -14,10 +14,10 @@ _WORDS = {  # of what is logged, what is shown and how; TensorBoard gets all of 
 
 
 class Progress(ProgressCallback):
-    """The bar of the first process."""
+    """The progress bar; only the first of several processes has one."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write a line above the bar for the loss of some steps, or that of the held-out batches."""
+        """Print one line above the bar where a loss was logged, of training steps or of held-out batches."""
         told = [form.format(logs[name]) for name, form in _WORDS.items() if logs and name in logs]
         if self.training_bar is not None and logs and ("loss" in logs or "eval_loss" in logs):
             self.training_bar.write(f"step {state.global_step}: {', '.join(told)}")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +9,48 @@ import torch
 
 from model.policy import PixelVLA
 from model.settings import PRESETS
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
+from pixel160k.packages import is_installed
 from train import checkpoints, stages
-from train.settings import TrainSettings
-from train.stream import HeldOut, open_stream, statistics_of
+from train.settings import TrainSettings, check_resumable
+from train.stream import HeldOut, check_held_out, open_stream, statistics_of
 from train.trainer import PolicyTrainer
 
 
 def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: bool = False) -> Path:
-    """Train, and return the last checkpoint.
+    """Train a policy, and return the folder of the last checkpoint.
 
     Args:
         settings: the recipe.
-        shards: one or more shard directories, each a data set; all are used alike.
-        out: where checkpoints go; one of them holds all that a resumed run or a later stage needs.
-        resume: go on from the last checkpoint in `out`.
+        shards: one or more shard directories, each a data set; every sample of them comes equally often.
+        out: where checkpoints go; each holds all that a resumed run or a later stage needs.
+        resume: go on from the last checkpoint in `out`, with the recipe of that checkpoint (`check_resumable`).
 
     Raises:
-        InputError: one line that says what is wrong with recipe, start, shards or `out`, before anything is trained; or
-            the loss was not finite.
+        InputError: recipe, start, shards or `out` are not right, which is said before anything is trained; or the loss
+            was not finite.
     """
     if settings.fsdp and int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise InputError(
-            "fsdp spreads a policy over several processes, one a GPU: start them with torchrun --nproc-per-node N -m cli "
-            "train ..., or leave it out, --set fsdp=false"
+            "fsdp spreads a policy over several processes, one per GPU: start them with torchrun --nproc-per-node N "
+            "--no-python pixelcli train ..., or leave it out, --set fsdp=false"
         )
     for package in settings.report_to:
-        found = find_spec(package)
-        if found is None or found.origin is None:  # W&B's own folder "wandb", where a run was started, has none
+        if not is_installed(package):  # W&B leaves a folder "wandb" where a run was started, which is no package
             raise InputError(f"{package} of report_to is not installed: pip install {package}, or --set report_to=[]")
     last = checkpoints.latest(out)
     if resume and last is None:
         raise InputError(f"{out} holds no checkpoint to resume from; start without --resume")
     if not resume and last is not None:
         raise InputError(f"{out} holds checkpoints of an earlier run; go on with --resume or choose another --out")
-    if last and (written := checkpoints.recipe_of(last)) and written.fsdp != settings.fsdp:
-        raise InputError(
-            f"the optimizer of {last} was saved with fsdp={str(written.fsdp).lower()} and only goes on so; --set it"
-        )
-    torch.manual_seed(settings.seed)
+    if last:
+        begun_with = checkpoints.recipe_of(last)
+        if begun_with is None:
+            raise InputError(f"{last} holds no recipe.yaml: pixelcli train did not write it")
+        check_resumable(settings, begun_with, last)
     statistics = statistics_of(shards)
+    check_held_out(settings, shards)
+    torch.manual_seed(settings.seed)
     policy, base = build(settings, statistics, last)
     stream = open_stream(policy.processor, settings, shards)
     trainer = PolicyTrainer(policy, settings, base, stream, HeldOut(policy.processor, settings, shards), out)
@@ -70,10 +71,10 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
 
 
 def _open_wandb(settings: TrainSettings, out: Path) -> None:
-    """Begin the run that transformers then logs to, with the whole recipe, and its files beside the checkpoints.
+    """Begin the W&B run that transformers then logs to, with the whole recipe; its files lie beside the checkpoints.
 
     Raises:
-        InputError: W&B will not have it: nobody is logged in, say.
+        InputError: W&B refuses, as where nobody is logged in.
     """
     import wandb
 
@@ -83,12 +84,17 @@ def _open_wandb(settings: TrainSettings, out: Path) -> None:
         wandb.init(project=project, name=out.name, dir=out, config={"recipe": settings.model_dump(mode="json")})
     except wandb.Error as error:
         raise InputError(
-            f"W&B cannot be reported to: {error} Or set WANDB_MODE=offline, or --set report_to=[]"
+            f"W&B cannot be reported to: {one_line(error)} Or set WANDB_MODE=offline, or --set report_to=[]"
         ) from None
 
 
 def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | None) -> tuple[PixelVLA, str]:
-    """The policy of a run, prepared for its stage, and what its frozen backbone comes from.
+    """The policy of a run, prepared for its stage, and the checkpoint that its frozen backbone comes from ("" in `pretrain`).
+
+    Args:
+        settings: the recipe.
+        statistics: of the data sets to train on, by their names; added to those that the start has.
+        resumed: the checkpoint of this run to go on from; None at its begin.
 
     Raises:
         InputError: the run cannot start from `settings.init`; says what it can start from.

@@ -1,16 +1,18 @@
 """A recipe: everything that a training run is, as typed settings in one commented YAML file.
 
-`pixelcli train --recipe NAME|FILE --set key=value`; the shipped recipes lie in `train/recipes/`. This module imports no
-torch.
+`pixelcli train --recipe NAME|FILE --set key=value`; the shipped recipes lie in `train/recipes/`. This module imports
+neither torch nor transformers.
 """
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
 from pixel160k.errors import InputError
+from pixel160k.packages import require_packages
 from pixel160k.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
@@ -19,14 +21,19 @@ Weight = Annotated[float, Field(ge=0)]
 
 RECIPES = Path(__file__).parent / "recipes"
 
+CHANGEABLE_ON_RESUME = frozenset(
+    "gradient_checkpointing log_every save_every keep evaluate_every evaluate_batches report_to".split()
+)
+"""Settings that a resumed run may change, since they do not change what is learned. `max_steps` may also grow."""
 
-class PromptSettings(Settings):
-    """Which prompts a training sample is given. The paper has all four kinds and does not say how they are mixed."""
 
-    text_only: Share = 0.2  # samples without any mask or prompt, so that plain instructions go on working
-    pixel_mask: Share = 0.5  # of the others: those that are given p_t, the target's mask on the image itself
-    mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that either is enough
-    point: Weight = 1.0  # how often each kind of visual prompt is drawn, against the others
+class PromptMixture(Settings):
+    """How often a training sample gets which prompts. The paper uses all four kinds and does not say how it mixes them."""
+
+    text_only: Share = 0.2  # of all samples: without any mask or prompt, so that plain instructions still work
+    pixel_mask: Share = 0.5  # of the others: with p_t, the target's mask on the image of this step
+    mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that each alone is enough
+    point: Weight = 1.0  # relative frequency of each kind of visual prompt
     line: Weight = 1.0
     region: Weight = 1.0
     mask: Weight = 1.0
@@ -39,23 +46,23 @@ class PromptSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters on the language model alone; the paper names r = 32 and nothing more."""
+    """Low-rank adapters on the language model alone; the paper gives the rank 32 and nothing more."""
 
     rank: Count = 32
     alpha: Count = 32
     dropout: Share = 0.0
-    targets: str | tuple[str, ...] = "all-linear"  # of the language model; or names such as [q_proj, v_proj]
+    targets: str | tuple[str, ...] = "all-linear"  # layers of the language model; or names such as [q_proj, v_proj]
 
 
 class TrainSettings(Settings):
-    """One training run."""
+    """One training run: all that decides what is learned, and what is logged and saved on the way."""
 
     stage: Literal["pretrain", "cat", "pue"]
     init: str  # hub id or folder of what the run starts from; for pretrain the name of a preset, such as tiny
     model: tuple[str, ...] = ()  # settings of the policy to change, such as ["decoder_blocks=3"]
-    max_steps: Count
-    batch_size: Count = 16  # samples a process and step
-    accumulation: Count = 1  # batches a step
+    max_steps: Count  # optimizer steps
+    batch_size: Count = 16  # samples per process in one batch
+    accumulation: Count = 1  # batches per optimizer step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -65,19 +72,19 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     fsdp: bool = False  # spread parameters, gradients and optimizer over the GPUs, where one does not hold a policy
     colour_jitter: bool = True
-    prompts: PromptSettings = PromptSettings()  # read by pue alone
-    lora: LoraSettings = LoraSettings()  # read by pue alone
-    held_out_split: str = "val"  # episodes of this split are never trained on,
-    held_out_share: Share = 0.05  # nor this share of the others, drawn by their ids
-    status: Literal["accepted", "all"] = "all"  # pue always takes accepted episodes alone
-    shuffle_buffer: Count = 512
-    workers: Annotated[int, Field(ge=0)] = 1  # loader processes, a training process
+    prompts: PromptMixture = PromptMixture()  # used in pue alone
+    lora: LoraSettings = LoraSettings()  # used in pue alone
+    held_out_split: str = "val"  # episodes of this split are never trained on
+    held_out_share: Share = 0.05  # nor is this share of the other episodes, which their ids decide
+    status: Literal["accepted", "all"] = "all"  # of the episodes; pue always takes the accepted ones
+    shuffle_buffer: Count = 512  # samples per loader process
+    workers: Annotated[int, Field(ge=0)] = 1  # loader processes per training process
     seed: int = 0
-    log_every: Count = 10
+    log_every: Count = 10  # steps, as in the next two
     save_every: Count = 1000
-    keep: Count = 2  # checkpoints
     evaluate_every: Count = 1000
-    evaluate_batches: Count = 16
+    keep: Count = 2  # checkpoints; older ones are deleted
+    evaluate_batches: Count = 16  # at most so many, of held-out samples
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
 
@@ -97,3 +104,45 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> TrainSettings:
 def write_recipe(settings: TrainSettings, file: Path) -> None:
     """Write settings as YAML, as `load_recipe` reads them."""
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def check_packages() -> None:
+    """Check that the packages that training imports are installed; none is imported.
+
+    Raises:
+        InputError: one is missing; says what to install.
+    """
+    require_packages("train", "torch", "transformers", "accelerate", "peft", "torchdata")
+
+
+def check_resumable(settings: TrainSettings, begun_with: TrainSettings, checkpoint: Path) -> None:
+    """Check that a run goes on by the recipe that it began with, `CHANGEABLE_ON_RESUME` and a larger `max_steps` aside.
+
+    Args:
+        settings: the recipe of now.
+        begun_with: the recipe that stands in the checkpoint.
+        checkpoint: where the run goes on, for the message.
+
+    Raises:
+        InputError: names every setting that differs, with both values.
+    """
+    then, now = _flat(begun_with.model_dump(mode="json")), _flat(settings.model_dump(mode="json"))
+    changed = [key for key in now if now[key] != then[key] and key not in CHANGEABLE_ON_RESUME]
+    if settings.max_steps > begun_with.max_steps:
+        changed.remove("max_steps")
+    if Path(settings.init).resolve() == Path(begun_with.init).resolve():  # the same folder, or the same hub id
+        changed = [key for key in changed if key != "init"]
+    if changed:
+        told = ", ".join(f"{key} was {json.dumps(then[key])} and is now {json.dumps(now[key])}" for key in changed)
+        raise InputError(
+            f"{checkpoint} cannot be resumed with another recipe: {told}; "
+            "give --resume with the settings of before, or start anew in another --out"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary, with dots in its keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,4 +1,4 @@
-"""What each stage trains: everything (pretrain), the action decoder (cat), or adapters and the three modules (pue)."""
+"""What each stage trains: everything (pretrain), the action decoder (cat), or LoRA and the three modules (pue)."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from model.policy import PixelVLA
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ def language_model(policy: PixelVLA) -> PreTrainedModel:
 
 
 def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
-    """Freeze what the stage does not train, and give the language model its adapters, unless it has them already.
+    """Make a policy ready for its stage, in place: freeze what is not trained; in `pue`, add LoRA unless it is there already.
 
-    What is trained is float32 whatever the frozen rest is.
+    What is trained becomes float32; what is frozen keeps its type.
 
     Raises:
         InputError: `lora.targets` names no layer of the language model; or the backbone cannot do gradient checkpointing.
@@ -45,26 +45,32 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
 
 
 def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:
-    """Put LoRA layers into the language model."""
+    """Put LoRA layers into a policy's language model; they begin as zero, so that the policy's output does not change.
+
+    Raises:
+        InputError: `lora.targets` names no layer of the language model.
+    """
     from peft import LoraConfig
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
         language_model(policy).add_adapter(config)
-    except ValueError as error:
-        raise InputError(f"lora.targets {lora.targets!r} fit no layer of the language model: {error}") from None
+    except ValueError as error:  # PEFT's word for it
+        raise InputError(
+            f"lora.targets {lora.targets!r} fit no layer of the language model: {one_line(error)}"
+        ) from None
 
 
 def lora_layers(policy: PixelVLA) -> dict[str, "LoraLayer"]:
-    """The language model's layers that have an adapter, by their names in it."""
+    """The layers of a policy's language model that have LoRA, by their names in it; empty without an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in language_model(policy).named_modules() if isinstance(module, LoraLayer)}
 
 
 def merge_adapter(policy: PixelVLA) -> None:
-    """Fold the adapters into the weights that they stand beside; the policy is then as one that never had any."""
+    """Add the LoRA of a policy to the weights beside it, in place; afterwards the policy has no adapter."""
     model = language_model(policy)
     for name, layer in lora_layers(policy).items():
         layer.merge(safe_merge=True)
@@ -74,13 +80,12 @@ def merge_adapter(policy: PixelVLA) -> None:
     del model.peft_config
 
 
-def count(parameters: Iterable[nn.Parameter]) -> int:
-    """How many numbers there are in parameters."""
+def _numbers_in(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
 def describe(policy: PixelVLA) -> str:
-    """A line that says what is trained of what."""
+    """One line that says how many parameters of each module are trained, and how many there are."""
     parts = {
         "language model's adapters": [p for n, p in policy.backbone.named_parameters() if ".lora_" in n],
         "backbone": [p for n, p in policy.backbone.named_parameters() if ".lora_" not in n],
@@ -90,7 +95,7 @@ def describe(policy: PixelVLA) -> str:
     }
     told = []
     for name, parameters in parts.items():
-        trained = count(parameter for parameter in parameters if parameter.requires_grad)
+        trained = _numbers_in(parameter for parameter in parameters if parameter.requires_grad)
         if parameters:
-            told.append(f"{name} {trained:,} of {count(parameters):,}")
+            told.append(f"{name} {trained:,} of {_numbers_in(parameters):,}")
     return "trained: " + ", ".join(told)

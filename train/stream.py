@@ -1,4 +1,4 @@
-"""Shards as batches: an endless, resumable stream to train on, and a fixed few batches of episodes never trained on."""
+"""Shards as batches: an endless stream to train on, which can be resumed, and a few fixed batches that are held out."""
 
 import os
 import warnings
@@ -30,17 +30,32 @@ def statistics_of(shards: Sequence[str]) -> dict[str, Any]:
 
 
 def is_held_out(episode_id: str, settings: TrainSettings) -> bool:
-    """Whether an episode is never trained on: by its split, or drawn by its id."""
+    """Whether an episode is never trained on: it is of the split `held_out_split`, or its id decides so."""
     if split_of(episode_id) == settings.held_out_split:
         return True
     return bool(seeded_generator("held out", episode_id).random() < settings.held_out_share)
 
 
+def check_held_out(settings: TrainSettings, shards: Sequence[str]) -> None:
+    """Check that there are episodes to train on and episodes to evaluate on; only the index is read.
+
+    Raises:
+        InputError: all of the stage's episodes are held out, or none is.
+    """
+    held_out = [is_held_out(e, settings) for e in open_shards(shards, members=(), status=_status(settings)).episode_ids]
+    if all(held_out):
+        raise InputError("every sample of these shards is held out; lower held_out_share")
+    if not any(held_out):
+        raise InputError("no episode of these shards is held out to evaluate on; raise held_out_share")
+
+
 def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> StatefulDataLoader:
     """The training batches of this process, without end: epoch after epoch, each in another order.
 
+    Which process this is, and of how many, is what torchrun says in RANK and WORLD_SIZE.
+
     Raises:
-        InputError: nothing to train on, or fewer shards than processes and workers together; says the arithmetic.
+        InputError: there is nothing to train on, or there are fewer shards than processes times loader workers.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     loader = _open(processor, settings, shards, rank, processes)
@@ -52,6 +67,11 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
             num_workers=settings.workers,
             collate_fn=Collator(processor, settings, augment=True),
         )
+
+
+def _status(settings: TrainSettings) -> str | None:
+    """The status of the episodes that a stage trains on; None for all."""
+    return ACCEPTED if settings.stage == "pue" or settings.status == "accepted" else None
 
 
 class _Endless(IterableDataset):
@@ -70,7 +90,7 @@ class _Endless(IterableDataset):
                     given = True
                     yield self._loader.epoch, sample
             if not given and not before:  # the rest of a resumed epoch may be empty, a whole one may not
-                raise InputError("every sample of these shards is held out; lower held_out_share")
+                raise InputError("every sample that this process reads is held out; lower held_out_share")
             self._loader.set_epoch(self._loader.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,13 +101,18 @@ class _Endless(IterableDataset):
 
 
 class HeldOut:
-    """A fixed few batches of held-out samples, seen as a policy sees them when it acts, pointed at as the stage trains."""
+    """The first `evaluate_batches` batches of held-out samples, the same at each iteration.
+
+    Images are neither cropped nor changed in colour; in `pue` prompts are drawn as for training.
+    """
 
     def __init__(self, processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> None:
-        """Read the samples; the batches are made anew at each evaluation, since they are larger.
+        """Read the samples. They stay in memory; the batches, which are larger, are made at each iteration.
 
-        Raises:
-            InputError: no episode is held out.
+        Args:
+            processor: of the policy.
+            settings: the recipe.
+            shards: where `check_held_out` finds held-out episodes.
         """
         wanted = settings.batch_size * settings.evaluate_batches
         samples = (s for s in _open(processor, settings, shards) if is_held_out(s.episode_id, settings))
@@ -95,8 +120,6 @@ class HeldOut:
         self._samples = [
             read[begin : begin + settings.batch_size] for begin in range(0, len(read), settings.batch_size)
         ]
-        if not self._samples:
-            raise InputError("no episode of these shards is held out to evaluate on; raise held_out_share")
         self._collate = Collator(processor, settings, augment=False)
 
     def __len__(self) -> int:
@@ -115,7 +138,7 @@ def _open(
         shards,
         members=members,
         chunk=processor.settings.chunk,
-        status=ACCEPTED if settings.stage == "pue" or settings.status == "accepted" else None,
+        status=_status(settings),
         shuffle_buffer=settings.shuffle_buffer,
         seed=settings.seed,
         rank=rank,

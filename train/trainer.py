@@ -1,4 +1,7 @@
-"""Hugging Face's Trainer with what a policy needs: our loader, our checkpoints, a loss that may not be NaN, an account."""
+"""Hugging Face's Trainer with what a policy needs: our loader, our checkpoints, a loss that must be finite, an account.
+
+tests/test_overrides.py lists what we override of theirs, and fails where a release changes it.
+"""
 
 import json
 import shutil
@@ -15,7 +18,8 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from model.policy import PixelVLA
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
+from pixel160k.files import TEMPORARY, read_json
 from train import checkpoints
 from train.cost import Account, FlopCount
 from train.progress import Progress
@@ -24,19 +28,23 @@ from train.stream import HeldOut
 
 
 class PolicyTrainer(Trainer):
-    """Trains one policy by one recipe."""
+    """Trains one policy by one recipe.
+
+    Attributes:
+        account: what the run has cost.
+    """
 
     def __init__(
         self, policy: PixelVLA, settings: TrainSettings, base: str, stream: Any, held_out: HeldOut, out: Path
     ) -> None:
-        """Train `policy`, prepared for its stage.
+        """Set a trainer up; `train` begins.
 
         Args:
-            policy: see `train.stages.prepare`.
+            policy: after `train.stages.prepare`.
             settings: the recipe.
             base: see `train.checkpoints.save`.
-            stream: the training batches, with `state_dict` and `load_state_dict`.
-            held_out: batches to evaluate on.
+            stream: see `train.stream.open_stream`.
+            held_out: the batches to evaluate on.
             out: where checkpoints go.
 
         Raises:
@@ -53,7 +61,7 @@ class PolicyTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean already
 
     def get_train_dataloader(self) -> Any:
-        """Our own stream: it splits by process and worker, and resumes, by itself."""
+        """Our own stream, in place of a `DataLoader`: it knows its process and workers, and how to resume."""
         return _Timed(self._stream, self.account)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -86,20 +94,20 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and put it to the account."""
+        """Learn from a batch, and add it to the account."""
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the account to what is logged."""
+        """Log the account too."""
         super().log(logs | self.account.so_far(), start_time)
 
     def store_flos(self) -> None:
-        """Nothing: the account counts. As the last of a run, this gathering of tensors could outlive its process group."""
+        """Count no FLOPs: the account does. Theirs gathers a tensor at the end of a run, which gloo's threads survive badly."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place and rename it, so that there is never half of one; then drop old ones."""
-        out, unfinished = self._out, self._out / ".unfinished"
+        """Write a checkpoint under a temporary name and rename it, so that there is never half of one; then delete old ones."""
+        out, unfinished = self._out, self._out / f"{TEMPORARY}checkpoint"
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()  # the other processes write into it as well
@@ -112,7 +120,7 @@ class PolicyTrainer(Trainer):
             (unfinished / name / self._progress_file).write_text(json.dumps(progress))
         except OSError as error:
             raise InputError(
-                f"{out / name} cannot be written ({error}); the checkpoint before it is "
+                f"{out / name} cannot be written ({one_line(error)}); the checkpoint before it is "
                 "whole: make room and go on with --resume"
             ) from None
         finally:
@@ -126,12 +134,12 @@ class PolicyTrainer(Trainer):
 
     @property
     def _progress_file(self) -> str:
-        """Where this process notes its place in the data and its account; each has its own shards."""
+        """The file in which this process, which has shards of its own, saves how far it has read them, and its account."""
         return f"progress-{self.args.process_index}.json"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what `train.checkpoints.save` does, of what all processes hold."""
-        gathered = checkpoints.gather(self.policy, self._settings)
+        """Write a checkpoint without the trainer's state (`train.checkpoints.save`), gathered from all processes."""
+        gathered = checkpoints.tensors_to_save(self.policy, self._settings)
         tensors = {name: tensor for name, tensor in gathered if self.args.should_save}
         if self.args.should_save:
             checkpoints.save(Path(output_dir or self._out), self.policy, tensors, self._settings, self._base)
@@ -139,7 +147,7 @@ class PolicyTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self._settings.fsdp:
             return super()._save_optimizer_and_scheduler(output_dir)
-        # As transformers does, but without the whole policy once more, frozen backbone and all.
+        # As transformers does it, which however saves the whole policy too, with its frozen backbone.
         save_fsdp_optimizer(
             self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
         )
@@ -164,36 +172,37 @@ class PolicyTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The weights are there already: the policy was built from this checkpoint (train/run.py).
-        try:
-            progress = json.loads((Path(resume_from_checkpoint) / self._progress_file).read_text())
-        except OSError:
+        file = Path(resume_from_checkpoint) / self._progress_file
+        if not file.exists():
             raise InputError(
                 f"{resume_from_checkpoint} was written by fewer processes than the {self.args.world_size} that resume it; "
                 "start as many as then"
-            ) from None
+            )
+        progress = read_json(file)
         self._stream.load_state_dict(progress["stream"])
         self.account.load_state_dict(progress["account"])
 
 
 class _Timed:
-    """A stream that tells the account how long each batch was waited for."""
+    """Iterates a stream, and adds to the account the seconds that each batch was waited for."""
 
     def __init__(self, stream: Any, account: Account) -> None:
         self._stream, self._account = stream, account
 
     def __iter__(self) -> Any:
-        batches = iter(self._stream)
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self._account.waited += time.perf_counter() - began
-            yield batch
+        try:
+            batches = iter(self._stream)
+            while True:
+                began = time.perf_counter()
+                batch = next(batches)
+                self._account.waited += time.perf_counter() - began
+                yield batch
+        except InputError as error:  # from a loader process torch puts the whole traceback before its message
+            raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from None
 
 
 def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> TrainingArguments:
-    """The recipe in the words of transformers."""
+    """The recipe as transformers' arguments."""
     sharding: dict[str, Any] = {}
     if settings.fsdp:
         blocks = {type(part).__name__ for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)}
@@ -225,7 +234,7 @@ def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> Training
         **sharding,
     )
     if settings.fsdp and arguments.bf16:
-        # The policy makes bfloat16 of its inputs itself, but not of places on the image and of the true actions.
+        # The policy casts its inputs to bfloat16 itself, all but positions on the image and the true actions.
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

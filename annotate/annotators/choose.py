@@ -1,83 +1,84 @@
-"""Who fills the three roles: from the settings to loaded annotators, once a process."""
+"""Who fills the three roles: from the settings to loaded annotators, once per process."""
 
 from functools import lru_cache, partial
-from importlib.util import find_spec
 
 from annotate.annotator import Annotators, Tracker
-from annotate.annotators.motion_roles import GrammarNamer, MotionGripperFinder, MotionObjectFinder
-from annotate.annotators.pretrained import check, resolve
+from annotate.annotators.grammar import GrammarNamer
+from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
+from annotate.annotators.pretrained import check_device, check_model, resolve
 from annotate.annotators.roles import TargetNamer
 from annotate.settings import AnnotateSettings
-from annotate.timing import Stages
-from pixel160k.errors import InputError
+from annotate.timing import Stopwatch
+from pixel160k.packages import require_packages
 
 
 @lru_cache(maxsize=1)
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
-    """The annotators of the settings; models are loaded here and stay for the life of the process.
+    """The annotators that the settings name. Models are loaded here and stay in memory for the life of the process.
+
+    Args:
+        settings: of `pixelcli annotate`.
+        device: where the models compute, as torch names it.
 
     Raises:
-        InputError: a model cannot be loaded.
+        InputError: a model cannot be loaded, or the device cannot be used.
     """
-    stages = Stages()
+    stopwatch = Stopwatch()
     if settings.annotators == "motion" and not settings.tracks:
-        return _motion_annotators(settings, stages, None)
+        return _motion_annotators(settings, stopwatch, None)
 
     import torch
 
     from annotate.annotators.segmenter import Segmenter
     from annotate.annotators.tracking import track_episode
 
-    torch.set_num_threads(1)  # one process a core; and results may not depend on a thread count
-    segmenter = Segmenter(settings.foundation, device, stages)
+    torch.set_num_threads(1)  # one process per core; and results may not depend on a thread count
+    check_device(device)
+    segmenter = Segmenter(settings.foundation, device, stopwatch)
     track = partial(track_episode, segmenter=segmenter) if settings.tracks else None
     if settings.annotators == "motion":
-        return _motion_annotators(settings, stages, track)
+        return _motion_annotators(settings, stopwatch, track)
 
     from annotate.annotators.detector import Detector
     from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder
 
-    detector = Detector(settings.foundation, device, stages)
+    detector = Detector(settings.foundation, device, stopwatch)
     return Annotators(
         TrackedGripperFinder(detector, segmenter, settings.foundation),
         _namer(settings, device),
         DetectedObjectFinder(detector, segmenter, settings.detections),
         settings.foundation.video_length,
         settings.foundation.region_expansion,
-        stages,
+        stopwatch,
         track,
     )
 
 
-def _motion_annotators(settings: AnnotateSettings, stages: Stages, track: Tracker | None) -> Annotators:
+def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: Tracker | None) -> Annotators:
     objects = MotionObjectFinder(settings.detections)
     expansion = settings.motion.region_expansion
-    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stages, track)
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track)
 
 
 def check_annotators(settings: AnnotateSettings) -> None:
-    """Check, before workers start, that the models of the settings can be had.
+    """Check, before workers start, that the packages and models that the settings need can be had; loads no weights.
 
     Raises:
         InputError: the packages or a model are missing; one line that says how to get them.
     """
     if settings.annotators == "motion" and not settings.tracks:
         return
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            raise InputError(
-                f"the models need {package}: pip install 'pixelvla[foundation]', or --set annotators=motion without tracks"
-            )
-    check("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
+    require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
+    check_model("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
     if settings.annotators == "motion":
         return
-    check("foundation.detector", resolve(settings.foundation.detector, "detector"))
+    check_model("foundation.detector", resolve(settings.foundation.detector, "detector"))
     if settings.target.method != "grammar":
-        check("target.model", settings.target.model)
+        check_model("target.model", settings.target.model)
 
 
 def model_names(settings: AnnotateSettings) -> dict[str, str]:
-    """Role -> what fills it, for the metadata of everything that is written."""
+    """What fills each role (gripper, target, object), in words, for the metadata of everything that is written."""
     if settings.annotators == "motion":
         return {"gripper": "motion", "target": "verb-pattern grammar", "object": "motion"}
     detector, segmenter = settings.foundation.detector, settings.foundation.segmenter

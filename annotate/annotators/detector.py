@@ -14,14 +14,14 @@ from transformers import (
 
 from annotate.annotators.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
-from annotate.timing import Stages
+from annotate.timing import Stopwatch
 from pixel160k.format.table import Box, Detection
 
 
 class Detector:
     """A Grounding DINO of transformers with its own preprocessing."""
 
-    def __init__(self, settings: FoundationSettings, device: str, stages: Stages) -> None:
+    def __init__(self, settings: FoundationSettings, device: str, stages: Stopwatch) -> None:
         """Load the model that the settings name.
 
         Raises:

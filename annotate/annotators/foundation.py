@@ -1,11 +1,11 @@
-"""The paper's annotators in their roles: SAM 2 over discrete videos for the gripper, Grounding DINO + SAM 2 for the object."""
+"""The paper's annotators: SAM 2 over discrete videos finds the gripper, Grounding DINO and SAM 2 the object."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from annotate.annotators.detector import Detector, crop_window, shift_box
-from annotate.annotators.roles import Candidate, FoundObject, Gripper
+from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter, tidy
 from annotate.settings import FoundationSettings
 from pixel160k.format import masks
@@ -24,19 +24,19 @@ class TrackedGripperFinder:
         """Use these models."""
         self._detector, self._segmenter, self._settings = detector, segmenter, settings
 
-    def find_grippers(self, candidates: Sequence[Candidate]) -> list[Gripper | None]:
-        """One answer a candidate, on its close frame; None where neither track nor detector found it."""
-        frames = [candidate.keyframes.close for candidate in candidates]
+    def find_grippers(self, episodes: Sequence[KeyframedEpisode]) -> list[Gripper | None]:
+        """One answer per episode, on its close frame; None where neither the track nor the detector found a gripper."""
+        frames = [episode.keyframes.close for episode in episodes]
         found = self._detector.detect(frames, [self._settings.gripper_phrase] * len(frames))
-        boxes = {place: detections[0] for place, detections in enumerate(found) if detections}
+        boxes = {index: detections[0] for index, detections in enumerate(found) if detections}
         grippers: dict[int, Gripper] = {}
         if prompt := self._prompt(boxes, frames):
             segments = self._segmenter.track(frames, *prompt)
             grippers = self._keep(dict(enumerate(segments)))
-        again = [place for place in boxes if place not in grippers]
-        segments = self._segmenter.segment([frames[place] for place in again], [boxes[place].box for place in again])
+        again = [index for index in boxes if index not in grippers]
+        segments = self._segmenter.segment([frames[index] for index in again], [boxes[index].box for index in again])
         grippers |= self._keep(dict(zip(again, segments, strict=True)))
-        return [grippers.get(place) for place in range(len(frames))]
+        return [grippers.get(index) for index in range(len(frames))]
 
     def _prompt(self, boxes: dict[int, Detection], frames: Sequence[np.ndarray]) -> tuple[int, Sequence[float]] | None:
         """The frame to prompt and its prompt; None where the frames make no video or there is nothing to prompt with."""
@@ -46,16 +46,16 @@ class TrackedGripperFinder:
             return 0, self._settings.gripper_prompt
         if not boxes or len(frames) < self._settings.min_video_length:
             return None
-        confident = max(boxes, key=lambda place: boxes[place].score)
+        confident = max(boxes, key=lambda index: boxes[index].score)
         return confident, boxes[confident].box
 
     def _keep(self, segments: dict[int, Segment]) -> dict[int, Gripper]:
         """The segments that can be a gripper: present, and neither empty nor too large."""
         grippers = {}
-        for place, segment in segments.items():
+        for index, segment in segments.items():
             mask = tidy(segment.mask)
             if segment.score >= self._settings.min_gripper_score and 0 < mask.mean() <= self._settings.max_gripper_area:
-                grippers[place] = Gripper(masks.box_of(mask), mask)
+                grippers[index] = Gripper(masks.box_of(mask), mask)
         return grippers
 
 
@@ -63,29 +63,32 @@ class DetectedObjectFinder:
     """Grounding DINO finds the noun in the region proposal, SAM 2 cuts it out there."""
 
     def __init__(self, detector: Detector, segmenter: Segmenter, detections: int) -> None:
-        """Use these models and keep up to so many candidate boxes an episode."""
+        """Use these models and keep up to `detections` candidate boxes per episode."""
         self._detector, self._segmenter, self._detections = detector, segmenter, detections
 
     def find_objects(
-        self, candidates: Sequence[Candidate], regions: Sequence[Box], targets: Sequence[str]
+        self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
     ) -> list[FoundObject]:
-        """One answer a candidate; the crop is the square around the region, boxes count whose centre lies in the region."""
-        found = [FoundObject() for _ in candidates]
-        asked = [place for place, target in enumerate(targets) if target]
-        frames = {place: candidates[place].keyframes.initial for place in asked}
-        windows = {place: crop_window(regions[place], *frames[place].shape[:2]) for place in asked}
-        crops = {place: _crop(frames[place], windows[place]) for place in asked}
-        detected = self._detector.detect(list(crops.values()), [targets[place] for place in asked])
+        """One answer per episode.
+
+        The detector sees the square around the region; a box counts if its centre lies in the region.
+        """
+        found = [FoundObject() for _ in episodes]
+        asked = [index for index, target in enumerate(targets) if target]
+        frames = {index: episodes[index].keyframes.initial for index in asked}
+        windows = {index: crop_window(regions[index], *frames[index].shape[:2]) for index in asked}
+        crops = {index: _crop(frames[index], windows[index]) for index in asked}
+        detected = self._detector.detect(list(crops.values()), [targets[index] for index in asked])
         inside = {
-            place: [item for item in detections if _centre_inside(_on_frame(item, windows[place]).box, regions[place])]
-            for place, detections in zip(asked, detected, strict=True)
+            index: [item for item in detections if _centre_inside(_on_frame(item, windows[index]).box, regions[index])]
+            for index, detections in zip(asked, detected, strict=True)
         }
-        cut = [place for place in asked if inside[place]]
-        segments = self._segmenter.segment([crops[place] for place in cut], [inside[place][0].box for place in cut])
-        for place, segment in zip(cut, segments, strict=True):
-            detections = [_on_frame(item, windows[place]) for item in inside[place][: self._detections]]
-            mask = _paste(tidy(segment.mask), windows[place], frames[place].shape[:2])
-            found[place] = FoundObject(detections, mask if mask.any() else None, segment.score)
+        cut = [index for index in asked if inside[index]]
+        segments = self._segmenter.segment([crops[index] for index in cut], [inside[index][0].box for index in cut])
+        for index, segment in zip(cut, segments, strict=True):
+            detections = [_on_frame(item, windows[index]) for item in inside[index][: self._detections]]
+            mask = _paste(tidy(segment.mask), windows[index], frames[index].shape[:2])
+            found[index] = FoundObject(detections, mask if mask.any() else None, segment.score)
         return found
 
 
@@ -95,7 +98,7 @@ def _crop(frame: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def _paste(mask: np.ndarray, window: tuple[int, int, int, int], shape: tuple[int, ...]) -> np.ndarray:
-    """A crop's mask in the place where the crop was taken."""
+    """A crop's mask as a mask of the whole frame, False outside the crop."""
     x0, y0, x1, y1 = window
     full = np.zeros(shape, bool)
     full[y0:y1, x0:x1] = mask

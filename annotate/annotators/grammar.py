@@ -15,7 +15,7 @@ docs/annotation.md gives the grammar with examples and its measured accuracy.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _VERBS = {
     "pick_place": "pick grab grasp take get lift place put set move bring carry transfer drop relocate stack return remove "
@@ -27,7 +27,7 @@ _VERBS = {
     "wipe": "wipe clean scrub mop",
 }
 VERB_CLASS: dict[str, str] = {verb: name for name, verbs in _VERBS.items() for verb in verbs.split()}
-"""Verb -> class. Only pick_place carries an object away from its place, so only there motion can contradict a mask."""
+"""Verb -> class. Only pick_place carries an object away, so only there motion can contradict a mask."""
 
 _PARTICLES = set("up out off over down on away back".split())
 _ARTICLES = set("the a an my your his her its".split())
@@ -50,12 +50,12 @@ _NO_OBJECT = _DETERMINERS | set(
 
 
 def find_verb(instruction: str) -> str:
-    """The verb whose object is the target, "" where there is no known verb."""
+    """The verb of an instruction whose object is the target, lower-case; "" where there is no known verb."""
     return _target_clause(instruction)[0]
 
 
 def verb_class(instruction: str) -> str:
-    """The class of the target's verb: pick_place, open, close, push, turn, wipe, or other."""
+    """The class of the verb that `find_verb` finds in an instruction: pick_place, open, close, push, turn, wipe, or other."""
     return VERB_CLASS.get(find_verb(instruction), "other")
 
 
@@ -73,7 +73,7 @@ def target_object(instruction: str) -> str:
 def candidate_phrases(instruction: str) -> list[str]:
     """Every noun phrase that could be the target, in the instruction's order, without determiners and repeats.
 
-    They are what a language model chooses among. Each is as long as it can be between verbs, boundary words and
+    A language model chooses among them. Each is as long as it can be between verbs, boundary words and
     punctuation; runs that name no object ("it", "everything", "left") are left out.
 
     >>> candidate_phrases("put the white mug on the left plate and put it to the right")
@@ -93,8 +93,16 @@ def phrase_of_answer(answer: str, instruction: str) -> str:
     """
     phrase, _ = _noun_phrase(_words(answer), 0, elsewhere=True)
     words = _words(instruction)
-    held = any(words[place : place + len(phrase)] == phrase for place in range(len(words)))
+    held = any(words[index : index + len(phrase)] == phrase for index in range(len(words)))
     return _named(phrase) if held else ""
+
+
+class GrammarNamer:
+    """The verb-pattern grammar in the role of the target namer (roles.py)."""
+
+    def name_targets(self, instructions: Sequence[str]) -> list[str]:
+        """One noun phrase per instruction; see `target_object`."""
+        return [target_object(instruction) for instruction in instructions]
 
 
 def _target_clause(instruction: str) -> tuple[str, str]:
@@ -117,20 +125,20 @@ def _named(phrase: list[str]) -> str:
 
 def _runs(words: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each verb with its noun phrase ([] for none), and each noun phrase elsewhere with the verb ""."""
-    place = 0
-    while place < len(words):
-        verb = words[place] if _is_verb(words, place) else ""
-        start = place + bool(verb)
+    index = 0
+    while index < len(words):
+        verb = words[index] if _is_verb(words, index) else ""
+        start = index + bool(verb)
         if verb and start < len(words) and words[start] in _PARTICLES:
             start += 1
         phrase, end = _noun_phrase(words, start, elsewhere=not verb)
         if verb or phrase:
             yield verb, phrase
-        place = max(end, place + 1)
+        index = max(end, index + 1)
 
 
-def _is_verb(words: list[str], place: int) -> bool:
-    return words[place] in VERB_CLASS and (place == 0 or words[place - 1] not in _ARTICLES)
+def _is_verb(words: list[str], index: int) -> bool:
+    return words[index] in VERB_CLASS and (index == 0 or words[index - 1] not in _ARTICLES)
 
 
 def _noun_phrase(words: list[str], start: int, elsewhere: bool) -> tuple[list[str], int]:
@@ -152,9 +160,9 @@ def _noun_phrase(words: list[str], start: int, elsewhere: bool) -> tuple[list[st
     return words[first:end] or words[start:first], end
 
 
-def _joins_colours(words: list[str], place: int) -> bool:
+def _joins_colours(words: list[str], index: int) -> bool:
     return (
-        words[place] == "and" and _COLOURS.issuperset(words[place - 1 : place + 2 : 2]) and 0 < place < len(words) - 1
+        words[index] == "and" and _COLOURS.issuperset(words[index - 1 : index + 2 : 2]) and 0 < index < len(words) - 1
     )
 
 

@@ -24,7 +24,7 @@ _ANSWER_TOKENS = 16  # a noun phrase and a little more, which says where the phr
 
 
 class LanguageModelNamer:
-    """A causal language model as a namer (annotate/annotators/roles.py)."""
+    """A causal language model in the role of the target namer (roles.py)."""
 
     def __init__(self, model: str, device: str = "cpu", dtype: str = "float32", generate: bool = False) -> None:
         """Load a model.
@@ -36,7 +36,7 @@ class LanguageModelNamer:
             generate: let the model answer freely (greedily) instead of ranking the instruction's noun phrases.
 
         Raises:
-            InputError: the model is neither a folder nor to be had from the hub.
+            InputError: the model cannot be loaded, neither from a folder nor from the hub.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,10 +48,10 @@ class LanguageModelNamer:
         self._targets: dict[str, str] = {}
 
     def name_targets(self, instructions: Sequence[str]) -> list[str]:
-        """The noun phrase of each instruction, lower-case, without determiner; "" where none is named.
+        """One noun phrase per instruction, lower-case, without determiner; "" where none is named.
 
-        It is always a run of the instruction's own words. The model is asked once a distinct instruction, and never
-        about one that names no object.
+        It is always a run of the instruction's own words. The model is asked once about each distinct instruction, and
+        never about one that names no object.
         """
         for instruction in instructions:
             if instruction not in self._targets:
@@ -80,18 +80,18 @@ class LanguageModelNamer:
         return self._tokenizer(text, add_special_tokens=self._tokenizer.chat_template is None)["input_ids"]
 
     def _scores(self, instruction: str, candidates: Sequence[str]) -> list[float]:
-        """Each candidate's log-likelihood as the answer, a token; all candidates in one batch."""
+        """Each candidate's mean log-likelihood per token as the answer; all candidates in one batch."""
         import torch
 
         prompt = self._prompt(instruction)
         # Tokenized together with the prompt, since a tokenizer may treat a text's first word differently.
         rows = [self._tokens(f"{prompt} {candidate}") for candidate in candidates]
         columns = enumerate(zip(self._tokens(prompt), *rows, strict=False))
-        asked = next((place for place, tokens in columns if len(set(tokens)) > 1), len(self._tokens(prompt)))
+        asked = next((index for index, tokens in columns if len(set(tokens)) > 1), len(self._tokens(prompt)))
         longest = max(map(len, rows))
         # Right padding: causal attention never sees it, so its token does not matter, nor does a mask.
         tokens = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=self._model.device)
-        answered = torch.tensor([[place < len(row) for place in range(asked, longest)] for row in rows])
+        answered = torch.tensor([[index < len(row) for index in range(asked, longest)] for row in rows])
         with torch.inference_mode():
             logits = self._model(input_ids=tokens, logits_to_keep=longest - asked + 1).logits[:, :-1]
         likelihood = logits.float().log_softmax(-1).gather(-1, tokens[:, asked:, None])[..., 0].cpu()

@@ -17,26 +17,31 @@ import cv2
 import numpy as np
 
 from annotate.settings import AnnotateSettings, MotionSettings
-from annotate.sources.episode import Episode
+from annotate.sources.episode import BadImage, Episode
 from pixel160k.format.masks import box_of, inside_box
 from pixel160k.format.table import SUPPORTED, Box, Evidence
 
 
 @dataclass(frozen=True)
 class Keyframes:
-    """The few decoded frames of an episode, RGB uint8 (height, width, 3), with their raw steps."""
+    """The few decoded frames of an episode, RGB uint8 (height, width, 3), all of one size."""
 
     initial: np.ndarray
     approach: list[np.ndarray]  # after the first step and well before the close
     close: np.ndarray
     evidence: list[np.ndarray]  # after the object was lifted; the last three end the episode
-    evidence_steps: list[int]
+    evidence_steps: list[int]  # the raw step of each evidence frame
     carried: list[bool]  # per evidence frame: the gripper had not opened again yet
     lifted: bool  # the end effector went `lift_distance` away from its place at the close
 
 
 def decode_keyframes(episode: Episode, settings: AnnotateSettings, initial: np.ndarray | None = None) -> Keyframes:
-    """Decode the first (unless it is given), close, approach and evidence frames of an episode whose gripper closes.
+    """Decode the frames of an episode that the annotators look at. Its gripper must close (`close_step` >= 0).
+
+    Args:
+        episode: the episode.
+        settings: how many approach and evidence frames to decode.
+        initial: the first valid frame, if it is decoded already.
 
     Raises:
         BadImage: one of these frames is broken, or they differ in size.
@@ -53,11 +58,16 @@ def decode_keyframes(episode: Episode, settings: AnnotateSettings, initial: np.n
     final_steps = [step for step in range(last - 2, last + 1) if step > close]
     carry_steps = _spread(lift, min(release, last), settings.evidence_frames - len(final_steps))
     evidence_steps = sorted({*carry_steps, *final_steps} - {close})
+    initial = episode.frame(episode.first_step) if initial is None else initial
+    frames = {step: episode.frame(step) for step in [*approach_steps, close, *evidence_steps]}
+    for step, frame in frames.items():
+        if frame.shape != initial.shape:
+            raise BadImage(f"step {step}: the frame has another size than that of step {episode.first_step}")
     return Keyframes(
-        initial=episode.frame(episode.first_step) if initial is None else initial,
-        approach=[episode.frame(step) for step in approach_steps],
-        close=episode.frame(close),
-        evidence=[episode.frame(step) for step in evidence_steps],
+        initial=initial,
+        approach=[frames[step] for step in approach_steps],
+        close=frames[close],
+        evidence=[frames[step] for step in evidence_steps],
         evidence_steps=evidence_steps,
         carried=[lift <= step <= release for step in evidence_steps],
         lifted=bool(len(away)),
@@ -72,10 +82,13 @@ def _spread(first: int, last: int, count: int) -> list[int]:
 
 
 class Motion:
-    """The change maps of one episode, computed once and asked by gripper, object and evidence."""
+    """What changed between the keyframes of one episode, as maps of the first frame's size; each is computed once.
+
+    The finders of gripper and object and the motion evidence read them.
+    """
 
     def __init__(self, keyframes: Keyframes, settings: MotionSettings) -> None:
-        """Blur, register on the first frame and compare; see the module's docstring."""
+        """Blur the frames, shift them onto the first one, and compare them with it; see the module's docstring."""
         self.keyframes = keyframes
         self.settings = settings
         self.height, self.width = keyframes.initial.shape[:2]
@@ -130,7 +143,7 @@ class Motion:
         return self._closed(self._opened(difference > self.settings.change_threshold, 3), 9)
 
     def gripper(self) -> tuple[Box, np.ndarray] | None:
-        """The gripper on the close frame: its box and its mask, or None where no arm was seen.
+        """The gripper on the close frame: box (xyxy, pixels) and mask (bool, height x width); None where no arm was seen.
 
         The gripper is the arm's end: the arm pixels nearest to what left its place, or else those farthest from where the
         arm enters the image. The mask is the arm inside the box: a region of the gripper, not its outline.
@@ -155,9 +168,9 @@ class Motion:
         return (box, mask) if mask.any() else None
 
     def moved_objects(self, near: np.ndarray) -> list[tuple[float, np.ndarray]]:
-        """The connected regions that left their place: (weight, mask), heaviest first.
+        """The connected regions that left their place: (weight, mask), heaviest first; masks are bool (height, width).
 
-        The weight is the region's summed change times its nearness to the point `near` (x, y): the gripper.
+        The weight is the region's summed change times its nearness to `near`, a point (x, y) in pixels: the gripper.
         """
         found = self._opened(self._closed(self.left_its_place, 5), 3)
         count, labels, statistics, centres = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=8)
@@ -172,7 +185,10 @@ class Motion:
         return sorted(regions, key=lambda region: -region[0])
 
     def outline(self, region: np.ndarray) -> np.ndarray:
-        """Make a moved region exact with GrabCut on the first frame; the region itself where GrabCut loses it."""
+        """The exact mask, bool (height, width), of a moved region, by GrabCut on the first frame.
+
+        Where GrabCut fails the region itself is returned.
+        """
         around = cv2.dilate(region.astype(np.uint8), _kernel(11 * self.pixel)).astype(bool)
         labels = np.full(region.shape, cv2.GC_BGD, np.uint8)
         labels[around & (self.change_after >= 0.35 * self.settings.change_threshold)] = cv2.GC_PR_BGD
@@ -197,7 +213,10 @@ class Motion:
         return self._closed(mask, 3)
 
     def evidence(self, mask: np.ndarray, min_score: float) -> Evidence:
-        """Compare a mask, bool (height, width), with what left its place; its rim, where blur mixes, is left out."""
+        """The share of a mask, bool (height, width), that left its place, and whether it supports or contradicts the mask.
+
+        The mask's rim, where blur mixes object and background, is left out. A share below `min_score` contradicts.
+        """
         if self.unusable:
             return Evidence()
         inner = self._eroded(mask)
@@ -263,7 +282,7 @@ class Motion:
 
 
 def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
-    """Scale a box about its centre and clip it to the image: the region proposal."""
+    """Scale a box, xyxy in pixels, about its centre and clip it to an image of this size: the region proposal."""
     x0, y0, x1, y1 = box
     centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
     half_x, half_y = (x1 - x0) / 2 * factor, (y1 - y0) / 2 * factor
@@ -274,7 +293,7 @@ def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Grey levels, uint8 (height, width), of the channel that differs most."""
+    """Per pixel how much two RGB images differ: grey levels of the channel that differs most, uint8 (height, width)."""
     red, green, blue = cv2.split(cv2.absdiff(first, second))
     return cv2.max(cv2.max(red, green), blue)
 
@@ -283,9 +302,9 @@ def _percentile(images: Sequence[np.ndarray], percent: float) -> np.ndarray:
     """numpy's percentile of a few uint8 images, pixel by pixel, float32; by a sorting network, many times faster."""
     ranked = list(images)
     for last in range(len(ranked) - 1, 0, -1):
-        for place in range(last):
-            lower, upper = ranked[place], ranked[place + 1]
-            ranked[place], ranked[place + 1] = cv2.min(lower, upper), cv2.max(lower, upper)
+        for index in range(last):
+            lower, upper = ranked[index], ranked[index + 1]
+            ranked[index], ranked[index + 1] = cv2.min(lower, upper), cv2.max(lower, upper)
     below, share = divmod(percent / 100 * (len(ranked) - 1), 1)
     low, high = ranked[int(below)], ranked[min(int(below) + 1, len(ranked) - 1)]
     return cv2.addWeighted(low, 1 - share, high, share, 0, dtype=cv2.CV_32F)

@@ -1,7 +1,7 @@
 """The three roles of the annotation and what passes between them; who fills a role is chosen by the settings.
 
-Each role sees a group of candidates at once: episodes of one source file and one viewpoint, so that a model can batch
-over them and a tracker can carry the gripper's look from episode to episode.
+Each role sees a group of episodes at once, all of one source file and one viewpoint. So a model can take them as one
+batch, and a tracker can carry the gripper's look from episode to episode.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pixel160k.format.table import Box, Detection
 
 
 @dataclass(frozen=True)
-class Candidate:
+class KeyframedEpisode:
     """An episode whose gripper closes, with its decoded keyframes."""
 
     episode: Episode
@@ -27,7 +27,7 @@ class Candidate:
 
     @cached_property
     def motion(self) -> Motion:
-        """What motion says of it, computed once."""
+        """The change maps of the episode, computed at the first use."""
         return Motion(self.keyframes, self.settings)
 
 
@@ -41,7 +41,7 @@ class Gripper:
 
 @dataclass(frozen=True)
 class FoundObject:
-    """The target on the first frame: candidate boxes, best first, and the mask of the best, bool (height, width).
+    """The target on the first valid frame: candidate boxes, best first, and the mask of the best, bool (height, width).
 
     Where there is no mask, `detail` may say why. `mask_score` is the annotator's own estimate of the mask's quality.
     """
@@ -53,10 +53,10 @@ class FoundObject:
 
 
 class GripperFinder(Protocol):
-    """Finds the gripper on each candidate's close frame."""
+    """Finds the gripper on each episode's close frame."""
 
-    def find_grippers(self, candidates: Sequence[Candidate]) -> list[Gripper | None]:
-        """One answer a candidate, None where it was not found."""
+    def find_grippers(self, episodes: Sequence[KeyframedEpisode]) -> list[Gripper | None]:
+        """One answer per episode; None where no gripper was found."""
         ...
 
 
@@ -64,15 +64,21 @@ class TargetNamer(Protocol):
     """Names the object that is grasped first."""
 
     def name_targets(self, instructions: Sequence[str]) -> list[str]:
-        """One noun phrase an instruction, lower-case, without determiner; "" where none is named."""
+        """One noun phrase per instruction, lower-case, without determiner; "" where none is named."""
         ...
 
 
 class ObjectFinder(Protocol):
-    """Finds and cuts out the target on each candidate's first frame."""
+    """Finds the target on each episode's first valid frame and makes its mask."""
 
     def find_objects(
-        self, candidates: Sequence[Candidate], regions: Sequence[Box], targets: Sequence[str]
+        self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
     ) -> list[FoundObject]:
-        """One answer a candidate; regions are xyxy boxes in pixels of the first frame."""
+        """One answer per episode.
+
+        Args:
+            episodes: of one viewpoint.
+            regions: per episode where to look: a box xyxy in pixels of the first valid frame.
+            targets: per episode the noun phrase to look for; "" where the instruction names none.
+        """
         ...

@@ -16,7 +16,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from annotate.annotators.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
-from annotate.timing import Stages
+from annotate.timing import Stopwatch
 from pixel160k.format import masks
 from pixel160k.format.table import Box
 
@@ -37,7 +37,7 @@ class Segment:
 class Segmenter:
     """A SAM 2 of transformers: one model for images and for videos."""
 
-    def __init__(self, settings: FoundationSettings, device: str, stages: Stages) -> None:
+    def __init__(self, settings: FoundationSettings, device: str, stages: Stopwatch) -> None:
         """Load the model that the settings name.
 
         Raises:

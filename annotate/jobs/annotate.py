@@ -1,6 +1,5 @@
 """The job of `pixelcli annotate`: source file k -> annotation part k."""
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
 from pixel160k.errors import InputError
-from pixel160k.files import write_json
+from pixel160k.files import read_json, write_json
 from pixel160k.format import table
 from pixel160k.format.tracks import write_tracks
 
@@ -31,7 +30,7 @@ class _AnnotateFile:
 
     def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
         annotators = choose_annotators(self.settings, self.device)
-        annotators.stages.seconds.clear()
+        annotators.stopwatch.seconds.clear()
         episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
         rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
@@ -41,12 +40,15 @@ class _AnnotateFile:
         return {
             "episodes": len(rows),
             **table.tally(rows),
-            "stages": annotators.stages.seconds,
+            "stages": annotators.stopwatch.seconds,
         }
 
 
 def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str, Any]:
-    """Everything that determines the bytes of a part; the filter's settings have a digest of their own."""
+    """Everything that determines the bytes of an annotation part; every part holds it as metadata, and run.json too.
+
+    `filter_digest` says at a glance whether two runs accepted by the same thresholds.
+    """
     return {
         "job": "annotate",
         "software": version("pixelvla"),
@@ -59,10 +61,10 @@ def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str,
 
 
 def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
-    """The data directory to read: the one given, or the shipped sample's.
+    """The data directory to read: the one given, or for the source "sample" the one that ships with the package.
 
     Raises:
-        InputError: a real source without a directory.
+        InputError: another source, and no directory given.
     """
     if data_dir is not None:
         return Path(data_dir)
@@ -76,7 +78,9 @@ _SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "ta
 
 
 def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
-    """The settings of a run: of a file and overrides, or else the defaults, which for the sample are the tiny models.
+    """The settings of a run: the defaults, changed by a YAML file and `key=value` overrides.
+
+    For the source "sample" without a file the models are by default the tiny ones that ship with the package.
 
     Raises:
         InputError: a setting is unknown or wrong.
@@ -86,21 +90,32 @@ def load_settings(source: str, config: str | Path | None, overrides: tuple[str, 
     return AnnotateSettings.load(config, overrides)
 
 
+# The files that a finished run leaves, and what they hold at least.
+_RUN_FILES = {
+    "run.json": {"software", "source", "dataset", "settings", "models", "files"},
+    "stats.json": {"episodes", "status", "reasons", "stages", "files_missing", "work_seconds", "data_dir"},
+}
+
+
 def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a finished run says of itself: run.json (source, settings, models, files) and stats.json (counts, paths).
 
     Raises:
-        InputError: the directory holds no annotations, or unfinished ones.
+        InputError: the directory holds no annotations, unfinished ones, or damaged ones.
     """
-    try:
-        run, stats = (
-            json.loads((annotations / name).read_text(encoding="utf-8")) for name in ("run.json", "stats.json")
-        )
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{annotations} holds no finished annotations (no {Path(error.filename).name}); "
-            "run `pixelcli annotate` to its end first"
-        ) from None
+    described = []
+    for name, keys in _RUN_FILES.items():
+        if not (annotations / name).exists():
+            raise InputError(
+                f"{annotations} holds no finished annotations (no {name}); run `pixelcli annotate` to its end first"
+            )
+        content = read_json(annotations / name)
+        if not isinstance(content, dict) or not content.keys() >= keys:
+            raise InputError(f"{annotations / name} is not what `pixelcli annotate` writes; annotate again")
+        described.append(content)
+    run, stats = described
+    if run["source"] not in SOURCES:
+        raise InputError(f"{annotations} is of the source {run['source']!r}, which this version does not know")
     return run, stats
 
 
@@ -113,10 +128,23 @@ def annotate(
     split: str = "",
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Annotate every file of a data set into `out` and return the totals, which stats.json keeps too.
+    """Annotate every file of a data set into `out`: parts, run.json and stats.json.
+
+    Args:
+        source: a name in `SOURCES`.
+        data_dir: the folder that holds the RLDS data set.
+        out: new, empty, or holding the same run, which is then resumed.
+        settings: all that changes the results.
+        execution: runner and workers.
+        split: only files of this split; "" for all.
+        device: where the models compute, as torch names it.
+
+    Returns:
+        The totals, which are the content of stats.json: episodes per status and reason, seconds per stage, and so on.
 
     Raises:
         InputError: the data directory, the output directory or a file is unusable; one line that says what to do.
+        JobBug: a file met a bug.
     """
     files = list_files(SOURCES[source], data_dir, split)
     cameras = SOURCES[source].cameras

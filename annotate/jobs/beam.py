@@ -1,8 +1,13 @@
 """Beam jobs over source files: fan-out, atomic outputs, done-markers, exact restart. Shared by annotate and build-shards.
 
-The unit of work is one source TFRecord file; nothing but file names is shuffled, so memory stays flat and the outputs do
-not depend on how many workers there are. A unit writes into a temporary folder; its outputs are renamed into place and
-a done-marker, which holds the fingerprint of the run, is written last. A restart skips what is done and redoes the rest.
+The unit of work is one source TFRecord file. Only file names travel between workers, so memory stays flat and the outputs do
+not depend on how many workers there are. A worker writes the outputs of a file into a temporary folder, renames them into
+the output directory, and writes a done-marker last, which holds the fingerprint of the run. A restart skips the files that
+are done and does the others again.
+
+A file that fails does not stop the others. What the input or the disk did (InputError, OSError) is noted in
+`.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
+goes to `.done/workers.log`.
 """
 
 import hashlib
@@ -13,6 +18,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +29,19 @@ from typing import Any, TextIO
 import apache_beam as beam
 
 from annotate.sources.rlds import SourceFile
-from pixel160k.errors import InputError
-from pixel160k.files import sha256_of, write_json, write_text
+from pixel160k.errors import InputError, JobBug, one_line
+from pixel160k.files import TEMPORARY, read_json, sha256_of, write_json, write_text
 
 # Named in full: "DirectRunner" first tries Prism, which downloads a binary.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
+_LOG = "workers.log"  # in .done: what local workers print, and the traceback of every failure
+
 Work = Callable[[SourceFile, Path], dict[str, Any]]
-"""Makes the outputs of one source file in the given empty folder and returns a summary that JSON can hold."""
+"""Makes the outputs of one source file in the given empty folder and returns a summary that JSON can hold.
+
+An InputError or OSError says that the file or the disk is at fault; any other exception is a bug.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,47 +56,55 @@ class Execution:
 def run_job(
     title: str, work: Work, files: list[SourceFile], out: Path, description: dict[str, Any], execution: Execution
 ) -> list[dict[str, Any]]:
-    """Run a job over all files into `out` and return the units' summaries, in the order of the files.
+    """Run a job over all files into `out` and return their done-markers, in the order of the files.
+
+    A marker is a dict: `summary` (what `work` returned), `outputs` (name -> bytes and sha256), `seconds`, `fingerprint`.
 
     Args:
         title: names the job on the progress bar.
-        work: a picklable callable, one call a file.
-        files: the units of work.
+        work: called once per file; must be picklable.
+        files: the source files; those that `out` holds results of are skipped.
         out: output directory; new, empty, or holding the same run, which is then resumed.
         description: everything that determines the results; its hash is the fingerprint of the run.
         execution: runner and workers.
 
     Raises:
-        InputError: `out` holds something else, or a unit failed; names the file and the cause.
-        OSError: `out` cannot be written.
+        InputError: `out` cannot be written or holds something else, or a file failed; names the file and the cause.
+        JobBug: a file met a bug.
     """
     fingerprint = _claim(out, description)
-    for stale in [*out.glob(".tmp-*"), *(out / ".done").glob(".tmp-*"), *(out / ".done").glob("*.failed")]:
+    done = out / ".done"
+    unfinished = [*out.glob(f"{TEMPORARY}*"), *done.glob(f"{TEMPORARY}*")]
+    for stale in [*unfinished, *done.glob("*.failed"), *done.glob("*.bug")]:
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     pending = [file for file in files if _finished(out, file, fingerprint) is None]
     if pending:
-        log = out / ".done" / "workers.log"
-        with _worker_output_to(log) as terminal, _progress(title, out, [file.name for file in files], terminal):
+        with _worker_output_to(done / _LOG) as terminal, _progress(title, out, [file.name for file in files], terminal):
             _run_pipeline(_Unit(work, str(out.resolve()), fingerprint), pending, execution)
     markers = [_finished(out, file, fingerprint) for file in files]
-    failures = [path.read_text(encoding="utf-8") for path in sorted((out / ".done").glob("*.failed"))]
-    if failures:
-        more = f" (and {len(failures) - 1} more files)" if len(failures) > 1 else ""
-        raise InputError(f"{failures[0]}{more}; the other files are done: the same command goes on from there")
+    bugs, failures = (
+        [path.read_text(encoding="utf-8") for path in sorted(done.glob(f"*.{kind}"))] for kind in ("bug", "failed")
+    )
+    if faults := bugs + failures:
+        more = f" (and {len(faults) - 1} more files)" if len(faults) > 1 else ""
+        rest = "the other files are done: the same command goes on from there"
+        if bugs:
+            raise JobBug(f"this is a bug, met at {faults[0]}{more}; the traceback is in {done / _LOG}; {rest}")
+        raise InputError(f"{faults[0]}{more}; {rest}")
     if lost := [file.path.name for file, marker in zip(files, markers, strict=True) if marker is None]:
         raise InputError(f"{lost[0]} was not finished by the runner; run the same command again")
     return [marker for marker in markers if marker is not None]
 
 
-def check_output_directory(out: Path) -> None:
-    """Make the output directory if needed and check that it can be written.
+def _make_writable(out: Path) -> None:
+    """Make the output directory if there is none, and check that it can be written.
 
     Raises:
         InputError: it cannot be made or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".tmp-{uuid.uuid4().hex}"
+        probe = out / f"{TEMPORARY}{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -94,13 +113,15 @@ def check_output_directory(out: Path) -> None:
 
 def _claim(out: Path, description: dict[str, Any]) -> str:
     """Take `out` for this run, or check that it already is this run's; returns the fingerprint."""
-    check_output_directory(out)
+    _make_writable(out)
     canonical = json.dumps(description, sort_keys=True, indent=1)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     record = out / "run.json"
     if record.exists():
-        if (earlier := json.loads(record.read_text(encoding="utf-8"))) != json.loads(canonical):
-            differing = sorted(key for key in {*earlier, *description} if earlier.get(key) != description.get(key))
+        if (earlier := read_json(record)) != (wanted := json.loads(canonical)):
+            if not isinstance(earlier, dict):
+                raise InputError(f"{record} describes no run; choose another --out, or delete that one")
+            differing = sorted(key for key in {*earlier, *wanted} if earlier.get(key) != wanted.get(key))
             raise InputError(
                 f"{out} holds the results of another run (different: {', '.join(differing)}); "
                 "choose another --out, or delete that one"
@@ -114,10 +135,10 @@ def _claim(out: Path, description: dict[str, Any]) -> str:
 
 
 def _finished(out: Path, file: SourceFile, fingerprint: str) -> dict[str, Any] | None:
-    """The marker of a finished unit whose outputs are all there, or None."""
+    """The done-marker of a file whose outputs are all there; None where it must be done (again)."""
     try:
-        marker = json.loads((out / ".done" / f"{file.name}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        marker = read_json(out / ".done" / f"{file.name}.json")
+    except InputError:  # there is none, or it is damaged
         return None
     outputs = marker["outputs"].items()
     whole = all((out / name).is_file() and (out / name).stat().st_size == output["bytes"] for name, output in outputs)
@@ -125,7 +146,7 @@ def _finished(out: Path, file: SourceFile, fingerprint: str) -> dict[str, Any] |
 
 
 class _Unit(beam.DoFn):
-    """Does the work of one file and publishes its outputs."""
+    """Does the work of one file, publishes its outputs and notes its failure."""
 
     def __init__(self, work: Work, out: str, fingerprint: str) -> None:
         self.work, self.out, self.fingerprint = work, out, fingerprint
@@ -133,33 +154,43 @@ class _Unit(beam.DoFn):
     def setup(self) -> None:
         import cv2
 
-        cv2.setNumThreads(1)  # one process a core; and results may not depend on a thread count
+        cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
 
     def process(self, file: SourceFile) -> Iterator[str]:
         out, started = Path(self.out), time.monotonic()
-        folder = out / f".tmp-{file.name}-{uuid.uuid4().hex}"
-        folder.mkdir()
+        folder = out / f"{TEMPORARY}{file.name}-{uuid.uuid4().hex}"
         try:
+            folder.mkdir()
             summary = self.work(file, folder)
-        except (ValueError, OSError) as error:  # a fault of the input or the disk: reported, and the other files go on
+            outputs = {}
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = path.relative_to(folder).as_posix()
+                outputs[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                (out / name).parent.mkdir(exist_ok=True)
+                os.replace(path, out / name)
+            marker = {
+                "fingerprint": self.fingerprint,
+                "outputs": outputs,
+                "summary": summary,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            write_json(out / ".done" / f"{file.name}.json", marker)
+        except Exception as error:  # noted, and the other files go on; see the module's docstring
+            self._note(file, error)
+        else:
+            yield file.name
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            write_text(out / ".done" / f"{file.name}.failed", f"{file.path.name}: {error}")
-            return
-        outputs = {}
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = path.relative_to(folder).as_posix()
-            outputs[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            (out / name).parent.mkdir(exist_ok=True)
-            os.replace(path, out / name)
-        shutil.rmtree(folder)
-        marker = {
-            "fingerprint": self.fingerprint,
-            "outputs": outputs,
-            "summary": summary,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        write_json(out / ".done" / f"{file.name}.json", marker)
-        yield file.name
+
+    def _note(self, file: SourceFile, error: Exception) -> None:
+        """Write the one line by which `run_job` learns of a failure, and its traceback into the log."""
+        done = Path(self.out) / ".done"
+        with open(done / _LOG, "a", encoding="utf-8") as log:
+            log.write(f"{file.path.name}:\n{traceback.format_exc()}\n")
+        if isinstance(error, InputError | OSError):
+            write_text(done / f"{file.name}.failed", f"{file.path.name}: {one_line(error)}")
+        else:
+            write_text(done / f"{file.name}.bug", f"{file.path.name}: {type(error).__name__}: {one_line(error)}")
 
 
 def _run_pipeline(unit: _Unit, files: list[SourceFile], execution: Execution) -> None:
@@ -170,7 +201,11 @@ def _run_pipeline(unit: _Unit, files: list[SourceFile], execution: Execution) ->
         mode = "multi_processing" if execution.workers > 1 else "in_memory"
         options += [f"--direct_running_mode={mode}", f"--direct_num_workers={execution.workers}"]
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    try:
+        created = beam.Pipeline(options=PipelineOptions(options))
+    except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
+        raise InputError(f"--runner {execution.runner}: {one_line(error)}") from None
+    with created as pipeline:
         _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(unit)
 
 

@@ -8,19 +8,22 @@ from typing import Any
 
 from annotate.accept import accept
 from annotate.jobs.annotate import describe, read_run
-from annotate.jobs.beam import check_output_directory
 from annotate.settings import AnnotateSettings
 from pixel160k.errors import InputError
+from pixel160k.files import new_folder, write_json, write_text
 from pixel160k.format import table
 
 
 def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Write a copy of finished annotations whose rows are accepted by other thresholds; returns the new totals.
+    """Write a copy of finished annotations whose rows are accepted by other thresholds.
 
     Args:
         annotations: a finished run; it stays as it is.
         out: a new or empty directory; it appears only when all is written.
-        overrides: `filter.key=value` settings.
+        overrides: `filter.key=value` settings; the filter's other settings stay as they were.
+
+    Returns:
+        The new totals, as `annotate` returns them.
 
     Raises:
         InputError: the run is unfinished, `out` is not empty, or a setting is not the filter's.
@@ -29,21 +32,15 @@ def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[s
         raise InputError(f"--refilter changes only settings of the filter (filter.KEY=VALUE), not {others[0]!r}")
     run, totals = read_run(annotations)
     settings = AnnotateSettings.load(None, overrides, base=run["settings"])
-    check_output_directory(out)
-    if any(out.iterdir()):
-        raise InputError(f"{out} is not empty; choose another --out")
     identity = describe(run["source"], run["dataset"], settings)
     totals |= {"status": Counter(), "reasons": Counter()}
-    unfinished = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(annotations, unfinished, ignore=shutil.ignore_patterns(".*"))
-    for part in table.list_parts(annotations):
-        rows = [accept(row, settings.filter) for row in table.read_part(part)]
-        table.write_part(unfinished / part.name, rows, identity)
-        for name, counts in table.tally(rows).items():
-            totals[name].update(counts)
-    (unfinished / "run.json").write_text(json.dumps(run | identity, sort_keys=True, indent=1), encoding="utf-8")
-    (unfinished / "stats.json").write_text(json.dumps(totals, indent=1), encoding="utf-8")
-    out.rmdir()
-    unfinished.rename(out)
+    with new_folder(out) as folder:
+        shutil.copytree(annotations, folder, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        for part in table.list_parts(annotations):
+            rows = [accept(row, settings.filter) for row in table.read_part(part)]
+            table.write_part(folder / part.name, rows, identity)
+            for name, counts in table.tally(rows).items():
+                totals[name].update(counts)
+        write_text(folder / "run.json", json.dumps(run | identity, sort_keys=True, indent=1))
+        write_json(folder / "stats.json", totals)
     return totals

@@ -1,5 +1,6 @@
 """The job of `pixelcli build-shards`: source file k + annotation part k -> shard k, then what stands beside the shards."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
 from pixel160k.errors import InputError
-from pixel160k.files import sha256_of, write_json, write_text
+from pixel160k.files import sha256_of, write_json, write_text, written_atomically
 from pixel160k.format import shards, table
 from pixel160k.format.actions import action_chunk, dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation
@@ -24,7 +25,7 @@ from pixel160k.format.tracks import StepMasks, read_tracks
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
-HORIZON = 50  # actions a sample carries; loaders slice the first N_c
+HORIZON = 50  # actions per sample; loaders slice the first N_c
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _write_episode(
 def build_shards(
     annotations: Path, out: Path, execution: Execution, data_dir: Path | None = None, include: str = "accepted"
 ) -> dict[str, Any]:
-    """Build the shards of an annotation directory and everything beside them; returns the totals.
+    """Build the shards of an annotation directory and everything beside them.
 
     Args:
         annotations: output of `annotate`, complete.
@@ -128,8 +129,12 @@ def build_shards(
         data_dir: the RLDS data that was annotated; by default where it was then.
         include: "accepted" episodes only, or "all" that can be read.
 
+    Returns:
+        The manifest of the shards, and `seconds`, the wall time.
+
     Raises:
         InputError: the annotations are incomplete or of other data, or a directory is unusable.
+        JobBug: a file met a bug.
     """
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
@@ -159,7 +164,7 @@ def build_shards(
 def _finish(
     out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write index, statistics, manifest, Croissant description and data card from the finished units."""
+    """Write index, statistics, manifest, Croissant description and data card from what the files left in `.work`."""
     dataset = files[0].dataset
     index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
     transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
@@ -194,13 +199,27 @@ def _finish(
         "annotations": description["annotations"],
         "software": description["software"],
     }
-    shards.write_index(out / ".tmp-index", index)
-    (out / ".tmp-index").replace(out / "index.parquet")
+    with written_atomically(out / "index.parquet") as temporary:
+        shards.write_index(temporary, index)
     write_json(out / "dataset_statistics.json", {dataset: statistics})
     described = croissant(manifest, sha256_of(out / "index.parquet"))
     write_json(out / "croissant.json", described)
     beside = ("index.parquet", "dataset_statistics.json", "croissant.json")
     manifest["files"] = {name: sha256_of(out / name) for name in beside}
-    write_text(out / "README.md", data_card(manifest, statistics))
+    _write_card(out, data_card(manifest, statistics))
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def _write_card(out: Path, card: str) -> None:
+    """Write README.md, unless the user has changed it: then it is theirs and stays.
+
+    `.work/README.sha256` holds the SHA-256 of every card that was written here, one per line.
+    """
+    readme, written = out / "README.md", out / ".work" / "README.sha256"
+    ours = written.read_text(encoding="utf-8").split() if written.exists() else []
+    if readme.exists() and sha256_of(readme) not in ours:
+        return
+    # Noted first: if the job ends here, the earlier card is still known as ours.
+    write_text(written, "\n".join(dict.fromkeys([*ours, hashlib.sha256(card.encode()).hexdigest()])) + "\n")
+    write_text(readme, card)

@@ -1,4 +1,4 @@
-"""The table at the end of `pixelcli annotate` and `build-shards`: what became of the episodes."""
+"""The table at the end of `pixelcli annotate`: what became of the episodes."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from pixel160k.format import table
 
 
 def summary_table(totals: dict[str, Any]) -> Table:
-    """A table of the totals that `annotate` returns: accepted, then rejected and failed by reason."""
+    """A table of the totals that `annotate` returns: accepted episodes, then the others by reason, then the times."""
     episodes, work = totals["episodes"], max(totals["work_seconds"], 1e-9)
-    caption = f"{episodes} episodes, {episodes / work:.1f} a second of work"
+    caption = f"{episodes} episodes, {episodes / work:.1f} per second of work"
     if totals["files_missing"]:
         caption += f"; {totals['files_missing']} of the data set's files are not in the data directory"
     for stage, seconds in sorted(totals["stages"].items(), key=lambda item: -item[1]):

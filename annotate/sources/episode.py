@@ -1,4 +1,4 @@
-"""One episode, whatever its source: the only form in which the rest of the project sees robot data."""
+"""One episode, the same form for every source: the rest of the project sees robot data in no other form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class BadImage(InputError):
 
 @dataclass(frozen=True)
 class RecordId:
-    """Which record an episode is: where it lies, and the checksum by which a re-sharded copy is noticed."""
+    """Which record of a data set an episode is, and that record's checksum: by it another copy of the data is noticed."""
 
     episode_id: str  # {dataset}-{split}-{shard:05d}-{record:05d}
     dataset: str
@@ -72,7 +72,10 @@ class Episode:
         """
         data = self.images[step]
         check_jpeg(data, step)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:  # such as a header that claims more pixels than OpenCV decodes
+            image = None
         if image is None:
             raise BadImage(f"step {step}: the JPEG does not decode")
         few = image[::8, ::8]  # enough to tell a picture from a blank, at a fraction of the time

@@ -1,21 +1,26 @@
 """RLDS data sets on disk: their files, their records as named columns, their episodes one by one.
 
-Works on what `tensorflow_datasets` writes (TFRecord files beside features.json and dataset_info.json) without
-TensorFlow, and decodes nothing that is not asked for. A record is a tf.Example whose nested steps are stored as flat
-columns: `steps/observation/image` holds one value a step.
+Reads what `tensorflow_datasets` writes (TFRecord files beside features.json and dataset_info.json) without TensorFlow. No
+image is decoded here. A record is a tf.Example whose nested steps are stored as flat columns: `steps/observation/image`
+holds one value per step.
+
+What a record holds comes from outside, so `Columns` checks it: missing columns, wrong kinds and lengths, numbers that are
+not finite. Each such fault is an InputError, and `read_episodes` turns it into a failed row. Any other exception is a
+bug, of this module or of a source's `to_episode`, and is not caught here.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from annotate.sources.episode import Episode, RecordId
 from pixel160k.errors import InputError
+from pixel160k.files import read_json
 from pixel160k.format import table
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.tfrecord import read_records
@@ -25,7 +30,10 @@ _FILE_NAME = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<sh
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One TFRecord file, the unit of work. `records` is how many the data set says it holds (−1: not said)."""
+    """One TFRecord file, the unit of work: number `shard` of the `shards` files of its split.
+
+    `records` is how many records the data set says that the file holds (−1: it does not say).
+    """
 
     path: Path
     dataset: str
@@ -40,7 +48,7 @@ class SourceFile:
         return f"{self.split}-{self.shard:05d}"
 
     def identify(self, number: int, masked_crc32c: int) -> RecordId:
-        """The project-wide identity of one of the file's records."""
+        """The project-wide identity of the file's record of this number, counted from 0."""
         episode_id = f"{self.dataset}-{self.name}-{number:05d}"
         return RecordId(episode_id, self.dataset, self.split, self.shard, number, masked_crc32c)
 
@@ -65,7 +73,11 @@ class Source:
 
 
 class Columns:
-    """The columns of one record. Lengths are checked against the number of steps; errors name the column."""
+    """The columns of one record, each checked when it is read.
+
+    Every way in which a record can break its schema raises an InputError that names the column: it is missing, of another
+    kind, of another length than the number of steps asks for, or holds a number that is not finite.
+    """
 
     def __init__(self, payload: bytes) -> None:
         """Parse a serialized tf.Example.
@@ -85,9 +97,13 @@ class Columns:
             raise InputError("the episode holds no steps")
 
     def _values(self, name: str, kind: str) -> Any:
+        """The values of a column of this kind: float_list, int64_list or bytes_list."""
         if name not in self._features:
             raise InputError(f"the record lacks the feature {name}")
-        return getattr(self._features[name], kind).value
+        column = self._features[name]
+        if (stored := column.WhichOneof("kind")) not in (kind, None):  # None: an empty column
+            raise InputError(f"{name} is stored as {stored}, not as {kind}")
+        return getattr(column, kind).value
 
     def floats(self, name: str, width: int) -> np.ndarray:
         """A numeric step column as float32 (steps, width)."""
@@ -100,7 +116,7 @@ class Columns:
         return values
 
     def strings(self, name: str) -> Sequence[bytes]:
-        """A bytes step column, one value a step, as stored; a value is copied out of the record when it is asked for."""
+        """A bytes step column, one value per step, as stored. A value is copied out of the record when it is asked for."""
         values = self._values(name, "bytes_list")
         if len(values) != self.num_steps:
             raise InputError(f"{name} holds {len(values)} values for {self.num_steps} steps")
@@ -122,19 +138,24 @@ class Columns:
 
 
 def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[SourceFile]:
-    """The TFRecord files of a data set, sorted, of one split or of all.
+    """The TFRecord files of a data set, sorted by name.
 
-    `data_dir` is the folder that holds features.json and dataset_info.json, or one above it that leads to only one such.
+    Args:
+        source: whose schema the data set must have.
+        data_dir: the folder that holds features.json and dataset_info.json, or a folder at most two levels above it that
+            leads to only one such.
+        split: only files of this split; "" for all.
 
     Raises:
-        InputError: nothing there, several data sets, another source's data set, or no such split.
+        InputError: nothing there, several data sets, another source's data set, no such split, or a features.json or
+            dataset_info.json that tensorflow_datasets did not write.
     """
     directory = _find_dataset(Path(data_dir))
-    columns = set(_column_names(_read_json(directory / "features.json")))
+    columns = set(_column_names(_read_description(directory / "features.json", _Feature)))
     if missing := [feature for feature in source.features if feature not in columns]:
         raise InputError(f"{directory} is not a {source.name} data set: its features.json lacks {', '.join(missing)}")
-    info = _read_json(directory / "dataset_info.json")
-    lengths = {part["name"]: [int(length) for length in part.get("shardLengths", [])] for part in info["splits"]}
+    info = _read_description(directory / "dataset_info.json", _DatasetInfo)
+    lengths = {part.name: part.shard_lengths for part in info.splits}
     dataset = source.dataset or directory.resolve().parent.name
     if not re.fullmatch(r"[A-Za-z0-9_]+", dataset):
         raise InputError(f"the data set's name {dataset!r} may hold only letters, digits and _; rename its folder")
@@ -143,11 +164,11 @@ def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[So
         if (match := _FILE_NAME.match(path.name)) and split in ("", match["split"]):
             shard, shards = int(match["shard"]), int(match["shards"])
             known = lengths.get(match["split"], [])
-            records = known[shard] if len(known) == shards else -1
+            records = known[shard] if shard < len(known) == shards else -1
             files.append(SourceFile(path, dataset, match["split"], shard, shards, records))
     if not files:
         wanted = f"TFRecord file of split {split!r}" if split else "TFRecord file"
-        raise InputError(f"{directory} holds no {wanted} ({info['name']}-{split or 'SPLIT'}.tfrecord-00000-of-...)")
+        raise InputError(f"{directory} holds no {wanted} ({info.name}-{split or 'SPLIT'}.tfrecord-00000-of-...)")
     return files
 
 
@@ -156,8 +177,14 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
 
     No record is lost: where the file ends early, one row stands for each record that the data set says it should hold.
 
+    Args:
+        source: whose schema the records have.
+        file: one of `list_files`.
+        camera: one of `source.cameras`; "" for the main one.
+
     Raises:
         InputError: the source has no such camera.
+        OSError: the file cannot be read.
     """
     camera = camera or source.cameras[0]
     if camera not in source.cameras:
@@ -172,7 +199,7 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
             continue
         try:
             yield source.to_episode(Columns(record.payload), identity, camera)
-        except ValueError as error:
+        except InputError as error:
             yield _failed(identity, "malformed_record", str(error))
     for number in range(seen, file.records):
         yield _failed(
@@ -196,19 +223,58 @@ def _find_dataset(data_dir: Path) -> Path:
     raise InputError(f"{data_dir} holds no RLDS data set (no dataset_info.json there or two folders below)")
 
 
-def _read_json(path: Path) -> Any:
+class _Split(BaseModel):
+    """A split in dataset_info.json; `shard_lengths` is how many records each of its files holds, [] where it does not say."""
+
+    name: str
+    shard_lengths: list[int] = Field([], alias="shardLengths")
+
+
+class _DatasetInfo(BaseModel):
+    """What is read of dataset_info.json."""
+
+    name: str = "NAME"
+    splits: list[_Split] = []
+
+
+class _Sequence(BaseModel):
+    """A feature of features.json that is repeated."""
+
+    feature: "_Feature"
+
+
+class _FeaturesDict(BaseModel):
+    """Features of features.json by name."""
+
+    features: "dict[str, _Feature]" = {}
+
+
+class _Feature(BaseModel):
+    """What is read of a node of the features.json tree: its children; a leaf has none."""
+
+    features_dict: _FeaturesDict | None = Field(None, alias="featuresDict")
+    sequence: _Sequence | None = None
+
+
+Description = TypeVar("Description", bound=BaseModel)
+
+
+def _read_description(path: Path, form: type[Description]) -> Description:
+    """Read a JSON file of tensorflow_datasets; an InputError names the file and its first fault."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        return form.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise InputError(f"{path} is not as tensorflow_datasets writes it: {where}: {fault['msg']}") from None
 
 
-def _column_names(feature: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _column_names(feature: _Feature, prefix: str = "") -> Iterator[str]:
     """The flat column names of a features.json tree, as tensorflow_datasets lays them out in a tf.Example."""
-    if "featuresDict" in feature:
-        for name, child in feature["featuresDict"]["features"].items():
+    if feature.features_dict is not None:
+        for name, child in feature.features_dict.features.items():
             yield from _column_names(child, f"{prefix}/{name}" if prefix else name)
-    elif "sequence" in feature:
-        yield from _column_names(feature["sequence"]["feature"], prefix)
+    elif feature.sequence is not None:
+        yield from _column_names(feature.sequence.feature, prefix)
     else:
         yield prefix

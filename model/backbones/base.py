@@ -33,7 +33,8 @@ class VisionOutput:
 class TokenReaders(NamedTuple):
     """The parts of a backbone, by the tokens that pass through them in a policy's forward pass.
 
-    A part that is left out costs nothing per token: word embeddings, a head over the vocabulary that is not asked.
+    The linear, convolutional and recurrent layers in them are counted, wherever in a part they are. A part that is left out
+    costs nothing per token: word embeddings, say, or a head over the vocabulary that is not asked.
 
     Attributes:
         patches: parts that the patches of the image pass through, on their way to visual tokens.

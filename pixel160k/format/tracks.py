@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pixel160k.errors import InputError, one_line
 from pixel160k.format.masks import RLE
 from pixel160k.format.table import RLE_TYPE
 
@@ -47,9 +48,17 @@ def write_tracks(path: Path, rows: list[StepMasks]) -> None:
 
 
 def read_tracks(path: Path) -> dict[str, dict[int, StepMasks]]:
-    """Read one part: episode id -> raw step -> masks; empty where there is no such file."""
+    """Read one part: episode id -> raw step -> masks; empty where there is no such file.
+
+    Raises:
+        InputError: the file is not a part of the tracks.
+    """
     tracks: dict[str, dict[int, StepMasks]] = defaultdict(dict)
     if path.is_file():
-        for row in pq.read_table(path, schema=SCHEMA).to_pylist():
+        try:
+            rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} is not a part of the tracks: {one_line(error)}") from None
+        for row in rows:
             tracks[row["episode_id"]][row["step"]] = StepMasks(**row)
     return tracks

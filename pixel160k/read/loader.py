@@ -71,6 +71,16 @@ class ShardLoader(IterableDataset):
         dealt = self._parts(self.epoch, Reader(self._rank, self._world_size))
         return sum(int(part.kept.sum()) for of_set in dealt for part in of_set)
 
+    @property
+    def episode_ids(self) -> list[str]:
+        """The ids of the episodes that samples are given of, to all ranks together; known without opening a shard."""
+        return [
+            shard_set.episode_ids[episode]
+            for shard_set in self._sets
+            for shard in shard_set.shards
+            for episode in np.unique(shard.episodes[shard.wanted])
+        ]
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives; call it before each. Another epoch, another order."""
         self.epoch = epoch

@@ -1,0 +1,1 @@
+"""The scripts that train the tiny checkpoints in annotate/annotators/tiny; no part of the wheel."""
