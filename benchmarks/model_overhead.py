@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.backbones.openvla import OpenVLABackbone
 from model.policy import PixelVLA
 from model.processor import Batch
 from model.prompt_encoder import MASK_CELL, PromptBatch
@@ -34,6 +35,12 @@ def make_policy(settings: ModelSettings) -> PixelVLA:
     """A policy with random weights."""
     torch.manual_seed(0)
     return PixelVLA(settings, byte_tokenizer(), {})
+
+
+def openvla_of(policy: PixelVLA) -> OpenVLABackbone:
+    """The backbone of a policy over OpenVLA, which alone can be run bare."""
+    assert isinstance(policy.backbone, OpenVLABackbone)
+    return policy.backbone
 
 
 def make_batch(settings: ModelSettings, size: int, masks: int, prompts: int) -> Batch:
@@ -73,13 +80,13 @@ def whole_pass(policy: PixelVLA, batch: Batch) -> None:
 
 def bare_pass(policy: PixelVLA, batch: Batch) -> None:
     """Forward and backward through the backbone alone, ordinary tokens where masks, prompts and queries were."""
-    backbone = policy.backbone
+    backbone = openvla_of(policy)
     patches = policy.settings.backbone.vision.grid**2
     ids = torch.full((len(batch.input_ids), batch.input_ids.shape[1] - patches + policy.settings.chunk), 9)
     text = backbone.embed(ids)
     projected = backbone.project(backbone.vision(batch.pixel_values).patch_features)
     sequence = torch.cat([text[:, :1], projected, text[:, 1:]], dim=1)
-    backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.int64)).mean().backward()
+    backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.int64)).mean().backward()
 
 
 PASSES = {"bare backbone": bare_pass, "with the modules": whole_pass}
@@ -106,15 +113,15 @@ def forward_flops(settings: ModelSettings, masks: int, prompts: int) -> dict[str
     with torch.device("meta"):
         policy = make_policy(settings)
         batch = make_batch(settings, 1, masks, prompts)
-        backbone, vision = policy.backbone, settings.backbone.vision
+        backbone, vision = openvla_of(policy), settings.backbone.vision
         features = torch.empty(1, vision.grid**2, backbone.projector.fc1.in_features)
-        level = torch.empty(1, vision.grid**2, vision.siglip.hidden_size)
+        level = torch.empty(1, vision.grid**2, vision.level_size)
         short, long = 1 + vision.grid**2 + TEXT_TOKENS, batch.input_ids.shape[1] + settings.chunk
         hidden = torch.empty(1, settings.chunk, backbone.query_size)
 
         def read(length: int) -> object:  # a mask of four dimensions is used as it is, so that no value is looked at
             mask = torch.empty(1, 1, length, length, dtype=torch.bool)
-            return backbone.language(torch.empty(1, length, backbone.hidden_size), mask)
+            return backbone.read_sequence(torch.empty(1, length, backbone.hidden_size), mask)
 
         parts: dict[str, Callable[[], object]] = {
             "vision": lambda: backbone.vision(batch.pixel_values),

@@ -1,6 +1,6 @@
 """The continuous action decoder: learned queries at the end of the sequence, and what makes actions of their hidden states.
 
-It takes the place of OpenVLA's 256 bins a dimension: one forward pass gives a whole chunk of actions, trained by L1.
+It takes the place of OpenVLA's 256 bins per dimension: one forward pass gives a whole chunk of actions, trained by L1.
 """
 
 import torch
@@ -13,7 +13,14 @@ class ActionDecoder(nn.Module):
     """N_c queries for the language model; a linear projector, N_r residual blocks and an MLP for their hidden states."""
 
     def __init__(self, hidden_size: int, width: int, chunk: int, blocks: int) -> None:
-        """`hidden_size`: width of the queries; `width`: of the blocks; `chunk`: N_c actions; `blocks`: N_r."""
+        """Build it with random weights.
+
+        Args:
+            hidden_size: width of the queries and of their hidden states.
+            width: of the blocks.
+            chunk: N_c, actions predicted at once.
+            blocks: N_r, residual blocks.
+        """
         super().__init__()
         self.queries = nn.Parameter(torch.randn(chunk, hidden_size) * 0.02)  # about as large as word embeddings
         self.projector = nn.Linear(hidden_size, width)

@@ -1,8 +1,8 @@
-"""Checkpoints of policies: finding one, knowing whose it is, reading what stands beside the weights, writing one.
+"""Checkpoints of policies: find one, tell whose it is, read what stands beside the weights, write one.
 
 A PixelVLA checkpoint is a folder of `config.json` (`model_type` "pixelvla", the settings), `dataset_statistics.json`, the
-tokenizer, and safetensors under the names of the modules. A policy also starts from the folders of OpenVLA and of π0, whose
-weights fill the backbone alone.
+tokenizer, and safetensors under the names of the modules. A policy also starts from the published checkpoints of each
+backbone, whose weights fill the backbone alone.
 """
 
 import json
@@ -16,18 +16,45 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from model.backbones import openvla_checkpoint, pi0_checkpoint
-from model.backbones.openvla import OpenVLABackbone
-from model.backbones.pi0 import Pi0Backbone
+from model.backbones import BACKBONES, backbone_class
+from model.backbones.base import Backbone
+from model.backbones.settings import BackboneSettings
 from model.backbones.vision import resize_positions
-from model.settings import ModelSettings, OpenVLASettings, Pi0Settings
-from model.weights import load_weights, locate, own_tensors, read_json, same_names, save_weights, tie, without_memory
+from model.settings import ModelSettings
+from model.weights import (
+    TensorSource,
+    load_weights,
+    locate,
+    own_tensors,
+    retie_weights,
+    save_weights,
+    tensor_files,
+    without_memory,
+)
 from pixel160k.errors import InputError
-
-Backbone = OpenVLABackbone | Pi0Backbone
+from pixel160k.files import read_json_object, write_text
 
 _CONFIG, _STATISTICS, _TOKENIZER = "config.json", "dataset_statistics.json", "tokenizer.json"
 _MODEL_TYPE = "pixelvla"
+
+_RENAMED = {  # modules as checkpoints named them once, and as they are named now
+    "pixel_encoder.projections.": "pixel_encoder.level_projections.",
+    "pixel_encoder.mlp.": "pixel_encoder.token_mlp.",
+    "pixel_encoder.null": "pixel_encoder.null_tokens",
+    "prompt_encoder.place.": "prompt_encoder.point_projection.",
+    "prompt_encoder.kind.": "prompt_encoder.kind_embeddings.",
+    "prompt_encoder.shape.": "prompt_encoder.mask_downscaling.",
+    "prompt_encoder.mlp.": "prompt_encoder.token_mlp.",
+    "prompt_encoder.null": "prompt_encoder.null_token",
+}
+
+
+def current_name(tensor: str) -> str:
+    """The name that a tensor of a PixelVLA checkpoint has today, given the one under which it was written."""
+    for old, new in _RENAMED.items():
+        if tensor == old or (old.endswith(".") and tensor.startswith(old)):
+            return new + tensor.removeprefix(old)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        kind: "pixelvla", a whole policy; "openvla" or "pi0", a backbone alone.
+        kind: "pixelvla", a whole policy; else a key of `model.backbones.BACKBONES`, a backbone alone.
         settings: of the policy; around a backbone alone, the default modules.
         statistics: of data sets by name, in OpenVLA's names; may be empty.
         tokenizer: the language model's, or None where the folder has no tokenizer.json.
@@ -48,48 +75,53 @@ class Checkpoint:
     statistics: dict[str, Any]
     tokenizer: PreTrainedTokenizerFast | None
 
+    @property
+    def is_policy(self) -> bool:
+        """Whether it holds a whole policy, and not a backbone alone."""
+        return self.kind == _MODEL_TYPE
+
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Find a checkpoint by hub id or folder and read all but its weights.
+    """Find a checkpoint by hub id or folder, of a policy or of a backbone alone, and read all of it but the weights.
 
     Raises:
-        InputError: it is not to be had, a file is unreadable, or it is of a kind that no policy starts from.
+        InputError: it is not found, a file is unreadable, or it is of a kind that no policy starts from.
     """
     folder = locate(model)
-    config = read_json(folder / _CONFIG)
+    config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
         settings = ModelSettings.load(base=config.get("settings"))
-    elif kind == "openvla":
-        settings = ModelSettings(backbone=openvla_checkpoint.read_settings(folder))
-    elif kind == "pi0":
-        settings = ModelSettings(backbone=pi0_checkpoint.read_settings(folder))
+    elif isinstance(kind, str) and kind in BACKBONES:
+        settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
-        raise InputError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from pixelvla, openvla or pi0")
+        *kinds, last = _MODEL_TYPE, *BACKBONES
+        known = f"{', '.join(kinds)} or {last}"
+        raise InputError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from {known}")
     statistics = config.get("norm_stats") or {}  # where OpenVLA keeps them; its fine-tuning writes the file instead
+    if not isinstance(statistics, dict):
+        raise InputError(f"{folder / _CONFIG}: norm_stats must hold the statistics of data sets by name")
     if (folder / _STATISTICS).is_file():
-        statistics = {**statistics, **read_json(folder / _STATISTICS)}
+        statistics = {**statistics, **read_json_object(folder / _STATISTICS)}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / _TOKENIZER).is_file() else None
     return Checkpoint(folder, kind, settings, statistics, tokenizer)
 
 
 def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Backbone:
-    """The trained backbone of an OpenVLA or π0 checkpoint, in evaluation mode.
+    """The trained backbone of a published checkpoint, in evaluation mode.
 
     Args:
-        checkpoint: of kind "openvla" or "pi0".
+        checkpoint: of a backbone alone.
         dtype: of the parameters; by default each as it is stored.
 
     Raises:
         InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
-    if checkpoint.kind == "openvla":
-        return openvla_checkpoint.load_openvla(checkpoint.folder, dtype)
-    return pi0_checkpoint.load_pi0(checkpoint.folder, dtype)
+    return backbone_class(checkpoint.kind).load(checkpoint.folder, dtype)
 
 
-def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -> Backbone:
-    """A trained backbone under other settings: levels are free, for another image size the positions are interpolated.
+def with_settings(backbone: Backbone, settings: BackboneSettings) -> Backbone:
+    """A trained backbone under other settings: other levels, or another image size, to which its positions are interpolated.
 
     All other tensors are shared with `backbone`, not copied.
 
@@ -98,14 +130,13 @@ def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -
     """
     if settings == backbone.settings:
         return backbone
-    build: Any = type(backbone)
-    changed = without_memory(partial(build, settings))
+    changed = without_memory(partial(type(backbone), settings))
     trained, wanted = own_tensors(backbone), own_tensors(changed)
     grid = backbone.settings.vision.grid
-    for name, empty in wanted.items():
-        if "position_embedding" in name and name in trained and trained[name].shape != empty.shape:
+    for name in backbone.position_tables():
+        if trained[name].shape != wanted[name].shape:
             rows = trained[name].detach().reshape(-1, trained[name].shape[-1])
-            first = len(rows) - grid**2  # DINOv2's row for the class token is no place on the image
+            first = len(rows) - grid**2  # a row for the class token is no position on the image
             positions = torch.cat([rows[:first], resize_positions(rows[first:], settings.vision.grid)])
             trained[name] = nn.Parameter(positions.reshape(*trained[name].shape[:-2], *positions.shape))
     unlike = sorted(
@@ -116,7 +147,7 @@ def with_settings(backbone: Backbone, settings: OpenVLASettings | Pi0Settings) -
     if unlike:
         raise InputError(f"a trained backbone keeps its sizes; these settings would change {', '.join(unlike)}")
     changed.load_state_dict(trained, strict=False, assign=True)
-    tie(changed)
+    retie_weights(changed)
     return changed.train(backbone.training)
 
 
@@ -128,7 +159,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerFast | None,
     tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a whole policy; `config.json` comes last, so that a folder cut short is not taken for a checkpoint.
+    """Write a whole policy; `config.json` comes last, so that an unfinished folder is not taken for a checkpoint.
 
     `tensors`: by default the policy's `own_tensors`; gathered ones where FSDP has spread them over processes.
     """
@@ -142,14 +173,18 @@ def save_checkpoint(
     _write_json(folder / _CONFIG, {"model_type": _MODEL_TYPE, "settings": settings.model_dump(mode="json")})
 
 
-def load_policy(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
-    """Fill a policy made by `model.weights.without_memory` from a checkpoint of kind "pixelvla".
+def load_policy_weights(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    """Fill a policy made by `model.weights.without_memory` from the checkpoint of a whole policy.
 
     Raises:
         InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
-    load_weights(policy, checkpoint.folder, same_names(policy), dtype=dtype)
+    stored = {current_name(name): name for name in tensor_files(checkpoint.folder)}
+    sources = {
+        name: TensorSource(stored.get(name, name), tuple(tensor.shape)) for name, tensor in own_tensors(policy).items()
+    }
+    load_weights(policy, checkpoint.folder, sources, dtype=dtype)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.backbones.openvla import with_patches
-from model.backbones.openvla_checkpoint import load_openvla
-from pixel160k.errors import InputError
+from model.backbones.openvla import OpenVLABackbone, with_patches
+from pixel160k.errors import InputError, one_line
 
 TOLERANCES = {"patch_features": 3e-5, "projected": 5e-6, "last_hidden_state": 3e-5, "logits": 3e-5}
 """Largest absolute difference in float32. Another thread count or attention kernel moves the original by a sixth of them
@@ -51,11 +50,16 @@ def compare(folder: Path) -> list[Difference]:
     try:
         given = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {file}: {one_line(error)}") from None
     inputs = ("pixel_values", "input_ids", "attention_mask")
     if absent := sorted({*inputs, *TOLERANCES} - given.keys()):
         raise InputError(f"{file} lacks {', '.join(absent)}")
-    backbone = load_openvla(folder, torch.float32)
+    backbone = OpenVLABackbone.load(folder, torch.float32)
+    side = backbone.settings.vision.image_size
+    if given["pixel_values"].shape[1:] != (6, side, side):
+        raise InputError(
+            f"{file}: pixel_values is {tuple(given['pixel_values'].shape)}, not (batch, 6, {side}, {side})"
+        )
     with torch.inference_mode():
         output = backbone(**{name: given[name] for name in inputs})
     patches = torch.ones(output.projected.shape[:2], dtype=torch.bool)
@@ -77,7 +81,7 @@ def main(folder: Path) -> None:
     """Print the largest difference of each output; exit 1 if one is above its tolerance, 2 if it cannot be compared."""
     try:
         differences = compare(folder)
-    except ValueError as error:
+    except InputError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     for difference in differences:

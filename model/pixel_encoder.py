@@ -1,4 +1,4 @@
-"""The multiscale pixel-aware encoder: one or more tokens of what a mask covers, E_p = MLP(Σ_i Γ_i(mean of level i under p)).
+"""The multiscale pixel-aware encoder: a mask p becomes one or more tokens, E_p = MLP(Σ_i Γ_i(mean of level i under p)).
 
 Low levels of the vision tower still know edges and texture, high ones know what a thing is; averaging each under the mask
 and adding their projections gives the language model the object itself instead of the words for it.
@@ -14,17 +14,25 @@ class PixelAwareEncoder(nn.Module):
     """Masks and patch features of several levels of the vision tower -> tokens of the language model."""
 
     def __init__(self, level_sizes: Sequence[int], hidden_size: int, tokens_per_mask: int = 1) -> None:
-        """`level_sizes`: channels of each level, low to high; `hidden_size`: the width D of the language model."""
+        """Build it with random weights.
+
+        Args:
+            level_sizes: channels of each level of the vision tower, low to high.
+            hidden_size: the width D of the language model.
+            tokens_per_mask: N_p.
+        """
         super().__init__()
         self.tokens_per_mask = tokens_per_mask
-        self.projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in level_sizes)  # the paper's Γ_i
-        self.mlp = nn.Sequential(
+        self.level_projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in level_sizes)  # Γ_i
+        self.token_mlp = nn.Sequential(
             nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, tokens_per_mask * hidden_size)
         )
-        self.null = nn.Parameter(torch.randn(tokens_per_mask, hidden_size) * 0.02)  # about as large as word embeddings
+        self.null_tokens = nn.Parameter(
+            torch.randn(tokens_per_mask, hidden_size) * 0.02
+        )  # about as large as word embeddings
 
     def forward(self, levels: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        """Encode masks.
+        """Encode masks to tokens of the language model.
 
         Args:
             levels: for each level, patch features (batch, patches, channels), patches row by row.
@@ -32,13 +40,16 @@ class PixelAwareEncoder(nn.Module):
                 (`pixel160k.geometry.patch_weights`). All zeros stand for an empty mask, no mask, or padding.
 
         Returns:
-            (batch, masks, tokens_per_mask, D); the learned null token where the weights are all zero.
+            (batch, masks, tokens_per_mask, D); the learned null tokens where the weights are all zero.
+
+        Raises:
+            ValueError: there are more or fewer levels than at the start.
         """
         areas = weights.float().sum(-1, keepdim=True)
-        shares = (weights / areas.clamp(min=torch.finfo(torch.float32).tiny)).to(self.null.dtype)
+        shares = (weights / areas.clamp(min=torch.finfo(torch.float32).tiny)).to(self.null_tokens.dtype)
         summed = sum(
             projection(torch.bmm(shares, level.to(shares.dtype)))
-            for projection, level in zip(self.projections, levels, strict=True)
+            for projection, level in zip(self.level_projections, levels, strict=True)
         )
-        tokens = self.mlp(summed).unflatten(-1, self.null.shape)
-        return torch.where(areas[..., None] > 0, tokens, self.null)
+        tokens = self.token_mlp(summed).unflatten(-1, self.null_tokens.shape)
+        return torch.where(areas[..., None] > 0, tokens, self.null_tokens)

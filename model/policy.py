@@ -8,23 +8,22 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from model import presets
 from model.action_decoder import ActionDecoder, l1_loss
-from model.backbones.openvla import OpenVLABackbone
-from model.backbones.pi0 import Pi0Backbone
-from model.checkpoint import Backbone, load_policy, open_checkpoint, save_checkpoint
+from model.backbones import random_backbone
+from model.backbones.base import Backbone
+from model.checkpoint import load_policy_weights, open_checkpoint, save_checkpoint
 from model.pixel_encoder import PixelAwareEncoder
 from model.processor import Batch, Observation, Processor
 from model.prompt_encoder import PromptEncoder
-from model.sequence import IMAGE, MASK, PROMPT, fill
+from model.sequence import IMAGE, MASK, PROMPT, fill_slots
 from model.settings import ModelSettings
 from model.weights import without_memory
 from pixel160k.errors import InputError
 from pixel160k.format.actions import unnormalise
 from pixel160k.format.prompts import Prompt
-
-_BACKBONES = {"openvla": OpenVLABackbone, "pi0": Pi0Backbone}
 
 
 class PolicyOutput(NamedTuple):
@@ -45,7 +44,7 @@ class PixelVLA(nn.Module):
     def __init__(
         self,
         settings: ModelSettings,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerFast,
         statistics: Mapping[str, Any],
         backbone: Backbone | None = None,
     ) -> None:
@@ -60,11 +59,11 @@ class PixelVLA(nn.Module):
         super().__init__()
         self.settings = settings
         self.processor = Processor(settings, tokenizer, dict(statistics))
-        self.backbone: Any = backbone or _BACKBONES[settings.backbone.kind](settings.backbone)
+        self.backbone = random_backbone(settings.backbone) if backbone is None else backbone
         vision = settings.backbone.vision
         hidden_size = self.backbone.hidden_size
         self.pixel_encoder = PixelAwareEncoder(
-            [vision.siglip.hidden_size] * len(vision.levels), hidden_size, settings.tokens_per_mask
+            [vision.level_size] * len(vision.levels), hidden_size, settings.tokens_per_mask
         )
         self.prompt_encoder = PromptEncoder(hidden_size)
         self.action_decoder = ActionDecoder(
@@ -73,24 +72,25 @@ class PixelVLA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, dtype: torch.dtype | None = None) -> Self:
-        """A trained policy, ready to act.
+        """Load a trained policy, ready to act.
 
         Args:
             model: hub id or folder of a PixelVLA checkpoint.
             dtype: of the parameters; by default each as it is stored.
 
         Raises:
-            InputError: it is not to be had, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
+            InputError: it is not found, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).
         """
         checkpoint = open_checkpoint(model)
-        if checkpoint.kind != "pixelvla":
+        if not checkpoint.is_policy:
             raise InputError(
                 f"{model} is a checkpoint of {checkpoint.kind}, which has no continuous action decoder; "
                 f"train one with: pixelcli train --stage cat --init {model}"
             )
-        build = partial(cls, checkpoint.settings, checkpoint.tokenizer, checkpoint.statistics)
-        policy = without_memory(build)
-        load_policy(policy, checkpoint, dtype)
+        if checkpoint.tokenizer is None:
+            raise InputError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
+        policy = without_memory(partial(cls, checkpoint.settings, checkpoint.tokenizer, checkpoint.statistics))
+        load_policy_weights(policy, checkpoint, dtype)
         return policy.eval()
 
     @classmethod
@@ -99,14 +99,14 @@ class PixelVLA(nn.Module):
         model: str | Path,
         statistics: Mapping[str, Any] | None = None,
         overrides: Iterable[str] = (),
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> Self:
-        """A policy to train: a backbone with random modules around it.
+        """Make a policy to train: a pretrained or random backbone with random modules around it.
 
         Args:
-            model: a preset ("openvla-7b", "pi0", "small", "tiny"), or hub id or folder of an OpenVLA or π0 checkpoint.
+            model: a preset ("openvla-7b", "pi0", "small", "tiny"), or hub id or folder of a backbone's published checkpoint.
             statistics: of the data sets that it will learn to act in, by name, as dataset_statistics.json has them; by
                 default those that the checkpoint brings.
             overrides: settings as `key=value`, such as "decoder_blocks=3" or "backbone.vision.image_size=448".
@@ -123,19 +123,19 @@ class PixelVLA(nn.Module):
             return cls(settings, tokenizer, published if statistics is None else statistics, backbone)
 
     def save_pretrained(self, folder: str | Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write everything that acting needs: weights, settings, statistics, tokenizer; `tensors` as `save_checkpoint`."""
+        """Write everything that acting needs: weights, settings, statistics, tokenizer; see `model.checkpoint.save_checkpoint`."""
         save_checkpoint(folder, self, self.settings, self.processor.statistics, self.processor.tokenizer, tensors)
 
     def forward(self, batch: Batch) -> PolicyOutput:
         """Actions of a batch, and their loss where the batch holds the true ones."""
         vision = self.backbone.vision(batch.pixel_values.to(next(self.backbone.parameters()).dtype))
         sequence = self.backbone.embed(batch.input_ids.clamp(min=0))
-        sequence = fill(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
+        sequence = fill_slots(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
         if batch.mask_used.shape[1]:
             masks = self.pixel_encoder(vision.levels, batch.mask_weights)
-            sequence = fill(sequence, batch.input_ids, MASK, masks, batch.mask_used)
+            sequence = fill_slots(sequence, batch.input_ids, MASK, masks, batch.mask_used)
             prompts = self.prompt_encoder(batch.prompts)
-            sequence = fill(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
+            sequence = fill_slots(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
         queries = self.action_decoder.queries.expand(len(sequence), -1, -1)
         actions = self.action_decoder(self.backbone.query(sequence, batch.attention_mask, queries, batch.state))
         if batch.actions is None or batch.action_mask is None:
@@ -160,7 +160,7 @@ class PixelVLA(nn.Module):
             masks: of what the instruction is about, each bool (height, width).
             prompts: points, lines, regions, masks in pixels of the image (`pixel160k.format.prompts`).
             dataset: whose robot acts: a key of the checkpoint's statistics, as "bridge_orig".
-            state: float32 (S,) proprioception in robot units; only for π0.
+            state: float32 (S,) proprioception in robot units; only read by backbones that were trained with it, as π0.
 
         Returns:
             float32 (N_c, 7) in robot units: Δx, Δy, Δz, Δroll, Δpitch, Δyaw, and the gripper in [0, 1] with 1 = open.

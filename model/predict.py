@@ -45,7 +45,7 @@ def read_state(text: str | None) -> np.ndarray | None:
 
 
 def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
-    """The numbers of a text of the form "x,y": as many as it has, or an even number of at least as many before "..."."""
+    """The numbers of a text like "1,2": as many as `form` names, as "x,y"; or more pairs of them where `form` ends in "..."."""
     try:
         numbers = tuple(float(number) for number in text.split(","))
     except ValueError:
@@ -84,7 +84,7 @@ def read_mask(file: Path) -> np.ndarray:
 
 
 def action_table(actions: np.ndarray) -> Table:
-    """A chunk of actions, (N_c, 7) in robot units, one row a step."""
+    """A chunk of actions, (N_c, 7) in robot units, one row per step."""
     table = Table("step", *ACTION_NAMES)
     for step, action in enumerate(actions):
         table.add_row(str(step), *(f"{value:+.4f}" for value in action[:-1]), f"{action[-1]:.2f}")

@@ -1,7 +1,7 @@
 """What a robot sees and is told -> tensors, through one geometry for the image, its masks and its prompts.
 
-Masks and prompts are sets: they are put in an order of their own (by kind and place), so that the order in which they were
-given never matters to a causal language model.
+Masks and prompts are sets: they are put in an order of their own (by kind and position on the image), so that the order in
+which they were given never matters to a causal language model.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from model.prompt_encoder import MASK_CELL, PromptBatch
-from model.sequence import pad, sequence_ids
-from model.settings import FusedVisionSettings, ModelSettings
+from model.sequence import pad_ids, sequence_ids
+from model.settings import ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
 from pixel160k.geometry import View, centre_crop_view, resize_view
-
-_IMAGENET = np.array(
-    [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32
-)  # mean and deviation of DINOv2's images
-_HALF = np.full((2, 3), 0.5, np.float32)  # of SigLIP's
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Observation:
         instruction: as the user or the data set words it.
         masks: of what the instruction is about, each bool (height, width); an empty one says "not to be seen".
         prompts: points, lines, regions and masks.
-        state: float32 (S,) proprioception in robot units; π0 reads it, OpenVLA does not.
+        state: float32 (S,) proprioception in robot units; only read where the backbone was trained with it, as π0.
         dataset: the key of the statistics that scale the state; only read with a state.
     """
 
@@ -49,14 +45,15 @@ class Batch(NamedTuple):
     """Observations as tensors, and for training the actions that followed.
 
     Attributes:
-        pixel_values: float32 (batch, 6, size, size): the image as DINOv2 and as SigLIP want it; π0: (batch, 3, size, size).
+        pixel_values: float32 (batch, channels, size, size): the image in three channels for each way in which the backbone
+            wants it normalised, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
         input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
         attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
         mask_weights: float32 (batch, masks, patches), the share of each patch that a mask covers.
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
         prompt_used: bool (batch, prompts), which prompts have slots in the sequence; the others are padding.
-        state: float32 (batch, S) normalised, or None for OpenVLA.
+        state: float32 (batch, state_size) as the backbone reads it, or None where it reads none, as OpenVLA.
         actions: float32 (batch, N_c, 7) normalised, or None where they are asked for.
         action_mask: bool (batch, N_c), false for steps past the end of the episode, or None.
     """
@@ -80,7 +77,7 @@ class Batch(NamedTuple):
 
 class _Prompt(NamedTuple):
     kind: int
-    places: np.ndarray  # float32 (places, 2), shares of the view
+    points: np.ndarray  # float32 (points, 2), shares of the view
     mask: np.ndarray | None  # float32 (side, side)
 
 
@@ -97,8 +94,8 @@ class _Encoded(NamedTuple):
 class Processor:
     """Makes batches for one policy: its resolution, its tokenizer, its statistics."""
 
-    def __init__(self, settings: ModelSettings, tokenizer: Any, statistics: dict[str, Any]) -> None:
-        """`tokenizer`: of transformers; `statistics`: by data set, in OpenVLA's names (dataset_statistics.json)."""
+    def __init__(self, settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, statistics: dict[str, Any]) -> None:
+        """`tokenizer`: the language model's; `statistics`: by data set, in OpenVLA's names (dataset_statistics.json)."""
         self.settings, self.tokenizer, self.statistics = settings, tokenizer, statistics
 
     def statistics_of(self, dataset: str | None) -> dict[str, Any]:
@@ -114,7 +111,7 @@ class Processor:
         return self.statistics[dataset]
 
     def view(self, height: int, width: int) -> View:
-        """What a policy sees of an image when it acts: all of it, or the centre where it was trained on random crops."""
+        """What a policy sees of an image of this size when it acts: all, or the centre where it was trained on random crops."""
         size = self.settings.backbone.vision.image_size
         return centre_crop_view(height, width, size) if self.settings.random_crop else resize_view(height, width, size)
 
@@ -131,7 +128,7 @@ class Processor:
         if views is None:
             views = [self.view(*_checked_image(observation.image).shape[:2]) for observation in observations]
         samples = [self._encode(observation, view) for observation, view in zip(observations, views, strict=True)]
-        ids, attention_mask = pad([sample.ids for sample in samples])
+        ids, attention_mask = pad_ids([sample.ids for sample in samples])
         states = [sample.state for sample in samples if sample.state is not None]
         return Batch(
             torch.from_numpy(np.stack([sample.pixels for sample in samples])),
@@ -157,7 +154,7 @@ class Processor:
             prompts = prompts or [_Prompt(0, np.zeros((0, 2), np.float32), None)]
         ids = sequence_ids(
             self.tokenizer,
-            self.settings.backbone.kind,
+            self.settings.backbone.text_form,
             observation.instruction,
             grid**2,
             len(masks) * self.settings.tokens_per_mask,
@@ -172,66 +169,65 @@ class Processor:
         return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
 
     def _pixels(self, image: np.ndarray) -> np.ndarray:
-        """float32 (channels, size, size): the image normalised for each tower."""
-        towers = (_IMAGENET, _HALF) if isinstance(self.settings.backbone.vision, FusedVisionSettings) else (_HALF,)
+        """float32 (channels, size, size): the image once for each of the backbone's statistics."""
+        statistics = np.array(self.settings.backbone.pixel_statistics, np.float32)  # (copies, mean and deviation, RGB)
         unit = image.astype(np.float32) / 255
-        normalised = [(unit - mean) / deviation for mean, deviation in towers]
+        normalised = [(unit - mean) / deviation for mean, deviation in statistics]
         return np.concatenate(normalised, axis=2).transpose(2, 0, 1)
 
     def _state(self, observation: Observation) -> np.ndarray | None:
-        """The state scaled by mean and deviation, as π0 was trained, and padded with zeros; None for OpenVLA."""
-        size = getattr(self.settings.backbone, "state_size", 0)
-        if not size:
+        """The state as the backbone reads it; None where it reads none."""
+        if not self.settings.backbone.reads_state:
             return None
         if observation.state is None:
             raise InputError("this policy reads the robot's state (proprioception); give it with the observation")
-        proprioception = self.statistics_of(observation.dataset)["proprio"]
-        mean, deviation = np.array(proprioception["mean"]), np.array(proprioception["std"])
-        state = np.asarray(observation.state)
-        if state.shape != mean.shape or len(mean) > size:
+        proprioception = self.statistics_of(observation.dataset).get("proprio")
+        if proprioception is None:
+            raise InputError(f"the statistics of {observation.dataset} have no proprio, by which the state is scaled")
+        state, length = np.asarray(observation.state), len(proprioception["mean"])
+        if state.shape != (length,):
             raise InputError(
-                f"the state must be ({len(mean)},), as the statistics of {observation.dataset} have it, "
-                f"and at most {size}, not {state.shape}"
+                f"the state must be ({length},), as the statistics of {observation.dataset} have it, not {state.shape}"
             )
-        return np.pad((state - mean) / (deviation + 1e-8), (0, size - len(mean))).astype(np.float32)
+        return self.settings.backbone.scale_state(state, proprioception)
 
     def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
         most, grid = max(len(sample.masks) for sample in samples), self.settings.backbone.vision.grid
         weights = np.zeros((len(samples), most, grid**2), np.float32)
         used = np.zeros((len(samples), most), bool)
         for row, sample in enumerate(samples):
-            for place, mask in enumerate(sample.masks):
-                weights[row, place], used[row, place] = mask.ravel(), True
+            for index, mask in enumerate(sample.masks):
+                weights[row, index], used[row, index] = mask.ravel(), True
         return torch.from_numpy(weights), torch.from_numpy(used)
 
     def _pad_prompts(self, samples: Sequence[_Encoded]) -> tuple[PromptBatch, torch.Tensor]:
         prompts = [prompt for sample in samples for prompt in sample.prompts]
         most = max(len(sample.prompts) for sample in samples)
-        places = max((len(prompt.places) for prompt in prompts), default=0)
+        points = max((len(prompt.points) for prompt in prompts), default=0)
         dense = any(prompt.mask is not None for prompt in prompts)
         side = self.settings.backbone.vision.grid * MASK_CELL if dense else 0
         shape = (len(samples), most)
         batch = PromptBatch(
             torch.zeros(shape, dtype=torch.int64),
-            torch.zeros(*shape, places, 2),
-            torch.zeros(*shape, places, dtype=torch.bool),
+            torch.zeros(*shape, points, 2),
+            torch.zeros(*shape, points, dtype=torch.bool),
             torch.zeros(*shape, side, side),
         )
         used = torch.zeros(shape, dtype=torch.bool)
         for row, sample in enumerate(samples):
-            for place, prompt in enumerate(sample.prompts):
-                used[row, place] = True
-                batch.kinds[row, place] = prompt.kind
-                batch.places[row, place, : len(prompt.places)] = torch.from_numpy(prompt.places)
-                batch.present[row, place, : len(prompt.places)] = True
+            for index, prompt in enumerate(sample.prompts):
+                used[row, index] = True
+                batch.kinds[row, index] = prompt.kind
+                batch.points[row, index, : len(prompt.points)] = torch.from_numpy(prompt.points)
+                batch.point_used[row, index, : len(prompt.points)] = True
                 if prompt.mask is not None:
-                    batch.masks[row, place] = torch.from_numpy(prompt.mask)
+                    batch.masks[row, index] = torch.from_numpy(prompt.mask)
         return batch, used
 
 
 def _order(prompt: _Prompt) -> tuple[int, list[float], list[float]]:
     """By kind, then from left to right."""
-    return prompt.kind, prompt.places.ravel().tolist(), [] if prompt.mask is None else prompt.mask.ravel().tolist()
+    return prompt.kind, prompt.points.ravel().tolist(), [] if prompt.mask is None else prompt.mask.ravel().tolist()
 
 
 def _checked_image(image: np.ndarray) -> np.ndarray:

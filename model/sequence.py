@@ -1,7 +1,8 @@
-"""The sequence that the language model reads: the one place that writes the prompt text and says what stands where.
+"""The sequence that the language model reads: the only module that writes its text and says what stands where.
 
 A sequence is a row of token ids in which negative ids are slots for embeddings that come from elsewhere: the image E_v, the
-masks E_p, the prompts E_s. The action queries follow it; the backbone adds them, since π0 reads them in its expert.
+masks E_p, the prompts E_s. The action queries follow it; the backbone adds them, since π0 reads them in its expert. The
+words and their order are those that the backbone was trained with (its `TextForm`):
 
     openvla   BOS, E_v, "In: What action should the robot take to {instruction}?\\nOut:", 29871
               BOS, E_v, "In: What action should the robot take to {instruction}, refer to", E_p, E_s, "?\\nOut:", 29871
@@ -13,19 +14,16 @@ the one without content takes its encoder's null token.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from model.backbones.settings import TextForm
 from pixel160k.errors import InputError
 
 IMAGE, MASK, PROMPT = -1, -2, -3  # the slots
 LLAMA_SPACE = 29871  # "▁" in Llama 2's vocabulary: OpenVLA has it after "Out:", in training and in use
 
-_TEXT = {  # before and after the place of the references
-    "openvla": ("In: What action should the robot take to {}", "?\nOut:"),
-    "pi0": ("{}", "\n"),
-}
 _REFERENCE = ", refer to"
 
 
@@ -43,7 +41,7 @@ def normalise_instruction(instruction: str) -> str:
 
 def sequence_ids(
     tokenizer: Any,
-    backbone: Literal["openvla", "pi0"],
+    form: TextForm,
     instruction: str,
     image_tokens: int,
     mask_tokens: int = 0,
@@ -56,32 +54,32 @@ def sequence_ids(
 
     Args:
         tokenizer: a tokenizer of transformers.
-        backbone: whose text and order.
+        form: how the backbone was trained to be told its task.
         instruction: as the data set or the user has it.
         image_tokens: visual tokens of the image.
         mask_tokens: tokens of all masks together. Where this is 0, `prompt_tokens` is 0 too: no reference at all.
         prompt_tokens: tokens of all prompts together.
 
     Raises:
-        InputError: an empty instruction, only one of masks and prompts has tokens, or there is no BOS.
+        InputError: the instruction is empty, or the tokenizer has no BOS token.
+        ValueError: only one of masks and prompts has tokens.
     """
     if bool(mask_tokens) != bool(prompt_tokens):
-        raise InputError(
+        raise ValueError(
             f"{mask_tokens} mask tokens and {prompt_tokens} prompt tokens: with either both slots are there, "
             "the null token in the one without content"
         )
     if tokenizer.bos_token_id is None:
         raise InputError("the tokenizer has no BOS token, with which every sequence starts; set its bos_token")
-    before, after = _TEXT[backbone]
-    before = before.format(normalise_instruction(instruction))
+    before, after = form.before.format(normalise_instruction(instruction)), form.after
     image, bos = [IMAGE] * image_tokens, [tokenizer.bos_token_id]
-    ids = [*bos, *image] if backbone == "openvla" else [*image, *bos]
+    ids = [*image, *bos] if form.image_first else [*bos, *image]
     if mask_tokens:
         ids += _encode(tokenizer, before + _REFERENCE) + [MASK] * mask_tokens + [PROMPT] * prompt_tokens
         ids += _encode(tokenizer, after)
     else:
         ids += _encode(tokenizer, before + after)
-    if backbone == "openvla" and tokenizer.convert_tokens_to_ids("▁") == LLAMA_SPACE:
+    if form.llama_space and tokenizer.convert_tokens_to_ids("▁") == LLAMA_SPACE:
         ids.append(LLAMA_SPACE)
     return ids
 
@@ -90,8 +88,8 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences padded on the right: ids int64 (batch, length) and their mask int64, 1 = token, 0 = padding.
+def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad token ids on the right: ids int64 (batch, length), and their mask int64 (batch, length), 1 = token, 0 = padding.
 
     Nothing reads what stands at padding, so its id is 0 whatever the tokenizer.
     """
@@ -101,23 +99,26 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def fill(
+def fill_slots(
     embeddings: torch.Tensor, input_ids: torch.Tensor, slot: int, tokens: torch.Tensor, used: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Put tokens where a sequence has slots for them, sample by sample, in order.
+    """Put tokens into the slots of sequences, sample by sample, in order.
 
     Args:
-        embeddings: (batch, length, D).
+        embeddings: word embeddings, (batch, length, D); what stands at the slots is without meaning.
         input_ids: (batch, length) with the slots.
         slot: `IMAGE`, `MASK` or `PROMPT`.
         tokens: (batch, items, ..., D): an item is a patch, a mask or a prompt.
         used: bool (batch, items), false for padding; all by default.
 
+    Returns:
+        (batch, length, D), where the slots hold the tokens.
+
     Raises:
-        InputError: there are more or fewer slots than tokens.
+        ValueError: there are more or fewer slots than tokens.
     """
     chosen = (tokens if used is None else tokens[used]).reshape(-1, embeddings.shape[-1])
     slots = input_ids == slot
     if int(slots.sum()) != len(chosen):
-        raise InputError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
+        raise ValueError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
     return embeddings.masked_scatter(slots[..., None], chosen.to(embeddings.dtype))

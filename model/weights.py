@@ -3,7 +3,6 @@
 A checkpoint may come from anyone. Nothing here unpickles, runs code of a checkpoint, or leaves the checkpoint's folder.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
+from pixel160k.files import read_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -36,37 +37,25 @@ def locate(model: str | Path) -> Path:
         return Path(model)
     try:
         return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json"]))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    except (OSError, HFValidationError) as error:
+        reason = one_line(error).split(". ")[0]
         raise InputError(
             f"cannot load {str(model)!r} from a folder, the local cache or the hub ({reason}); "
             "give the path of a folder that holds it instead"
         ) from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file of a checkpoint holds each tensor, in the files' order: one file, or the shards that its index names.
+    """Which file of a checkpoint holds each tensor, by the tensor's name: one file, or the shards that its index names.
 
     Raises:
         InputError: there are no safetensors, a file cannot be read, or the index leads out of the folder.
     """
     if (folder / INDEX).is_file():
-        shards = {str(shard) for shard in read_json(folder / INDEX).get("weight_map", {}).values()}
+        weight_map = read_json_object(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{folder / INDEX} must say in weight_map which file holds each tensor")
+        shards = {str(shard) for shard in weight_map.values()}
         if strange := sorted(shard for shard in shards if Path(shard).name != shard):
             raise InputError(f"{folder / INDEX} must name files of its own folder, not {', '.join(strange)}")
     elif (folder / WEIGHTS).is_file():
@@ -83,13 +72,13 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a parameter comes from.
+class TensorSource:
+    """Which tensor of a checkpoint a parameter comes from.
 
     Attributes:
-        name: the checkpoint's tensor.
-        shape: what that tensor must have.
-        take: makes the parameter of it.
+        name: that tensor's name in the checkpoint.
+        shape: the shape that it must have there.
+        take: makes the parameter's values of it.
     """
 
     name: str
@@ -98,7 +87,7 @@ class Source:
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name; of tied ones the first."""
+    """A module's parameters and persistent buffers by name; those that are tied to each other once, under the first name."""
     tensors = module.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -106,26 +95,21 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensors[name] for name in first.values()}
 
 
-def same_names(module: nn.Module) -> dict[str, Source]:
-    """The sources of a checkpoint that `save_weights` wrote: every tensor under its own name."""
-    return {name: Source(name, tuple(tensor.shape)) for name, tensor in own_tensors(module).items()}
-
-
 def without_memory(build: Callable[[], Module]) -> Module:
-    """A module whose parameters have shapes but no memory; `load_weights` gives them both.
+    """Build a module whose parameters have shapes but no memory; `load_weights` gives them memory and values.
 
     Buffers that no checkpoint holds (rotary frequencies, position ids) are real.
     """
     with init_empty_weights(include_buffers=False):
         module = build()
-    tie(module)
+    retie_weights(module)
     return module
 
 
 def load_weights(
     module: nn.Module,
     folder: Path,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TensorSource],
     unused: Iterable[str] = (),
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -158,11 +142,11 @@ def load_weights(
                 sources[target].take(tensor).to(dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
             )
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
-    tie(module)
+    retie_weights(module)
 
 
-def tie(module: nn.Module) -> None:
-    """Make one parameter again of those that transformers' models inside a module share, as input and output embedding."""
+def retie_weights(module: nn.Module) -> None:
+    """Tie the weights of transformers' models inside a module again, such as input and output embedding, after assigning some."""
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             part.tie_weights()
@@ -177,7 +161,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {file}: {one_line(error)}") from None
 
 
 def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, ...]], unused: set[str]) -> None:

@@ -35,6 +35,18 @@ def read_json(path: Path) -> Any:
         raise InputError(f"cannot read {path}: {cause}") from None
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file that holds an object.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or holds something else; names the file.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, to write a file to; when the block ends, that file is renamed to `path`.

@@ -16,19 +16,22 @@ CROPPED_AREA = 0.9  # of the image: OpenVLA's, in training and in its LIBERO eva
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an image: a box of whole pixels x0, y0, x1, y1, shown as a square of `size` pixels a side."""
+    """What is seen of an image: a box of whole pixels x0, y0, x1, y1, shown as a square of `size` pixels per side."""
 
     box: tuple[int, int, int, int]
     size: int
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """An image, uint8 (height, width, 3), as uint8 (size, size, 3); averaged over areas where it shrinks."""
+        """What is seen of an image, uint8 (height, width, 3): uint8 (size, size, 3); averaged over areas where it shrinks."""
         seen = self._crop(image)
         shrinks = seen.shape[0] >= self.size and seen.shape[1] >= self.size
         return cv2.resize(seen, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
     def coordinates(self, coordinates: np.ndarray) -> np.ndarray:
-        """Points x, y in the image's pixels, (n, 2), as float32 (n, 2) in the view's; not clipped to it."""
+        """Points x, y, (n, 2) in pixels of the image, as float32 (n, 2) in pixels of the view.
+
+        A point that is not seen lies outside 0 to `size`.
+        """
         x0, y0, x1, y1 = self.box
         return ((coordinates - (x0, y0)) * (self.size / (x1 - x0), self.size / (y1 - y0))).astype(np.float32)
 
@@ -42,12 +45,12 @@ class View:
 
 
 def resize_view(height: int, width: int, size: int) -> View:
-    """The whole image."""
+    """A view of the whole image."""
     return View((0, 0, width, height), size)
 
 
 def centre_crop_view(height: int, width: int, size: int, area: float = CROPPED_AREA) -> View:
-    """The middle of the image: `area` of it, both sides shortened alike."""
+    """A view of the middle of an image: the share `area` of it, both sides shortened alike."""
     high, wide = _cropped(height, width, area)
     x0, y0 = (width - wide) // 2, (height - high) // 2
     return View((x0, y0, x0 + wide, y0 + high), size)
@@ -56,7 +59,7 @@ def centre_crop_view(height: int, width: int, size: int, area: float = CROPPED_A
 def random_crop_view(
     height: int, width: int, size: int, area: float = CROPPED_AREA, *, generator: np.random.Generator
 ) -> View:
-    """A box of `area` of the image at a random position, both sides shortened alike."""
+    """A view of a random box of an image: the share `area` of it, both sides shortened alike."""
     high, wide = _cropped(height, width, area)
     x0, y0 = (int(generator.integers(0, most + 1)) for most in (width - wide, height - high))
     return View((x0, y0, x0 + wide, y0 + high), size)

@@ -21,8 +21,8 @@ def write_detector(folder, size=256):
     """A random Grounding DINO of about 0.3 M parameters with tokenizer and image processor."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    words = [f"[unused{place}]" for place in range(1030)]  # Grounding DINO knows these ids by number
-    for place, word in {
+    words = [f"[unused{index}]" for index in range(1030)]  # Grounding DINO knows these ids by number
+    for index, word in {
         0: "[PAD]",
         100: "[UNK]",
         101: "[CLS]",
@@ -31,7 +31,7 @@ def write_detector(folder, size=256):
         1012: ".",
         1029: "?",
     }.items():
-        words[place] = word
+        words[index] = word
     words += ["red", "disc", "robot", "gripper", "black", "bowl"]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)

@@ -1,5 +1,8 @@
 """The account of a run: FLOPs as torch counts them, and sums that go on after a resume."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from model.policy import PixelVLA  # noqa: E402
 from model.processor import Observation  # noqa: E402
+from model.settings import PRESETS  # noqa: E402
+from model.tokenizer import byte_tokenizer  # noqa: E402
+from model.weights import without_memory  # noqa: E402
 from pixel160k.format.prompts import point  # noqa: E402
 from train import stages  # noqa: E402
 from train.cost import Account, FlopCount  # noqa: E402
@@ -33,6 +39,34 @@ def test_flops_are_those_that_torch_counts(stage):
         if "attention" in str(name) or "bmm" in str(name)
     )
     assert FlopCount(policy)(batch) == pytest.approx(counter.get_total_flops() - attention, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("preset", "stage", "patch", "token", "query", "mark"),
+    [
+        ("openvla-7b", "pretrain", 4_547_404_800, 38_856_032_256, 44_083_200, 421_724_544),
+        ("openvla-7b", "cat", 1_515_801_600, 25_904_021_504, 44_083_200, 281_149_696),
+        ("openvla-7b", "pue", 1_515_801_600, 26_383_745_024, 44_083_200, 421_724_544),
+        ("pi0", "pretrain", 2_484_642_816, 11_890_851_840, 1_893_967_872, 135_451_008),
+        ("pi0", "cat", 828_214_272, 7_927_234_560, 1_271_048_192, 90_300_672),
+        ("pi0", "pue", 828_214_272, 8_162_574_336, 1_271_048_192, 135_451_008),
+    ],
+)
+def test_flops_of_the_real_sizes(preset, stage, patch, token, query, mark):
+    """What was counted before backbones said themselves which tokens their parts read."""
+    policy = without_memory(partial(PixelVLA, PRESETS[preset], byte_tokenizer(), {}))
+    with torch.device("meta"):
+        stages.prepare(policy, load_recipe("tiny-sample", (f"stage={stage}",)))
+    count = FlopCount(policy)
+    batch = SimpleNamespace(
+        input_ids=torch.zeros(2, 300),
+        attention_mask=torch.ones(2, 290),
+        mask_used=torch.ones(2, 1),
+        prompt_used=torch.ones(2, 2),
+    )
+    assert count(batch) == patch * 2 * 256 + token * 2 * (290 + 8) + query * 2 * 8 + mark * 6
+    alone = batch.__dict__ | {"mask_used": torch.zeros(2, 0), "prompt_used": torch.zeros(2, 0)}
+    assert count(batch) - count(SimpleNamespace(**alone)) == mark * 6
 
 
 def test_an_account_goes_on():

@@ -14,10 +14,11 @@ pytest.importorskip("transformers", reason="needs the extra [foundation]")
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from model.backbones import random_backbone  # noqa: E402
 from model.backbones.openvla import OpenVLABackbone  # noqa: E402
 from model.backbones.vision import resize_positions  # noqa: E402
-from model.checkpoint import load_backbone, load_policy, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
-from model.settings import PRESETS, ModelSettings, even_levels  # noqa: E402
+from model.checkpoint import load_backbone, load_policy_weights, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
+from model.settings import PRESETS, ModelSettings, spread_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import locate, own_tensors, without_memory  # noqa: E402
 
@@ -72,7 +73,7 @@ def test_a_policy_comes_back_bit_by_bit(tmp_path, tied, mixed):
     assert found.tokenizer.encode("pick up the cup") == byte_tokenizer().encode("pick up the cup")
     assert found.tokenizer.pad_token_id == byte_tokenizer().pad_token_id
     back = without_memory(lambda: torch.nn.Sequential(OpenVLABackbone(settings.backbone), torch.nn.Linear(3, 2)))
-    load_policy(back, found)
+    load_policy_weights(back, found)
     ours, theirs = own_tensors(policy), own_tensors(back)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
@@ -107,7 +108,7 @@ def test_a_loaded_policy_does_not_depend_on_its_file(tmp_path):
     settings = tiny_settings()
     save_checkpoint(tmp_path, random_policy(settings), settings, {}, None)
     back = without_memory(lambda: torch.nn.Sequential(OpenVLABackbone(settings.backbone), torch.nn.Linear(3, 2)))
-    load_policy(back, open_checkpoint(tmp_path))
+    load_policy_weights(back, open_checkpoint(tmp_path))
     before = {name: tensor.detach().clone() for name, tensor in own_tensors(back).items()}
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
     with (tmp_path / "model.safetensors").open("r+b") as file:
@@ -136,7 +137,7 @@ def test_another_resolution_interpolates_the_positions_and_shares_the_rest(openv
     )
     assert changed == {dino, siglip}
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours.keys() - changed)
-    assert torch.equal(theirs[dino][:, :1], ours[dino][:, :1])  # the class token's row is no place on the image
+    assert torch.equal(theirs[dino][:, :1], ours[dino][:, :1])  # the class token's row is no position on the image
     assert torch.equal(theirs[siglip], resize_positions(ours[siglip], 4))
     assert torch.equal(theirs[dino][0, 1:], resize_positions(ours[dino][0, 1:], 4))
     with torch.inference_mode():
@@ -166,10 +167,10 @@ def test_interpolated_positions_keep_rows_columns_and_a_smooth_ramp():
     columns = torch.arange(16.0).expand(16, 16)
     positions = torch.stack([columns, columns.T], dim=-1).reshape(256, 2)  # x and y of each patch, row by row
     resized = resize_positions(positions, 32).reshape(32, 32, 2)
-    place = (torch.arange(32) + 0.5) / 2 - 0.5
+    centres = (torch.arange(32) + 0.5) / 2 - 0.5
     inner = slice(4, 28)  # a ramp has no outside, so its edges bend
-    assert (resized[inner, inner, 0] - place[inner]).abs().max() < 1e-4
-    assert (resized[inner, inner, 1] - place[inner, None]).abs().max() < 1e-4
+    assert (resized[inner, inner, 0] - centres[inner]).abs().max() < 1e-4
+    assert (resized[inner, inner, 1] - centres[inner, None]).abs().max() < 1e-4
     assert torch.equal(resize_positions(positions, 16), positions)
     assert resize_positions(positions.bfloat16(), 32).dtype == torch.bfloat16
 
@@ -245,18 +246,15 @@ def test_a_model_that_is_not_to_be_had_is_one_line_that_names_it(model):
 
 
 def test_levels_are_spread_evenly_and_end_at_the_last_block():
-    assert even_levels(26) == (6, 12, 19, 25)
-    assert even_levels(3) == (0, 1, 2)
-    assert even_levels(1) == (0,)
+    assert spread_levels(26) == (6, 12, 19, 25)
+    assert spread_levels(3) == (0, 1, 2)
+    assert spread_levels(1) == (0,)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_their_sizes(preset):
-    from model.backbones.pi0 import Pi0Backbone
-
     settings = PRESETS[preset]
-    build = {"openvla": OpenVLABackbone, "pi0": Pi0Backbone}[settings.backbone.kind]
-    backbone = without_memory(partial(build, settings.backbone))
+    backbone = without_memory(partial(random_backbone, settings.backbone))
     millions = sum(tensor.numel() for tensor in own_tensors(backbone).values()) / 1e6
     low, high = {"openvla-7b": (7400, 7600), "pi0": (3100, 3300), "small": (170, 190), "tiny": (1, 2.7)}[preset]
     assert low < millions < high

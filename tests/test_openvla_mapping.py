@@ -1,4 +1,4 @@
-"""Every tensor of an OpenVLA checkpoint has its place, and a checkpoint that does not fit is refused before it is read."""
+"""Every tensor of an OpenVLA checkpoint is accounted for, and a checkpoint that does not fit is refused before it is read."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from openvla_format import Sizes, Tower, configuration, random_weights, tensors,
 from test_openvla_parity import FIXTURE, fixture  # noqa: E402
 
 from model.backbones.openvla import OpenVLABackbone  # noqa: E402
-from model.backbones.openvla_checkpoint import load_openvla, read_settings, sources, unused  # noqa: E402
+from model.backbones.openvla_checkpoint import read_settings, tensor_sources, unused_tensors  # noqa: E402
 from model.settings import PRESETS  # noqa: E402
 from model.weights import without_memory  # noqa: E402
 
@@ -40,8 +40,8 @@ def test_the_list_of_the_real_checkpoint_is_the_published_one():
 
 def test_every_tensor_of_openvla_7b_is_read_or_knowingly_unused(openvla_7b):
     shapes = tensors(Sizes())
-    read = {source.name: source.shape for source in sources(openvla_7b).values()}
-    left = unused(PRESETS["openvla-7b"].backbone)
+    read = {source.name: source.shape for source in tensor_sources(openvla_7b, openvla_7b.settings).values()}
+    left = unused_tensors(PRESETS["openvla-7b"].backbone)
     assert read == {name: shape for name, shape in shapes.items() if name not in left}
     assert left <= shapes.keys()
     assert len(left) == 43
@@ -51,7 +51,7 @@ def test_every_tensor_of_openvla_7b_is_read_or_knowingly_unused(openvla_7b):
 
 
 def test_every_parameter_of_openvla_7b_is_filled_in_its_shape(openvla_7b):
-    found = sources(openvla_7b)
+    found = tensor_sources(openvla_7b, openvla_7b.settings)
     parameters = dict(openvla_7b.named_parameters())
     assert found.keys() == parameters.keys()
     assert all(parameter.is_meta for parameter in parameters.values())
@@ -74,7 +74,7 @@ def test_the_real_configuration_gives_the_preset(tmp_path):
 def test_parameters_are_the_checkpoint_s_tensors(tmp_path, shards, dtype):
     weights = random_weights(SMALL)
     write_checkpoint(tmp_path, SMALL, weights, shards)
-    backbone = load_openvla(tmp_path, dtype)
+    backbone = OpenVLABackbone.load(tmp_path, dtype)
     parameters = {name: parameter.detach() for name, parameter in backbone.named_parameters()}
     assert {parameter.dtype for parameter in parameters.values()} == {dtype}
     dino, siglip = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
@@ -97,15 +97,15 @@ def test_parameters_are_the_checkpoint_s_tensors(tmp_path, shards, dtype):
     for name, tensor in expected.items():
         assert torch.equal(parameters[name], tensor.to(dtype)), name
     total = sum(tensor.double().sum() for tensor in parameters.values())
-    left = unused(backbone.settings)
+    left = unused_tensors(backbone.settings)
     assert total == pytest.approx(sum(weights[name].to(dtype).double().sum() for name in weights.keys() - left))
 
 
 def test_types_are_kept_unless_another_is_asked_for(tmp_path):
     weights = {name: tensor.bfloat16() for name, tensor in random_weights(SMALL).items()}
     write_checkpoint(tmp_path, SMALL, weights)
-    assert {parameter.dtype for parameter in load_openvla(tmp_path).parameters()} == {torch.bfloat16}
-    rotary = load_openvla(tmp_path).language_model.model.rotary_emb.inv_freq
+    assert {parameter.dtype for parameter in OpenVLABackbone.load(tmp_path).parameters()} == {torch.bfloat16}
+    rotary = OpenVLABackbone.load(tmp_path).language_model.model.rotary_emb.inv_freq
     assert rotary.dtype == torch.float32  # positions would be wrong in bfloat16
 
 
@@ -115,9 +115,11 @@ def test_the_fixture_s_43_unused_tensors_are_the_listed_ones():
 
     with safe_open(FIXTURE / "model.safetensors", framework="pt") as handle:
         names = set(handle.keys())
-    backbone = load_openvla(FIXTURE)
-    assert names == {source.name for source in sources(backbone).values()} | unused(backbone.settings)
-    assert len(unused(backbone.settings)) == 43
+    backbone = OpenVLABackbone.load(FIXTURE)
+    assert names == {source.name for source in tensor_sources(backbone, backbone.settings).values()} | unused_tensors(
+        backbone.settings
+    )
+    assert len(unused_tensors(backbone.settings)) == 43
 
 
 def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
@@ -131,7 +133,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(tmp_path):
     weights["language_model.lm_head.weight"] = torch.zeros(128, 32, dtype=torch.int8)
     write_checkpoint(tmp_path, SMALL, weights)
     with pytest.raises(InputError, match="do not fit") as error:
-        load_openvla(tmp_path)
+        OpenVLABackbone.load(tmp_path)
     assert "\n" not in str(error.value)
     missing, unexpected, wrong = str(error.value).split("; ")
     assert missing.endswith("missing: projector.fc1.bias, vision_backbone.featurizer.reg_token")
@@ -153,14 +155,14 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, dtype):
     code = f"""
 import torch
 from pathlib import Path
-from model.backbones.openvla_checkpoint import load_openvla
+from model.backbones.openvla import OpenVLABackbone
 
 def peak():  # of this process alone, in bytes; getrusage would count its parent's
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 before = peak()
-backbone = load_openvla(Path({str(tmp_path)!r}), torch.{dtype})
+backbone = OpenVLABackbone.load(Path({str(tmp_path)!r}), torch.{dtype})
 print((peak() - before) / sum(parameter.nbytes for parameter in backbone.parameters()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from conftest import SHARED  # noqa: E402
 from openvla_format import Sizes, Tower, compute, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from model.backbones.openvla_checkpoint import load_openvla  # noqa: E402
+from model.backbones.openvla import OpenVLABackbone  # noqa: E402
 from model.parity import TOLERANCES, compare, main  # noqa: E402
 
 FIXTURE = SHARED / "data" / "openvla_tiny"
@@ -51,8 +51,8 @@ def write_fixture(folder, sizes, shards=1, mistake="", batch=3, padding=((), (-1
         "input_ids": torch.randint(1, sizes.vocab, (batch, 9), generator=generator),
         "attention_mask": torch.ones(batch, 9, dtype=torch.long),
     }
-    for row, places in enumerate(padding[:batch]):
-        given["attention_mask"][row, list(places)] = 0
+    for row, positions in enumerate(padding[:batch]):
+        given["attention_mask"][row, list(positions)] = 0
     save_file(given | compute(weights, sizes, **given, mistake=mistake), folder / "io.safetensors")
     return folder
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_compared_exits_2_and_says_why(tmp_path):
 
 @fixture
 def test_a_text_that_is_not_padded_does_not_depend_on_the_rest_of_the_batch():
-    backbone, given = load_openvla(FIXTURE), load_file(FIXTURE / "io.safetensors")
+    backbone, given = OpenVLABackbone.load(FIXTURE), load_file(FIXTURE / "io.safetensors")
     inputs = {name: given[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     with torch.inference_mode():
         alone = backbone(
@@ -165,7 +165,7 @@ def test_a_text_that_is_not_padded_does_not_depend_on_the_rest_of_the_batch():
 @fixture
 def test_the_levels_are_outputs_of_siglip_s_blocks(tmp_path):
     given = load_file(FIXTURE / "io.safetensors")
-    backbone = load_openvla(FIXTURE)
+    backbone = OpenVLABackbone.load(FIXTURE)
     assert backbone.settings.vision.levels == (0, 1, 2, 3)
     with torch.inference_mode():
         seen = backbone.vision(given["pixel_values"])
@@ -179,14 +179,14 @@ def test_the_levels_are_outputs_of_siglip_s_blocks(tmp_path):
             del weights[name]
     write_checkpoint(tmp_path, shallow, weights)
     with torch.inference_mode():
-        cut = load_openvla(tmp_path).vision(given["pixel_values"])
+        cut = OpenVLABackbone.load(tmp_path).vision(given["pixel_values"])
     assert torch.equal(cut.patch_features[..., 64:], seen.levels[1])
 
 
 @fixture
 def test_wrong_pixels_are_refused_by_shape():
-    with pytest.raises(InputError, match=r"must be \(batch, 6, 56, 56\).*not \(1, 3, 56, 56\)"):
-        load_openvla(FIXTURE).vision(torch.zeros(1, 3, 56, 56))
+    with pytest.raises(ValueError, match=r"must be \(batch, 6, 56, 56\).*not \(1, 3, 56, 56\)"):
+        OpenVLABackbone.load(FIXTURE).vision(torch.zeros(1, 3, 56, 56))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_a_model_that_is_not_computed_here_is_refused_by_name(tmp_path, change, 
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=r"config\.json") as error:
-        load_openvla(tmp_path)
+        OpenVLABackbone.load(tmp_path)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)

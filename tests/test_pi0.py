@@ -11,13 +11,13 @@ transformers = pytest.importorskip("transformers", reason="needs the extra [foun
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from model.backbones.pi0 import UNUSED, pi0_config  # noqa: E402
-from model.backbones.pi0_checkpoint import read_settings  # noqa: E402
+from model.backbones.pi0_checkpoint import UNUSED, pi0_config, read_settings  # noqa: E402
+from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings  # noqa: E402
 from model.checkpoint import load_backbone, open_checkpoint, with_settings  # noqa: E402
-from model.settings import PRESETS, GemmaSettings, Pi0Settings, SiglipSettings, VisionSettings  # noqa: E402
+from model.settings import PRESETS  # noqa: E402
 
 SETTINGS = Pi0Settings(
-    vision=VisionSettings(
+    vision=SiglipVisionSettings(
         image_size=28,
         siglip=SiglipSettings(hidden_size=24, depth=3, heads=3, mlp_ratio=3.75),
         levels=(0, 1, 2),
@@ -141,9 +141,9 @@ def test_gradients_reach_queries_state_and_prefix(backbone, inputs):
 
 
 def test_no_state_and_wrong_pixels_are_refused(backbone, inputs):
-    with pytest.raises(InputError, match="reads the robot's state"):
+    with pytest.raises(ValueError, match="reads the robot's state"):
         backbone.query(prefix_of(backbone, inputs), inputs["mask"], inputs["queries"])
-    with pytest.raises(InputError, match=r"must be \(batch, 3, 28, 28\), not \(2, 6, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"must be \(batch, 3, 28, 28\), not \(2, 6, 28, 28\)"):
         backbone.vision(torch.zeros(2, 6, 28, 28))
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from model.pixel_encoder import PixelAwareEncoder
-from pixel160k.errors import InputError
 from pixel160k.geometry import patch_weights
 
 GRID, PATCH = 4, 5  # the image is 20 x 20
@@ -40,13 +39,13 @@ def test_equals_a_loop_over_pixels(encoder, levels, seed):
     """Every pixel of the mask adds the feature of its patch; the sum is divided by the number of pixels."""
     mask = blob(seed)
     summed = torch.zeros(10)
-    for level, projection in zip(levels, encoder.projections, strict=True):
+    for level, projection in zip(levels, encoder.level_projections, strict=True):
         total, pixels = torch.zeros(6), 0
         for y, x in np.argwhere(mask):
             total += level[0, (y // PATCH) * GRID + x // PATCH]
             pixels += 1
         summed += projection.weight @ (total / pixels) + projection.bias
-    expected = encoder.mlp(summed).view(2, 10)
+    expected = encoder.token_mlp(summed).view(2, 10)
     torch.testing.assert_close(encoder(levels, weights_of(mask))[0, 0], expected, rtol=0, atol=2e-6)
 
 
@@ -69,16 +68,16 @@ def test_masks_do_not_see_each_other_or_the_padding(encoder, levels):
 
 def test_no_mask_is_the_learned_null_token(encoder, levels):
     empty = encoder(levels, torch.zeros(1, 2, GRID * GRID))
-    assert torch.equal(empty, encoder.null.expand_as(empty))
+    assert torch.equal(empty, encoder.null_tokens.expand_as(empty))
     empty.sum().backward()
-    assert encoder.null.grad.abs().sum() > 0
+    assert encoder.null_tokens.grad.abs().sum() > 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in encoder.parameters() if parameter.grad is not None)
 
 
 def test_one_level_is_the_ablation(levels):
     encoder = PixelAwareEncoder(level_sizes=(6,), hidden_size=10)
     assert encoder(levels[:1], weights_of(blob(0))).shape == (1, 1, 1, 10)
-    with pytest.raises(InputError, match="longer"):
+    with pytest.raises(ValueError, match="longer"):
         encoder(levels, weights_of(blob(0)))
 
 

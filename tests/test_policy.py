@@ -9,12 +9,14 @@ import torch
 from click.testing import CliRunner
 from conftest import SHARED
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cli import main
+from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
 from model.policy import PixelVLA
 from model.processor import Observation, Processor
 from model.sequence import MASK
-from model.settings import PRESETS, GemmaSettings, ModelSettings, Pi0Settings, SiglipSettings, VisionSettings
+from model.settings import PRESETS, ModelSettings
 from model.tokenizer import byte_tokenizer
 from pixel160k.errors import InputError
 from pixel160k.format.actions import normalise
@@ -40,7 +42,7 @@ SMALLER = ModelSettings.load(
 )
 PI0 = ModelSettings(
     backbone=Pi0Settings(
-        vision=VisionSettings(
+        vision=SiglipVisionSettings(
             image_size=56, siglip=SiglipSettings(hidden_size=32, depth=2, heads=2, mlp_ratio=2), levels=(0, 1)
         ),
         language=GemmaSettings(hidden_size=48, intermediate_size=64),
@@ -136,7 +138,7 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
         patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
         sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
         sequence = torch.cat(sequence, dim=1)
-        hidden = backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
+        hidden = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
         expected = policy.action_decoder(hidden[:, -8:])
         torch.testing.assert_close(policy(batch).actions, expected, rtol=0, atol=1e-5)
 
@@ -166,7 +168,7 @@ def test_masks_and_prompts_stay_on_their_image(size, crop):
     fine = brightness.unflatten(0, (56, 4)).unflatten(2, (56, 4)).mean((1, 3))
     assert (fine - batch.prompts.masks[0, 1]).abs().mean() < 0.01
     seen_y, seen_x = np.argwhere(brightness.numpy() > 0.5).mean(0) + 0.5
-    assert batch.prompts.places[0, 0, 0].numpy() * 224 == pytest.approx([seen_x, seen_y], abs=1.0)
+    assert batch.prompts.points[0, 0, 0].numpy() * 224 == pytest.approx([seen_x, seen_y], abs=1.0)
 
 
 def test_learns_from_every_module():
@@ -202,7 +204,7 @@ def test_learns_from_every_module():
 def test_sizes_are_settings(overrides):
     policy = make(ModelSettings.load(base=SMALLER.model_dump(), overrides=overrides))
     assert act(policy, **EVERYTHING).shape == (policy.settings.chunk, 7)
-    assert len(policy.pixel_encoder.projections) == len(policy.settings.backbone.vision.levels)
+    assert len(policy.pixel_encoder.level_projections) == len(policy.settings.backbone.vision.levels)
     ids = policy.processor([Observation(picture(), "go", **EVERYTHING)]).input_ids
     assert int((ids == MASK).sum()) == 2 * policy.settings.tokens_per_mask
 
@@ -216,6 +218,53 @@ def test_the_same_from_disk(policy, tmp_path):
     np.testing.assert_array_equal(act(again, **EVERYTHING), act(policy, **EVERYTHING))
     rounded = PixelVLA.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert np.abs(act(rounded, **EVERYTHING) - act(policy, **EVERYTHING))[:, :6].max() < 0.002
+
+
+OLD_NAMES = {  # of the modules, as checkpoints had them before
+    "pixel_encoder.level_projections.0.weight": "pixel_encoder.projections.0.weight",
+    "pixel_encoder.token_mlp.0.bias": "pixel_encoder.mlp.0.bias",
+    "pixel_encoder.null_tokens": "pixel_encoder.null",
+    "prompt_encoder.point_projection.weight": "prompt_encoder.place.weight",
+    "prompt_encoder.kind_embeddings.weight": "prompt_encoder.kind.weight",
+    "prompt_encoder.mask_downscaling.6.bias": "prompt_encoder.shape.6.bias",
+    "prompt_encoder.token_mlp.2.weight": "prompt_encoder.mlp.2.weight",
+    "prompt_encoder.null_token": "prompt_encoder.null",
+}
+
+
+def old_name(name):
+    """The name that a tensor had in checkpoints before; whole modules are renamed, so an example of each says it."""
+    for new, old in OLD_NAMES.items():
+        new, old = (".".join(example.split(".")[:2]) for example in (new, old))
+        if name == new or name.startswith(f"{new}."):
+            return old + name.removeprefix(new)
+    return name
+
+
+def test_a_checkpoint_with_the_old_names_of_modules_loads(policy, tmp_path):
+    assert OLD_NAMES.items() <= {name: old_name(name) for name in policy.state_dict()}.items()
+    policy.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({old_name(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    again = PixelVLA.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in policy.state_dict().items())
+    renamed = {"prompt_encoder.place.weigth" if name.endswith("point_projection.weight") else name: tensor
+               for name, tensor in tensors.items()}  # fmt: skip
+    save_file(renamed, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"missing: prompt_encoder\.point_projection\.weight; unexpected: prompt"):
+        PixelVLA.from_pretrained(tmp_path)
+
+
+def test_a_part_with_the_old_names_of_modules_loads(policy, tmp_path):
+    pytest.importorskip("peft", reason="needs the extra [train]")
+    from train.checkpoints import load_part
+
+    modules = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("backbone.")}
+    save_file({old_name(name): tensor for name, tensor in modules.items()}, tmp_path / "modules.safetensors")
+    torch.manual_seed(1)
+    other = PixelVLA(SMALLER, byte_tokenizer(), STATISTICS)
+    load_part(other, tmp_path)
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in modules.items())
 
 
 def test_pi0_reads_a_state_through_the_same_code(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 
-from model.backbones.vision import waves  # noqa: E402
+from model.backbones.vision import sinusoidal_positions  # noqa: E402
 from model.presets import start  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
@@ -39,12 +39,16 @@ def test_tiny_starts_the_same_from_the_same_seed_and_leaves_other_chance_alone()
 def test_random_towers_know_where_their_patches_are():
     backbone = start("tiny").backbone
     grid, channels = 8, 96
-    assert torch.equal(backbone.vision_backbone.dino.embeddings.position_embeddings[0, 1:], waves(grid, channels))
-    assert torch.equal(backbone.vision_backbone.siglip.embeddings.position_embedding.weight, waves(grid, channels))
-    places = waves(grid, channels).unflatten(0, (grid, grid))
-    assert torch.equal(places[0, :, :48], places[5, :, :48])  # the first half is x, the second y
-    assert torch.equal(places[:, 0, 48:], places[:, 5, 48:])
-    apart = torch.cdist(places.flatten(0, 1), places.flatten(0, 1)).fill_diagonal_(9)
+    assert torch.equal(
+        backbone.vision_backbone.dino.embeddings.position_embeddings[0, 1:], sinusoidal_positions(grid, channels)
+    )
+    assert torch.equal(
+        backbone.vision_backbone.siglip.embeddings.position_embedding.weight, sinusoidal_positions(grid, channels)
+    )
+    positions = sinusoidal_positions(grid, channels).unflatten(0, (grid, grid))
+    assert torch.equal(positions[0, :, :48], positions[5, :, :48])  # the first half is x, the second y
+    assert torch.equal(positions[:, 0, 48:], positions[:, 5, 48:])
+    apart = torch.cdist(positions.flatten(0, 1), positions.flatten(0, 1)).fill_diagonal_(9)
     assert apart.min() > 0.5
 
 

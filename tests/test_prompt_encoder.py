@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.prompt_encoder import PromptBatch, PromptEncoder, fourier
+from model.prompt_encoder import PromptBatch, PromptEncoder, fourier_features
 from pixel160k.format.prompts import PROMPT_KINDS
 
 SIDE = 16  # of dense masks
@@ -19,23 +19,23 @@ def encoder():
 ENCODER = encoder()
 
 
-def prompt(kind, places=(), mask=None):
-    return PROMPT_KINDS.index(kind), list(places), mask
+def prompt(kind, points=(), mask=None):
+    return PROMPT_KINDS.index(kind), list(points), mask
 
 
-def batch(*prompts, padding=0, more_places=0):
-    """One sample's prompts as tensors, with empty prompts and empty places after them."""
+def batch(*prompts, padding=0, more_points=0):
+    """One sample's prompts as tensors, with empty prompts and empty points after them."""
     count = len(prompts) + padding
-    length = max([len(places) for _, places, _ in prompts] + [1]) + more_places
+    length = max([len(points) for _, points, _ in prompts] + [1]) + more_points
     tensors = PromptBatch(
         torch.zeros(1, count, dtype=torch.int64), torch.zeros(1, count, length, 2),
         torch.zeros(1, count, length, dtype=torch.bool), torch.zeros(1, count, SIDE, SIDE),
     )  # fmt: skip
-    for index, (kind, places, mask) in enumerate(prompts):
+    for index, (kind, points, mask) in enumerate(prompts):
         tensors.kinds[0, index] = kind
-        for place, xy in enumerate(places):
-            tensors.places[0, index, place] = torch.tensor(xy)
-            tensors.present[0, index, place] = True
+        for number, xy in enumerate(points):
+            tensors.points[0, index, number] = torch.tensor(xy)
+            tensors.point_used[0, index, number] = True
         if mask is not None:
             tensors.masks[0, index] = mask
     return tensors
@@ -48,24 +48,24 @@ def square(x, y, size=4):
 
 
 share = st.floats(0, 1, width=32)
-place = st.tuples(share, share)
+spot = st.tuples(share, share)
 corner = st.integers(0, SIDE - 4)
 any_prompt = st.one_of(
-    place.map(lambda xy: prompt("point", [xy])),
-    st.lists(place, min_size=2, max_size=5).map(lambda places: prompt("line", places)),
-    st.tuples(place, place).map(lambda corners: prompt("region", corners)),
+    spot.map(lambda xy: prompt("point", [xy])),
+    st.lists(spot, min_size=2, max_size=5).map(lambda points: prompt("line", points)),
+    st.tuples(spot, spot).map(lambda corners: prompt("region", corners)),
     st.tuples(corner, corner).map(lambda xy: prompt("mask", mask=square(*xy))),
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(any_prompt, min_size=1, max_size=6), st.randoms(), st.integers(0, 3), st.integers(0, 3))
-def test_order_and_padding_change_nothing(prompts, random, padding, more_places):
+def test_order_and_padding_change_nothing(prompts, random, padding, more_points):
     order = random.sample(range(len(prompts)), len(prompts))
-    shuffled = ENCODER(batch(*[prompts[index] for index in order], padding=padding, more_places=more_places))
-    for place_, index in enumerate(order):
-        torch.testing.assert_close(shuffled[0, place_], ENCODER(batch(prompts[index]))[0, 0], rtol=0, atol=1e-5)
-    assert torch.equal(shuffled[0, len(prompts) :], ENCODER.null.expand(padding, -1))
+    shuffled = ENCODER(batch(*[prompts[index] for index in order], padding=padding, more_points=more_points))
+    for row, index in enumerate(order):
+        torch.testing.assert_close(shuffled[0, row], ENCODER(batch(prompts[index]))[0, 0], rtol=0, atol=1e-5)
+    assert torch.equal(shuffled[0, len(prompts) :], ENCODER.null_token.expand(padding, -1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -78,10 +78,10 @@ def test_a_point_moved_by_a_pixel_is_another_point(pixel, shift):
 
 
 @settings(max_examples=40, deadline=None)
-@given(place, st.booleans())
+@given(spot, st.booleans())
 def test_the_further_apart_two_places_the_less_alike_their_waves(here, upwards):
     shifts = torch.tensor([1 / 224, 1 / 64, 1 / 16, 1 / 4, 1 / 2])[:, None] * torch.eye(2)[int(upwards)]
-    apart = (fourier(torch.tensor(here) + shifts) - fourier(torch.tensor(here))).norm(dim=-1)
+    apart = (fourier_features(torch.tensor(here) + shifts) - fourier_features(torch.tensor(here))).norm(dim=-1)
     assert (apart.diff() > 0).all()
 
 
@@ -111,7 +111,7 @@ def test_the_shape_of_a_mask_counts_within_a_cell():
 
 def test_no_prompt_and_an_empty_mask_are_the_learned_null_token():
     nothing = ENCODER(batch(prompt("point"), prompt("mask", mask=torch.zeros(SIDE, SIDE))))
-    assert torch.equal(nothing, ENCODER.null.expand(1, 2, -1))
+    assert torch.equal(nothing, ENCODER.null_token.expand(1, 2, -1))
 
 
 def test_a_batch_without_masks_needs_no_dense_tensor():

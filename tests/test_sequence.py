@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from model.backbones.openvla import OpenVLABackbone
-from model.sequence import IMAGE, LLAMA_SPACE, MASK, PROMPT, fill, normalise_instruction, pad, sequence_ids
+from model.backbones.settings import OpenVLASettings, Pi0Settings
+from model.sequence import IMAGE, LLAMA_SPACE, MASK, PROMPT, fill_slots, normalise_instruction, pad_ids, sequence_ids
 from model.settings import PRESETS
 from model.tokenizer import byte_tokenizer
 from pixel160k.errors import InputError
 
 TOKENIZER = byte_tokenizer()
+OPENVLA, PI0 = OpenVLASettings.text_form, Pi0Settings.text_form
 BOS = TOKENIZER.bos_token_id
 
 
@@ -49,14 +51,14 @@ def test_an_empty_instruction_is_an_error(nothing):
 
 
 def test_without_masks_and_prompts_it_is_openvla():
-    ids = sequence_ids(TOKENIZER, "openvla", "Pick up the cup.", image_tokens=4)
+    ids = sequence_ids(TOKENIZER, OPENVLA, "Pick up the cup.", image_tokens=4)
     assert ids[:5] == [BOS, IMAGE, IMAGE, IMAGE, IMAGE]
     assert ids[5:] == TOKENIZER.encode("In: What action should the robot take to pick up the cup?\nOut:")
     assert ids.count(BOS) == 1
 
 
 def test_slots_stand_after_refer_to():
-    ids = sequence_ids(TOKENIZER, "openvla", "pick up the cup", 2, mask_tokens=3, prompt_tokens=2)
+    ids = sequence_ids(TOKENIZER, OPENVLA, "pick up the cup", 2, mask_tokens=3, prompt_tokens=2)
     start = ids.index(MASK)
     assert ids[start : start + 5] == [MASK] * 3 + [PROMPT] * 2
     assert text(ids[:start]) == "In: What action should the robot take to pick up the cup, refer to"
@@ -64,62 +66,62 @@ def test_slots_stand_after_refer_to():
 
 
 def test_pi0_has_the_image_first_and_the_bare_instruction():
-    ids = sequence_ids(TOKENIZER, "pi0", "Pick up the cup.", image_tokens=2)
+    ids = sequence_ids(TOKENIZER, PI0, "Pick up the cup.", image_tokens=2)
     assert ids[:3] == [IMAGE, IMAGE, BOS] and text(ids) == "pick up the cup\n"
-    ids = sequence_ids(TOKENIZER, "pi0", "pick up the cup", 2, mask_tokens=1, prompt_tokens=1)
+    ids = sequence_ids(TOKENIZER, PI0, "pick up the cup", 2, mask_tokens=1, prompt_tokens=1)
     assert text(ids) == "pick up the cup, refer to\n" and ids[-3:-1] == [MASK, PROMPT]
 
 
 def test_the_space_before_the_queries_is_llamas_alone():
-    assert sequence_ids(LlamaLike(), "openvla", "go", 1)[-2:] == [100, LLAMA_SPACE]
-    assert sequence_ids(LlamaLike(), "openvla", "go", 1, 1, 1)[-1] == LLAMA_SPACE
-    assert LLAMA_SPACE not in sequence_ids(LlamaLike(), "pi0", "go", 1)
-    assert LLAMA_SPACE not in sequence_ids(TOKENIZER, "openvla", "go", 1)
+    assert sequence_ids(LlamaLike(), OPENVLA, "go", 1)[-2:] == [100, LLAMA_SPACE]
+    assert sequence_ids(LlamaLike(), OPENVLA, "go", 1, 1, 1)[-1] == LLAMA_SPACE
+    assert LLAMA_SPACE not in sequence_ids(LlamaLike(), PI0, "go", 1)
+    assert LLAMA_SPACE not in sequence_ids(TOKENIZER, OPENVLA, "go", 1)
 
 
 @pytest.mark.parametrize("words", ["say </s> and <s>", "touch the <mask> of the <prompt>", "a {brace} here"])
 def test_an_instruction_is_only_text(words):
-    ids = sequence_ids(TOKENIZER, "openvla", words, image_tokens=1)
+    ids = sequence_ids(TOKENIZER, OPENVLA, words, image_tokens=1)
     assert words in text(ids)
     assert ids.count(BOS) == 1 and TOKENIZER.eos_token_id not in ids and MASK not in ids
 
 
 def test_half_a_reference_is_an_error():
-    with pytest.raises(InputError, match="null token"):
-        sequence_ids(TOKENIZER, "openvla", "go", 1, mask_tokens=1)
+    with pytest.raises(ValueError, match="null token"):
+        sequence_ids(TOKENIZER, OPENVLA, "go", 1, mask_tokens=1)
 
 
 def test_a_tokenizer_without_bos_is_an_error():
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None
     with pytest.raises(InputError, match="no BOS"):
-        sequence_ids(tokenizer, "openvla", "go", 1)
+        sequence_ids(tokenizer, OPENVLA, "go", 1)
 
 
 def test_tokens_go_to_their_sample_in_order():
-    ids, mask = pad([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]])
+    ids, mask = pad_ids([[5, MASK, MASK, MASK, MASK, 6], [MASK, MASK, 7], [8]])
     assert mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     tokens = torch.arange(12.0).view(3, 2, 2, 1).requires_grad_()  # three samples, two masks each, two tokens a mask
     used = torch.tensor([[True, True], [False, True], [False, False]])
-    filled = fill(torch.full((3, 6, 1), -1.0), ids, MASK, tokens, used)
+    filled = fill_slots(torch.full((3, 6, 1), -1.0), ids, MASK, tokens, used)
     assert filled[..., 0].tolist() == [[-1, 0, 1, 2, 3, -1], [6, 7, -1, -1, -1, -1], [-1] * 6]
     filled.sum().backward()
     assert tokens.grad.flatten().tolist() == [1] * 4 + [0, 0, 1, 1] + [0] * 4
 
 
 def test_tokens_without_slots_are_an_error():
-    with pytest.raises(InputError, match="2 slots for 3 tokens"):
-        fill(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))
+    with pytest.raises(ValueError, match="2 slots for 3 tokens"):
+        fill_slots(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))
 
 
 def test_queries_read_the_same_with_any_padding():
     torch.manual_seed(0)
     backbone = OpenVLABackbone(PRESETS["tiny"].backbone).eval()
     queries = torch.randn(8, backbone.query_size)
-    rows = [sequence_ids(TOKENIZER, "openvla", words, 0) for words in ("go", "pick up the cup and wait", "open it")]
+    rows = [sequence_ids(TOKENIZER, OPENVLA, words, 0) for words in ("go", "pick up the cup and wait", "open it")]
 
     def read(rows, longer=0):
-        ids, mask = pad([*rows, [BOS] * (max(map(len, rows)) + longer)])
+        ids, mask = pad_ids([*rows, [BOS] * (max(map(len, rows)) + longer)])
         with torch.no_grad():
             return backbone.query(backbone.embed(ids), mask, queries.expand(len(ids), -1, -1))[:-1]
 
@@ -130,5 +132,5 @@ def test_queries_read_the_same_with_any_padding():
         # The plainest way: no padding, no mask, no positions given.
         ids = torch.tensor([row])
         sequence = torch.cat([backbone.embed(ids), queries[None]], dim=1)
-        plain = backbone.language(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))[0, -8:]
+        plain = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))[0, -8:]
         torch.testing.assert_close(plain.detach(), expected, rtol=0, atol=1e-5)

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
-from model.checkpoint import open_checkpoint
+from model.backbones.base import Backbone
+from model.checkpoint import current_name, open_checkpoint
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
-from model.weights import locate, own_tensors, read_json
+from model.weights import locate, own_tensors
 from pixel160k.errors import InputError
-from pixel160k.files import new_folder
+from pixel160k.files import new_folder, read_json_object
 from train.settings import TrainSettings, write_recipe
 from train.stages import language_model, lora_layers, merge_adapter
 
@@ -115,10 +116,10 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
     if not _is_part(folder):
         return PixelVLA.from_pretrained(folder, dtype)
     base, settings = _read_part(folder)
-    statistics = read_json(folder / _STATISTICS)
+    statistics = read_json_object(folder / _STATISTICS)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     try:
-        backbone: Any = _load_backbone(base, settings, tokenizer, dtype)
+        backbone = _load_backbone(base, settings, tokenizer, dtype)
     except InputError as error:
         raise InputError(f"{folder} stands on {base}: {error}") from None
     policy = PixelVLA(settings, tokenizer, statistics, backbone)
@@ -144,7 +145,7 @@ def load_part(policy: PixelVLA, folder: Path) -> None:
     Raises:
         InputError: the part's tensors are not those of the policy; lists them.
     """
-    modules = load_file(folder / _MODULES)
+    modules = {current_name(name): tensor for name, tensor in load_file(folder / _MODULES).items()}
     wanted = {name for name in policy.state_dict() if not name.startswith("backbone.")}
     if unlike := sorted(wanted ^ modules.keys()):
         raise InputError(f"the tensors of {folder / _MODULES} do not fit: {', '.join(unlike)}")
@@ -153,20 +154,20 @@ def load_part(policy: PixelVLA, folder: Path) -> None:
         language_model(policy).load_adapter(str(folder / _ADAPTER))
 
 
-def _load_backbone(base: str, settings: ModelSettings, tokenizer: Any, dtype: torch.dtype | None) -> Any:
-    if Path(base).is_dir() and (_is_part(Path(base)) or open_checkpoint(base).kind == "pixelvla"):
+def _load_backbone(base: str, settings: ModelSettings, tokenizer: Any, dtype: torch.dtype | None) -> Backbone:
+    if Path(base).is_dir() and (_is_part(Path(base)) or open_checkpoint(base).is_policy):
         return load_policy(base, dtype).backbone
     overrides = [f"backbone={json.dumps(settings.backbone.model_dump(mode='json'))}"]
     return start(base, overrides, tokenizer=tokenizer, dtype=dtype).backbone
 
 
 def _is_part(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() and read_json(folder / _CONFIG).get("model_type") == PART
+    return (folder / _CONFIG).is_file() and read_json_object(folder / _CONFIG).get("model_type") == PART
 
 
 def _read_part(folder: Path) -> tuple[str, ModelSettings]:
     """The base of a part, and the settings of its policy."""
-    config = read_json(folder / _CONFIG)
+    config = read_json_object(folder / _CONFIG)
     if not isinstance(config.get("base"), str) or not isinstance(config.get("settings"), dict):
         raise InputError(f"{folder / _CONFIG} lacks base or settings; copy the checkpoint anew")
     return config["base"], ModelSettings.load(base=config["settings"])

@@ -1,62 +1,62 @@
 """What a run costs: samples, tokens, FLOPs, the wait for data, GPU hours; set against OpenVLA's pretraining."""
 
 import time
-from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from model.policy import PixelVLA
 from model.processor import Batch
 
-OPENVLA_PRETRAINING = 21_500  # A100 hours (arXiv 2406.09246); the paper claims 1.5% of it for both stages
+OPENVLA_PRETRAINING = 21_500  # A100 hours (arXiv 2406.09246); PixelVLA's paper claims 1.5% of it for both stages
 
 
 class FlopCount:
     """Model FLOPs of a training step, from parameters and tokens as the field counts them.
 
-    A weight matrix costs 2 a token forward, 2 where gradients flow back through it, and 2 where it is trained itself.
-    Attention's own products (3% of a 7B model at these lengths), norms and what gradient checkpointing computes anew do
-    not count.
+    A weight costs 2 FLOPs per token forward, 2 more where gradients flow back through it, and 2 more where it is trained
+    itself. The backbone's `token_readers` say which tokens pass through which of its parts. Attention's own products (3% of a
+    7B model at these lengths), norms and what gradient checkpointing computes anew do not count.
     """
 
     def __init__(self, policy: PixelVLA) -> None:
         """Count the matrices of a policy that is prepared for its stage."""
         self._chunk = policy.settings.chunk
-        self._image = policy.settings.backbone.vision.grid**2
-        self._a_token: Counter[str] = Counter()
-        sees_gradients = {"vision": False, "text": True, "queries": True, "marks": True}
-        parameters = dict(policy.named_parameters())
-        if any(parameters[name].requires_grad for name in parameters if _reads(name) == "vision"):
-            sees_gradients["vision"] = True
-        for name, parameter in parameters.items():
-            if parameter.ndim >= 2 and not any(
-                word in name for word in ("token", "position_embedding", "lm_head", "queries", ".kind.")
-            ):
-                reads = _reads(name)
-                passes = 1 + sees_gradients[reads] + parameter.requires_grad
-                self._a_token[reads] += 2 * passes * parameter.numel()
+        self._patches = policy.settings.backbone.vision.grid**2
+        read = policy.backbone.token_readers()
+        encoders = [policy.pixel_encoder, policy.prompt_encoder]
+        learns_to_see = any(parameter.requires_grad for part in read.patches for parameter in part.parameters())
+        self._flops_per_patch = _step_flops(_matrices(read.patches), learns_to_see)
+        self._flops_per_token = _step_flops(_matrices(read.sequence))
+        self._flops_per_query = _step_flops(_matrices([*read.queries, policy.action_decoder]))
+        # The null token is no matrix, but earlier accounts have it, and a resumed run adds to its own.
+        self._flops_per_mark = _step_flops([*_matrices(encoders), policy.pixel_encoder.null_tokens])
 
     def __call__(self, batch: Batch) -> int:
-        """FLOPs of a step on a batch."""
-        tokens = {
-            "vision": len(batch.input_ids) * self._image,
-            "text": int(batch.attention_mask.sum()) + len(batch.input_ids) * self._chunk,
-            "queries": len(batch.input_ids) * self._chunk,
-            "marks": int(batch.mask_used.sum()) + int(batch.prompt_used.sum()),
-        }
-        return sum(self._a_token[reads] * tokens[reads] for reads in tokens)
+        """FLOPs of a step on a batch. Every mask and prompt counts as read by both of their encoders."""
+        samples = len(batch.input_ids)
+        queries = samples * self._chunk
+        marks = int(batch.mask_used.sum()) + int(batch.prompt_used.sum())
+        return (
+            self._flops_per_patch * samples * self._patches
+            + self._flops_per_token * (int(batch.attention_mask.sum()) + queries)
+            + self._flops_per_query * queries
+            + self._flops_per_mark * marks
+        )
 
 
-def _reads(parameter: str) -> str:
-    """Which tokens a parameter is applied to, by its name."""
-    if "vision" in parameter or ("projector." in parameter and "action_decoder" not in parameter):
-        return "vision"
-    if parameter.startswith(("pixel_encoder", "prompt_encoder")):
-        return "marks"
-    if parameter.startswith(("action_decoder", "backbone.model.dit", "backbone.state_proj")):
-        return "queries"
-    return "text"
+def _matrices(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The weights of all linear, convolutional and recurrent layers in modules, those of adapters included."""
+    kinds = nn.Linear | nn.Conv2d | nn.RNNBase
+    layers = {layer for part in parts for layer in part.modules() if isinstance(layer, kinds)}
+    return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim >= 2]
+
+
+def _step_flops(matrices: Iterable[nn.Parameter], gradients_flow: bool = True) -> int:
+    """FLOPs of a training step for each token that is multiplied by these matrices."""
+    return sum(2 * (1 + gradients_flow + matrix.requires_grad) * matrix.numel() for matrix in matrices)
 
 
 class Account:
@@ -65,12 +65,12 @@ class Account:
     Attributes:
         samples, tokens: seen; image, text, mask and prompt tokens and the action queries count.
         flops: see `FlopCount`.
-        seconds: of training, evaluation and saving included.
-        waited: seconds of them in which the next batch was not there yet.
+        seconds: wall time of the run, with evaluation and saving.
+        waited: seconds of it in which the next batch was not there yet.
     """
 
     def __init__(self, processes: int) -> None:
-        """Nothing is spent yet by any of `processes`."""
+        """Start at zero: the first step of a run over `processes` processes, all of which see as many samples as this one."""
         self._processes, self._began = processes, time.perf_counter()
         self.samples = self.tokens = self.flops = 0
         self.seconds_before = self.waited = 0.0
@@ -81,13 +81,16 @@ class Account:
         return self.seconds_before + time.perf_counter() - self._began
 
     def add(self, batch: Batch, flops: int) -> None:
-        """A batch was learned from."""
+        """Add a batch that this process has learned from, and the FLOPs of that step."""
         self.samples += len(batch.input_ids)
         self.tokens += int(batch.attention_mask.sum()) + (0 if batch.actions is None else batch.actions[..., 0].numel())
         self.flops += flops
 
     def so_far(self) -> dict[str, float]:
-        """The account of all processes together, by the names that are logged; hours are of GPUs, or of CPU processes."""
+        """The account of all processes together, by the names under which it is logged.
+
+        Hours are those of GPUs, or of processes where there are none; "waited_for_data" is a share of the time.
+        """
         hours = self.seconds * self._processes / 3600
         return {
             "samples": self.samples * self._processes,
@@ -98,7 +101,7 @@ class Account:
         }
 
     def summary(self) -> str:
-        """One line for the end of a run."""
+        """The account of all processes on one line, for the end of a run."""
         spent = self.so_far()
         hours, unit = (
             (spent["gpu_hours"], "GPU hours") if "gpu_hours" in spent else (spent["cpu_process_hours"], "CPU hours")
@@ -110,7 +113,7 @@ class Account:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run adds to."""
+        """The account of this process so far, for `load_state_dict` of a resumed run."""
         return {
             "samples": self.samples,
             "tokens": self.tokens,
@@ -120,7 +123,7 @@ class Account:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved account."""
+        """Go on from an account that `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
         self._began = time.perf_counter()

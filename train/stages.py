@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.backbones.pi0 import Pi0Backbone
 from model.policy import PixelVLA
 from pixel160k.errors import InputError, one_line
 from train.settings import LoraSettings, TrainSettings
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
 def language_model(policy: PixelVLA) -> PreTrainedModel:
     """The language model alone: vision, projector, modules and π0's action expert stay without adapters."""
-    backbone = policy.backbone
-    return backbone.model.vlm.language_model if isinstance(backbone, Pi0Backbone) else backbone.language_model
+    return policy.backbone.get_language_model()
 
 
 def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
@@ -27,7 +25,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     What is trained becomes float32; what is frozen keeps its type.
 
     Raises:
-        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing with π0.
+        InputError: `lora.targets` names no layer of the language model; or the backbone cannot do gradient checkpointing.
     """
     policy.requires_grad_(settings.stage == "pretrain")
     if settings.stage == "cat":
@@ -43,11 +41,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if settings.gradient_checkpointing:
-        if isinstance(policy.backbone, Pi0Backbone):
-            raise InputError(
-                "π0's expert reads the keys and values that gradient checkpointing throws away; switch it off"
-            )
-        language_model(policy).gradient_checkpointing_enable()
+        policy.backbone.enable_gradient_checkpointing()
 
 
 def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:

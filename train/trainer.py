@@ -17,11 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from model.backbones.pi0 import Pi0Backbone
 from model.policy import PixelVLA
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import TEMPORARY, read_json
-from train import checkpoints, stages
+from train import checkpoints
 from train.cost import Account, FlopCount
 from train.progress import Progress
 from train.settings import TrainSettings
@@ -163,12 +162,7 @@ class PolicyTrainer(Trainer):
             # A batch without masks leaves the pixel-aware encoder out, and that of another process may not: what is left
             # out has gradients of zeros, so that all send the same.
             model.set_reduce_scatter_unused_params(True)
-            if isinstance(self.policy.backbone, Pi0Backbone):
-                # Of its last layer keys and values alone are read, so that the backward pass would not gather it again.
-                language: Any = stages.language_model(self.policy)
-                language.layers[-1].set_reshard_after_forward(False)
-                if self._settings.stage == "pue":  # with and without masks, gradients come in the same order
-                    language.enable_input_require_grads()
+            self.policy.backbone.after_sharding(adapted=self._settings.stage == "pue")
         return prepared
 
     @property

@@ -1,14 +1,19 @@
 """The backbone of OpenVLA: vision, projector and Llama, computing what the original code computes."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
 
 import torch
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.backbones import openvla_checkpoint
+from model.backbones.base import Backbone, TokenReaders, VisionOutput
 from model.backbones.projector import Projector
-from model.backbones.vision import FusedVision, VisionOutput
-from model.settings import LanguageSettings, OpenVLASettings
+from model.backbones.settings import LlamaSettings, OpenVLASettings
+from model.backbones.vision import FusedVision
+from model.weights import load_weights, without_memory
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class OpenVLAOutput:
     logits: torch.Tensor
 
 
-def llama_config(settings: LanguageSettings) -> LlamaConfig:
+def llama_config(settings: LlamaSettings) -> LlamaConfig:
     """transformers' configuration of the language model.
 
     Random weights are as large as the width asks for: at LlamaConfig's 0.02, meant for thousands, a narrow model hardly attends.
@@ -43,17 +48,31 @@ def llama_config(settings: LanguageSettings) -> LlamaConfig:
     )
 
 
-class OpenVLABackbone(nn.Module):
+class OpenVLABackbone(Backbone):
     """Vision, projector and Llama in the pieces that a policy needs, and as the whole that the original is."""
 
+    settings: OpenVLASettings
+
     def __init__(self, settings: OpenVLASettings) -> None:
-        """Build it with random weights; `model.checkpoint` loads trained ones."""
-        super().__init__()
-        self.settings = settings
+        """Build it with random weights; `load` gives trained ones."""
+        super().__init__(settings)
         self.hidden_size = self.query_size = settings.language.hidden_size
         self.vision_backbone = FusedVision(settings.vision)
         self.projector = Projector(settings.vision.feature_size, self.hidden_size)
         self.language_model = LlamaForCausalLM(llama_config(settings.language))
+
+    @classmethod
+    def read_settings(cls, folder: Path) -> OpenVLASettings:
+        """The sizes of an OpenVLA checkpoint; see `model.backbones.openvla_checkpoint.read_settings`."""
+        return openvla_checkpoint.read_settings(folder)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
+        """The backbone of an OpenVLA checkpoint; see `Backbone.load`."""
+        backbone = without_memory(partial(cls, cls.read_settings(folder)))
+        unused = openvla_checkpoint.unused_tensors(backbone.settings)
+        load_weights(backbone, folder, openvla_checkpoint.tensor_sources(backbone, backbone.settings), unused, dtype)
+        return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
         """Patch features and SigLIP levels of (batch, 6, image_size, image_size); see `FusedVision`."""
@@ -67,7 +86,23 @@ class OpenVLABackbone(nn.Module):
         """Token ids (batch, tokens) -> (batch, tokens, hidden_size)."""
         return self.language_model.get_input_embeddings()(input_ids)
 
-    def language(
+    def get_language_model(self) -> LlamaForCausalLM:
+        """The Llama, with its head over the vocabulary."""
+        return self.language_model
+
+    def position_tables(self) -> tuple[str, ...]:
+        """Those of DINOv2, whose first row is the class token's, and of SigLIP."""
+        tower = "vision_backbone"
+        return (
+            f"{tower}.dino.embeddings.position_embeddings",
+            f"{tower}.siglip.embeddings.position_embedding.weight",
+        )
+
+    def token_readers(self) -> TokenReaders:
+        """The queries pass through the Llama like all other tokens; its head is not asked."""
+        return TokenReaders([self.vision_backbone, self.projector], [self.language_model.model])
+
+    def read_sequence(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Last hidden states after the final norm, under a causal mask; no logits are computed.
@@ -100,14 +135,14 @@ class OpenVLABackbone(nn.Module):
             inputs_embeds: (batch, length, hidden_size).
             attention_mask: (batch, length), 1 = token, 0 = padding.
             queries: (batch, N_c, query_size).
-            state: not read; π0's backbone does.
+            state: not read.
 
         Returns:
             (batch, N_c, query_size).
         """
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
-        return self.language(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
+        return self.read_sequence(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -122,7 +157,7 @@ class OpenVLABackbone(nn.Module):
         patch_features = self.vision(pixel_values).patch_features
         projected = self.project(patch_features)
         text = self.embed(input_ids)
-        last_hidden_state = self.language(
+        last_hidden_state = self.read_sequence(
             torch.cat([text[:, :1], projected, text[:, 1:]], dim=1), with_patches(attention_mask, projected.shape[1])
         )
         logits = self.language_model.lm_head(last_hidden_state)

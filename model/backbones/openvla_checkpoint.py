@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from model.backbones.openvla import OpenVLABackbone
-from model.settings import PRESETS, LanguageSettings, OpenVLASettings, even_levels
-from model.weights import Source, load_weights, read_json, without_memory
+from model.backbones.settings import OPENVLA_7B, LlamaSettings, OpenVLASettings, spread_levels
+from model.weights import TensorSource
 from pixel160k.errors import InputError
+from pixel160k.files import read_json_object
 
 _MODEL = {  # what this implementation computes; a config.json that says otherwise is refused
     "model_type": "openvla",
@@ -61,27 +62,37 @@ def read_settings(folder: Path) -> OpenVLASettings:
     Raises:
         InputError: a file cannot be read, or describes a model that this implementation does not compute.
     """
-    config = read_json(folder / "config.json")
-    text = config.get("text_config") or {}
+    file = folder / "config.json"
+    config = read_json_object(file)
+    text, image_sizes = config.get("text_config") or {}, config.get("image_sizes")
+    if not isinstance(text, dict):
+        raise InputError(f"{file}: text_config must hold the settings of a Llama, not {text!r}")
+    if not isinstance(image_sizes, list) or not image_sizes:
+        raise InputError(f"{file}: image_sizes must be a list of pixels, not {image_sizes!r}")
     for found, fixed in ((config, _MODEL), ({**_LANGUAGE, **text}, _LANGUAGE)):
         for name, value in fixed.items():
             if found.get(name) != value:
-                raise InputError(f"{folder / 'config.json'}: {name} must be {value!r}, not {found.get(name)!r}")
-    vision = PRESETS["openvla-7b"].model_dump()["backbone"]["vision"]
+                raise InputError(f"{file}: {name} must be {value!r}, not {found.get(name)!r}")
+    vision = OPENVLA_7B.vision.model_dump()
     if (folder / "dims.json").is_file():
-        dims = read_json(folder / "dims.json")
+        dims = read_json_object(folder / "dims.json")
         dino, siglip = dims.get("featurizer", {}), dims.get("fused_featurizer", {})
+        if not isinstance(dino, dict) or not isinstance(siglip, dict):
+            raise InputError(
+                f"{folder / 'dims.json'}: featurizer and fused_featurizer must hold the sizes of a tower each"
+            )
         vision["patch_size"] = dino.get("patch_size")
         vision["dino"] = {**_tower(dino), "register_tokens": dino.get("num_register_tokens")}
         vision["siglip"] = _tower(siglip)
-    vision["image_size"] = config.get("image_sizes", [None])[0]
-    vision["levels"] = even_levels((vision["siglip"]["depth"] or 2) - 1)
+    vision["image_size"] = image_sizes[0]
+    depth = vision["siglip"]["depth"]
+    vision["levels"] = spread_levels(depth - 1) if isinstance(depth, int) and depth > 1 else (0,)
     language = {"pad_token_id": config.get("pad_token_id"), **text}
     language.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
-    language = {name: value for name, value in language.items() if name in LanguageSettings.model_fields}
+    language = {name: value for name, value in language.items() if name in LlamaSettings.model_fields}
     try:
         return OpenVLASettings.load(base={"vision": vision, "language": language})
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{folder}: config.json and dims.json: {error}") from None
 
 
@@ -91,29 +102,31 @@ def _tower(dims: dict[str, Any]) -> dict[str, Any]:
     return {ours: dims.get(theirs) for ours, theirs in names.items()} | optional
 
 
-def sources(backbone: OpenVLABackbone) -> dict[str, Source]:
-    """Which tensor of an OpenVLA checkpoint each parameter of the backbone comes from."""
+def tensor_sources(backbone: nn.Module, settings: OpenVLASettings) -> dict[str, TensorSource]:
+    """Which tensor of an OpenVLA checkpoint each parameter of an `OpenVLABackbone` of these sizes comes from, by its name."""
     shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
     # The projector and the Llama have OpenVLA's own names.
-    found = {name: Source(name, shape) for name, shape in shapes.items() if not name.startswith("vision_backbone.")}
+    found = {
+        name: TensorSource(name, shape) for name, shape in shapes.items() if not name.startswith("vision_backbone.")
+    }
 
     def add(theirs: str, ours: list[str]) -> None:
         for part, name in enumerate(ours):
             rows, *others = shapes[name]
-            found[name] = Source(theirs, (rows * len(ours), *others), partial(_rows, part=part, parts=len(ours)))
+            found[name] = TensorSource(theirs, (rows * len(ours), *others), partial(_rows, part=part, parts=len(ours)))
 
     def add_layer(theirs: str, ours: list[str]) -> None:
         add(f"{theirs}.weight", [f"{name}.weight" for name in ours])
         add(f"{theirs}.bias", [f"{name}.bias" for name in ours])
 
-    vision = backbone.settings.vision
+    vision = settings.vision
     patches = vision.grid**2
 
     dino = "vision_backbone.dino"
     add(f"{_DINO}.cls_token", [f"{dino}.embeddings.cls_token"])
     add(f"{_DINO}.reg_token", [f"{dino}.embeddings.register_tokens"])
     add_layer(f"{_DINO}.patch_embed.proj", [f"{dino}.embeddings.patch_embeddings.projection"])
-    found[f"{dino}.embeddings.position_embeddings"] = Source(
+    found[f"{dino}.embeddings.position_embeddings"] = TensorSource(
         f"{_DINO}.pos_embed", (1, patches, vision.dino.hidden_size), _with_class_row
     )
     for block in range(vision.dino.depth - 1):
@@ -127,7 +140,7 @@ def sources(backbone: OpenVLABackbone) -> dict[str, Source]:
 
     siglip = "vision_backbone.siglip"
     add_layer(f"{_SIGLIP}.patch_embed.proj", [f"{siglip}.embeddings.patch_embedding"])
-    found[f"{siglip}.embeddings.position_embedding.weight"] = Source(
+    found[f"{siglip}.embeddings.position_embedding.weight"] = TensorSource(
         f"{_SIGLIP}.pos_embed", (1, patches, vision.siglip.hidden_size), _without_batch
     )
     for block in range(vision.siglip.depth - 1):
@@ -151,7 +164,7 @@ def _without_batch(positions: torch.Tensor) -> torch.Tensor:
     return positions[0]
 
 
-def unused(settings: OpenVLASettings) -> set[str]:
+def unused_tensors(settings: OpenVLASettings) -> set[str]:
     """The tensors of an OpenVLA checkpoint that play no part: all that comes after the features of the two towers."""
     last_dino = f"{_DINO}.blocks.{settings.vision.dino.depth - 1}"
     last_siglip = f"{_SIGLIP}.blocks.{settings.vision.siglip.depth - 1}"
@@ -164,19 +177,3 @@ def unused(settings: OpenVLASettings) -> set[str]:
     ]
     alone = [f"{last_dino}.ls1.scale_factor", f"{last_dino}.ls2.scale_factor", f"{_SIGLIP}.attn_pool.latent"]
     return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | set(alone)
-
-
-def load_openvla(folder: Path, dtype: torch.dtype | None = None) -> OpenVLABackbone:
-    """The backbone of an OpenVLA checkpoint, at its own resolution, in evaluation mode.
-
-    Args:
-        folder: holds config.json and safetensors.
-        dtype: of the parameters; by default each as it is stored.
-
-    Raises:
-        InputError: as `read_settings` and `model.weights.load_weights`.
-    """
-    settings = read_settings(folder)
-    backbone = without_memory(partial(OpenVLABackbone, settings))
-    load_weights(backbone, folder, sources(backbone), unused(settings), dtype)
-    return backbone.eval()

@@ -2,82 +2,55 @@
 
 Where π0 feeds its expert the state token and then noisy actions mixed with time, this one feeds it the state token and
 the learned action queries, under the same attention: the prefix sees itself, the state sees the prefix, the queries see all.
-One forward pass takes the place of π0's ten denoising steps, and `UNUSED` names the tensors that have no part in it.
+One forward pass takes the place of π0's ten denoising steps.
 """
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PI0Config
+from transformers import PreTrainedModel
 from transformers.models.pi0.modeling_pi0 import PI0Model
 
-from model.backbones.vision import VisionOutput
-from model.settings import GemmaSettings, Pi0Settings
+from model.backbones import pi0_checkpoint
+from model.backbones.base import Backbone, TokenReaders, VisionOutput
+from model.backbones.pi0_checkpoint import pi0_config
+from model.backbones.settings import Pi0Settings
+from model.weights import without_memory
 from pixel160k.errors import InputError
 
-UNUSED = (
-    "embed_action_time.action_in_proj.weight",
-    "embed_action_time.action_in_proj.bias",
-    "embed_action_time.action_time_mlp_in.weight",
-    "embed_action_time.action_time_mlp_in.bias",
-    "embed_action_time.action_time_mlp_out.weight",
-    "embed_action_time.action_time_mlp_out.bias",
-    "action_out_proj.weight",
-    "action_out_proj.bias",
-    "model.dit.embed_tokens.weight",
-)
-"""Tensors of a π0 checkpoint, as transformers names them, that this variant does without: flow matching, and the expert's
-word embeddings, which π0 never reads either."""
 
-
-def pi0_config(settings: Pi0Settings) -> PI0Config:
-    """transformers' configuration of the whole π0."""
-    vision = settings.vision
-
-    def gemma(sizes: GemmaSettings) -> dict[str, object]:
-        return {
-            "model_type": "gemma",
-            **sizes.model_dump(),
-            **settings.model_dump(
-                include={"num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"}
-            ),
-            "vocab_size": settings.vocab_size,
-        }
-
-    return PI0Config(
-        vlm_config={
-            "model_type": "paligemma",
-            "text_config": gemma(settings.language),
-            "vision_config": {
-                "model_type": "siglip_vision_model",
-                "hidden_size": vision.siglip.hidden_size,
-                "intermediate_size": vision.siglip.mlp_size,
-                "num_hidden_layers": vision.siglip.depth,
-                "num_attention_heads": vision.siglip.heads,
-                "layer_norm_eps": vision.siglip.layer_norm_eps,
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                "vision_use_head": False,
-            },
-            "projection_dim": settings.language.hidden_size,
-            "image_token_id": settings.vocab_size,
-        },
-        dit_config=gemma(settings.expert),
-        max_state_dim=settings.state_size,
-    )
-
-
-class Pi0Backbone(nn.Module):
+class Pi0Backbone(Backbone):
     """PaliGemma and the action expert in the pieces that a policy needs."""
 
+    settings: Pi0Settings
+
     def __init__(self, settings: Pi0Settings) -> None:
-        """Build it with random weights; `model.checkpoint` loads trained ones."""
-        super().__init__()
-        self.settings = settings
+        """Build it with random weights; `load` gives trained ones."""
+        super().__init__(settings)
         self.hidden_size = settings.language.hidden_size
         self.query_size = settings.expert.hidden_size
         self.model = PI0Model(pi0_config(settings))
         self.model.dit.register_module("embed_tokens", nn.Identity())
         self.state_proj = nn.Linear(settings.state_size, self.query_size)
+
+    @classmethod
+    def read_settings(cls, folder: Path) -> Pi0Settings:
+        """The sizes of a π0 checkpoint; see `model.backbones.pi0_checkpoint.read_settings`."""
+        return pi0_checkpoint.read_settings(folder)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
+        """The backbone of a π0 checkpoint, of LeRobot or of transformers; see `Backbone.load`."""
+        settings = cls.read_settings(folder)
+        loaded = pi0_checkpoint.load_pi0(folder, settings, dtype)
+        backbone = without_memory(partial(cls, settings))
+        backbone.model = loaded.model
+        backbone.model.dit.register_module("embed_tokens", nn.Identity())
+        backbone.state_proj = loaded.embed_action_time.state_proj
+        return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
         """SigLIP's final features and levels.
@@ -86,11 +59,11 @@ class Pi0Backbone(nn.Module):
             pixel_values: (batch, 3, image_size, image_size), the RGB image normalised with mean and deviation 0.5.
 
         Raises:
-            InputError: the pixels have another shape.
+            ValueError: the pixels have another shape.
         """
         side = self.settings.vision.image_size
         if pixel_values.shape[1:] != (3, side, side):
-            raise InputError(f"pixel_values must be (batch, 3, {side}, {side}), not {tuple(pixel_values.shape)}")
+            raise ValueError(f"pixel_values must be (batch, 3, {side}, {side}), not {tuple(pixel_values.shape)}")
         output = self.model.vlm.vision_tower(pixel_values, output_hidden_states=True)
         blocks = output.hidden_states[1:]
         return VisionOutput(output.last_hidden_state, [blocks[level] for level in self.settings.vision.levels])
@@ -119,10 +92,10 @@ class Pi0Backbone(nn.Module):
             state: (batch, state_size), normalised and padded with zeros.
 
         Raises:
-            InputError: there is no state.
+            ValueError: there is no state.
         """
         if state is None:
-            raise InputError("π0 reads the robot's state (proprioception); give it with the image")
+            raise ValueError("π0 reads the robot's state (proprioception); give it with the image")
         # `PI0Model` runs the prefix by itself only where it is also given pixels; so it is run here, as π0's own
         # `sample_actions` does. Token types of zero make its attention bidirectional.
         prefix = self.model.vlm(
@@ -139,3 +112,36 @@ class Pi0Backbone(nn.Module):
             past_key_values=prefix.past_key_values,
         )
         return output.last_hidden_state[:, -queries.shape[1] :]
+
+    def get_language_model(self) -> PreTrainedModel:
+        """PaliGemma's Gemma; the action expert keeps its own weights."""
+        return self.model.vlm.language_model
+
+    def position_tables(self) -> tuple[str, ...]:
+        """That of SigLIP."""
+        return ("model.vlm.vision_tower.embeddings.position_embedding.weight",)
+
+    def token_readers(self) -> TokenReaders:
+        """The queries pass through the expert alone."""
+        vlm = self.model.vlm
+        return TokenReaders(
+            patches=[vlm.vision_tower, vlm.multi_modal_projector],
+            sequence=[vlm.language_model],
+            queries=[self.model.dit, self.state_proj],
+        )
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Not with π0.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("π0's expert reads the keys and values that gradient checkpointing throws away; switch it off")
+
+    def after_sharding(self, adapted: bool) -> None:
+        """Keep the last layer whole in the backward pass, and let gradients of adapters come in one order."""
+        language: Any = self.get_language_model()
+        # Of its last layer keys and values alone are read, so that the backward pass would not gather it again.
+        language.layers[-1].set_reshard_after_forward(False)
+        if adapted:  # with and without masks, gradients come in the same order
+            language.enable_input_require_grads()

@@ -5,7 +5,6 @@ not built (docs/model.md lists them).
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,21 +15,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from model.settings import FusedVisionSettings
-from pixel160k.errors import InputError
-
-
-@dataclass(frozen=True)
-class VisionOutput:
-    """What is seen of a batch of images; patches are numbered row by row.
-
-    Attributes:
-        patch_features: (batch, patches, channels); for OpenVLA DINOv2's channels, then SigLIP's.
-        levels: one (batch, patches, SigLIP's channels) for each of the settings' levels, the output of that block.
-    """
-
-    patch_features: torch.Tensor
-    levels: list[torch.Tensor]
+from model.backbones.base import VisionOutput
+from model.backbones.settings import FusedVisionSettings
 
 
 class FusedVision(nn.Module):
@@ -59,7 +45,7 @@ class FusedVision(nn.Module):
             SiglipVisionConfig(
                 hidden_size=settings.siglip.hidden_size,
                 intermediate_size=settings.siglip.mlp_size,
-                num_hidden_layers=settings.siglip_blocks,
+                num_hidden_layers=settings.level_blocks,
                 num_attention_heads=settings.siglip.heads,
                 image_size=settings.image_size,
                 patch_size=settings.patch_size,
@@ -72,22 +58,26 @@ class FusedVision(nn.Module):
         self.dino.register_module("layernorm", nn.Identity())
         self.siglip.register_module("post_layernorm", nn.Identity())
         with torch.no_grad():
-            self.dino.embeddings.position_embeddings[0, 1:] = waves(settings.grid, settings.dino.hidden_size)
-            self.siglip.embeddings.position_embedding.weight.copy_(waves(settings.grid, settings.siglip.hidden_size))
+            self.dino.embeddings.position_embeddings[0, 1:] = sinusoidal_positions(
+                settings.grid, settings.dino.hidden_size
+            )
+            self.siglip.embeddings.position_embedding.weight.copy_(
+                sinusoidal_positions(settings.grid, settings.siglip.hidden_size)
+            )
 
     def forward(self, pixel_values: torch.Tensor) -> VisionOutput:
-        """See a batch.
+        """Features of a batch of images.
 
         Args:
             pixel_values: (batch, 6, image_size, image_size): the RGB image normalised for DINOv2 (ImageNet's mean and
                 deviation), then the same image normalised for SigLIP (0.5 and 0.5).
 
         Raises:
-            InputError: the pixels have another shape.
+            ValueError: the pixels have another shape.
         """
         side = self.settings.image_size
         if pixel_values.shape[1:] != (6, side, side):
-            raise InputError(
+            raise ValueError(
                 f"pixel_values must be (batch, 6, {side}, {side}): DINOv2's channels, then SigLIP's; "
                 f"not {tuple(pixel_values.shape)}"
             )
@@ -101,15 +91,15 @@ class FusedVision(nn.Module):
         )
 
 
-def waves(grid: int, channels: int) -> torch.Tensor:
-    """Position embeddings to start from, (grid * grid, channels): sines and cosines of x, then of y, row by row.
+def sinusoidal_positions(grid: int, channels: int) -> torch.Tensor:
+    """Position embeddings for training from scratch, (grid * grid, channels): sines and cosines of x, then of y, row by row.
 
-    From a quarter turn over the image to a quarter turn a patch. Random ones are faint beside the patches, and a small policy
-    trained from scratch takes long to learn where things are.
+    The waves go from a quarter turn per image to a quarter turn per patch. Random embeddings are faint beside the patches, and a
+    small policy trained from scratch takes long to learn where things are.
     """
-    place = (torch.arange(grid) + 0.5) / grid
+    centres = (torch.arange(grid) + 0.5) / grid
     turns = torch.logspace(0, math.log2(grid), -(-channels // 4), base=2.0) * math.pi / 2
-    line = torch.cat([torch.sin(place[:, None] * turns), torch.cos(place[:, None] * turns)], dim=1)
+    line = torch.cat([torch.sin(centres[:, None] * turns), torch.cos(centres[:, None] * turns)], dim=1)
     both = torch.cat([line.expand(grid, -1, -1), line[:, None].expand(-1, grid, -1)], dim=-1)
     return both.flatten(0, 1)[:, :channels]
 
