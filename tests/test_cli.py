@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from cli import main
 from pixel160k.doctor import examine
+from pixel160k.errors import InputError, one_line
 
 
 def commands(group, path=()):
@@ -44,6 +46,80 @@ def test_rooms_keep_their_borders():
     for room, rooms in expected.items():
         result = subprocess.run([sys.executable, "-c", code.format(room)], capture_output=True, text=True, check=True)
         assert result.stdout.strip() == str(rooms)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_bug_of_ours_is_one_line_and_its_traceback_is_kept(monkeypatch, tmp_path):
+    """Neither numpy's ValueError nor an OSError that names no file may pose as the user's fault."""
+    for error in (ValueError("operands could not be broadcast"), KeyError("episodes"), OSError("no file is named")):
+
+        def broken(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("pixel160k.show.browse_page.write_page", broken)
+        result = invoke("browse", "--shards", str(tmp_path), "--out", str(tmp_path / "page.html"))
+        assert result.exit_code == 3
+        (line,) = result.output.splitlines()
+        assert line.startswith(f"Error: a bug of pixelvla: {type(error).__name__}: ")
+        log = Path(line.rpartition(" ")[2])
+        assert "Traceback" in log.read_text() and "in broken" in log.read_text()
+        log.unlink()
+        assert isinstance(invoke("--debug", "browse", "--shards", ".", "--out", "x.html").exception, type(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("page: no"), FileNotFoundError(2, "No such file", "page"), OSError(28, "No space left on device")],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_1(error, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pixel160k.show.browse_page.write_page", broken)
+    result = invoke("browse", "--shards", str(tmp_path), "--out", str(tmp_path / "page.html"))
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert "bug" not in result.output and one_line(error) in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["annotate", "--refilter", "absent", "--out", "out", *more]
+            for more in (
+                ["--src", "sample"],
+                ["--data-dir", "data"],
+                ["--split", "train"],
+                ["--config", "settings.yaml"],
+                ["--tracks"],
+                ["--device", "cpu"],
+                ["--workers", "1"],
+                ["--runner", "x"],
+                ["--", "--dask_npartitions=2"],
+            )
+        ),
+        ["annotate", "--src", "sample", "--out", "out", "--runner", "x", "--workers", "2"],
+        ["export", "--shards", "absent", "--to", "coco", "--out", "out", "--fps", "5"],
+    ],
+    ids=lambda arguments: " ".join(arguments[-2:]),
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "which would be ignored" in result.output
+
+
+def test_what_is_typed_reaches_training_as_it_is(monkeypatch, tmp_path):
+    """`--init` is a text: neither a comment, nor a number, nor YAML's no."""
+    pytest.importorskip("peft")
+    seen = []
+    monkeypatch.setattr("train.run.train", lambda settings, *_: seen.append(settings.init))
+    for init in ("runs/my run #2", "2024", "no"):
+        assert invoke("train", "--shards", "x", "--init", init, "--out", str(tmp_path)).exit_code == 0
+    assert seen == ["runs/my run #2", "2024", "no"]
 
 
 def test_doctor_knows_this_installation():

@@ -1,6 +1,7 @@
 """How the house is built: no circle of imports, no file too long, each room imports what it may, and reading is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,20 @@ def test_shards_are_read_without_beam_tfds_torch_and_transformers(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tree_of_the_readme_is_true():
+    """Each line names what lies in the folder above it, and no module is left out."""
+    listed, folders = set(), []
+    for line in (ROOT / "README.md").read_text("utf-8").split("```\ncli.py", 1)[1].split("\n```")[0].splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        for word in re.match(r"[^\s,]+(, [^\s,]+)*", line.strip()).group().split(", "):
+            path = ROOT.joinpath(*folders, word)
+            assert path.exists(), f"README.md lists {path.relative_to(ROOT)}"
+            listed.add(path)
+        if word.endswith("/"):
+            folders.append(word)
+    rooms = [ROOT / room for room in MAY_IMPORT if room != "cli"]
+    modules = {path for room in rooms for path in room.rglob("*.py") if path.name != "__init__.py"}
+    assert not [str(path.relative_to(ROOT)) for path in sorted(modules - listed)]
