@@ -43,6 +43,7 @@ from annotate.jobs.annotate import default_data_dir
 from annotate.sources import SOURCES
 from annotate.sources.rlds import list_files
 from pixel160k import ShardDirectory, open_shards
+from pixel160k.files import sha256_of, write_json
 from pixel160k.format import masks, shards
 from pixel160k.read.folder import read_manifest
 from pixel160k.read.samples import MEMBERS
@@ -151,11 +152,11 @@ def repeated(source: Path, out: Path, episodes: int) -> Path:
             if kept:
                 name = f"{manifest['dataset']}-train-{number:05d}.tar"
                 index += _repeat_tar(source / entry["name"], out / name, rename, set(kept), number)
-                tars.append({"name": name, "samples": sum(row.shard == name for row in index)})
+                samples = sum(row.shard == name for row in index)
+                size, digest = (out / name).stat().st_size, sha256_of(out / name)
+                tars.append({"name": name, "bytes": size, "sha256": digest, "samples": samples})
     shards.write_index(out / "index.parquet", index)
-    (out / "manifest.json").write_text(
-        json.dumps(manifest | {"shards": tars, "samples": len(index), "episodes": episodes})
-    )
+    write_json(out / "manifest.json", manifest | {"shards": tars, "samples": len(index), "episodes": episodes})
     (out / "dataset_statistics.json").write_bytes((source / "dataset_statistics.json").read_bytes())
     return out
 
