@@ -21,6 +21,7 @@ from model.backbones.base import Backbone
 from model.backbones.settings import BackboneSettings
 from model.backbones.vision import resize_positions
 from model.settings import ModelSettings
+from model.tokenizer import read_tokenizer
 from model.weights import (
     TensorSource,
     load_weights,
@@ -103,7 +104,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         raise InputError(f"{folder / _CONFIG}: norm_stats must hold the statistics of data sets by name")
     if (folder / _STATISTICS).is_file():
         statistics = {**statistics, **read_json_object(folder / _STATISTICS)}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / _TOKENIZER).is_file() else None
+    tokenizer = read_tokenizer(folder) if (folder / _TOKENIZER).is_file() else None
     return Checkpoint(folder, kind, settings, statistics, tokenizer)
 
 

@@ -1,16 +1,35 @@
-"""The tokenizer of the `tiny` preset: bytes and a few words, so that it needs no files and knows every instruction.
+"""Tokenizers: reading that of a checkpoint, and making that of the `tiny` preset.
 
-The words are those that all sequences share and those of many instructions. Spelled in bytes they would be half of all that
-a tiny policy reads, and so half of its time.
+The latter knows bytes and a few words, so that it needs no files and reads every instruction. The words are those that all
+sequences share and those of many instructions. Spelled in bytes they would be half of all that a tiny policy reads, and so
+half of its time.
 """
+
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from pixel160k.errors import InputError, one_line
 
 _SPECIAL = ("<pad>", "<s>", "</s>")  # ids 0, 1 and 2; the 256 bytes follow, then pieces of words
 _SIZE = 320
 _WORDS = """In: What action should the robot take to pick up the black bowl and place it on the plate, refer to?\nOut:
 In: What action should the robot take to put the cream cheese in the basket, refer to?\nOut:"""
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint's folder, from its tokenizer.json and what may stand beside it.
+
+    Raises:
+        InputError: a file of it is damaged; names the folder.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except (
+        Exception
+    ) as error:  # all that is done here is to parse files, and `tokenizers` itself raises bare Exceptions
+        raise InputError(f"cannot read the tokenizer of {folder}: {one_line(error)}") from None
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

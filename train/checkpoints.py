@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerFast
 
 from model.backbones.base import Backbone
 from model.checkpoint import current_name, open_checkpoint
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
+from model.tokenizer import read_tokenizer
 from model.weights import locate, own_tensors
 from pixel160k.errors import InputError
 from pixel160k.files import new_folder, read_json_object
@@ -117,7 +117,7 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
         return PixelVLA.from_pretrained(folder, dtype)
     base, settings = _read_part(folder)
     statistics = read_json_object(folder / _STATISTICS)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     try:
         backbone = _load_backbone(base, settings, tokenizer, dtype)
     except InputError as error:
