@@ -225,7 +225,7 @@ def verify_command(shards: Path) -> None:
     \b
     pixelcli verify --shards shards
     """
-    from pixel160k.format.shards import read_manifest
+    from pixel160k.read.folder import read_manifest
     from pixel160k.read.verify import verify
 
     faults = verify(shards)
@@ -251,8 +251,8 @@ def export_command(shards: Path, to: str, out: Path, fps: float | None) -> None:
     pixelcli export --shards shards --to coco --out coco
     pixelcli export --shards shards --to hf --out annotations-only
     """
-    from pixel160k.format.shards import read_manifest
     from pixel160k.publish.export import export
+    from pixel160k.read.folder import read_manifest
 
     if to != "lerobot":
         _refuse_with(f"--to {to}", "fps")
@@ -285,7 +285,7 @@ def stats_command(shards: Path, out: Path) -> None:
     \b
     pixelcli stats --shards shards --out stats
     """
-    from pixel160k.format.shards import read_manifest
+    from pixel160k.read.folder import read_manifest
     from pixel160k.show.data_figure import write_figure
 
     with _progress("stats", read_manifest(shards)["episodes"]) as show:

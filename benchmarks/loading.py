@@ -44,6 +44,7 @@ from annotate.sources import SOURCES
 from annotate.sources.rlds import list_files
 from pixel160k import ShardDirectory, open_shards
 from pixel160k.format import masks, shards
+from pixel160k.read.folder import read_manifest
 from pixel160k.read.samples import MEMBERS
 from pixel160k.tfrecord import read_records
 
@@ -137,7 +138,7 @@ def with_cut_tfds(episodes: int, everything: bool, buffer: int) -> Iterator[Any]
 def repeated(source: Path, out: Path, episodes: int) -> Path:
     """Write shards with so many episodes: those of `source` again and again, under new keys; returns their folder."""
     out.mkdir()
-    manifest = shards.read_manifest(source)
+    manifest = read_manifest(source)
     index: list[shards.IndexRow] = []
     tars: list[dict[str, Any]] = []
     left = episodes

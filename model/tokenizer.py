@@ -19,16 +19,16 @@ In: What action should the robot take to put the cream cheese in the basket, ref
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint's folder, from its tokenizer.json and what may stand beside it.
+    """The tokenizer of a checkpoint's folder.
 
     Raises:
-        InputError: a file of it is damaged; names the folder.
+        InputError: its tokenizer.json is missing or damaged.
     """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} has no tokenizer.json; put the one of its language model there")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    except (
-        Exception
-    ) as error:  # all that is done here is to parse files, and `tokenizers` itself raises bare Exceptions
+    except Exception as error:  # the tokenizers library raises plain Exception at a damaged file
         raise InputError(f"cannot read the tokenizer of {folder}: {one_line(error)}") from None
 
 

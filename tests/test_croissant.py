@@ -12,6 +12,7 @@ from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
 from pixel160k.format import shards
 from pixel160k.publish.croissant import croissant
+from pixel160k.read.folder import read_manifest
 
 mlcroissant = pytest.importorskip("mlcroissant", reason="needs the extra [export]")
 
@@ -71,7 +72,7 @@ def test_members_are_read_and_share_the_key(directory, dataset):
 def test_checksums_are_those_of_the_manifest(directory):
     described = json.loads((directory / "croissant.json").read_text())
     checksums = {file["@id"]: file["sha256"] for file in described["distribution"] if "sha256" in file}
-    manifest = shards.read_manifest(directory)
+    manifest = read_manifest(directory)
     assert checksums.pop("index.parquet") == manifest["files"]["index.parquet"]
     assert checksums == {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
 
@@ -80,6 +81,6 @@ def test_checksums_are_those_of_the_manifest(directory):
     ("source", "licence"), [("bridge_orig", "https://creativecommons.org/licenses/by/4.0/"), ("libero", None)]
 )
 def test_the_licence_is_the_sources(directory, source, licence):
-    manifest = shards.read_manifest(directory)
+    manifest = read_manifest(directory)
     manifest["annotations"]["source"] = source
     assert croissant(manifest, "").get("license") == licence

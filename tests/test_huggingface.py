@@ -19,6 +19,7 @@ from annotate.settings import AnnotateSettings
 from annotate.sources.sample import default_directory
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
+from pixel160k.read.folder import read_manifest
 
 datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
 
@@ -66,7 +67,7 @@ def test_load_dataset_by_the_card(directory, declared, tmp_path):
     loaded = datasets.load_dataset(str(directory), split="train", cache_dir=str(tmp_path))
     assert loaded.features == declared
     raw = members(directory)
-    assert loaded["__key__"] == list(raw) and len(raw) == shards.read_manifest(directory)["samples"] == 495
+    assert loaded["__key__"] == list(raw) and len(raw) == read_manifest(directory)["samples"] == 495
     for index in range(0, len(loaded), 45):
         assert_same(loaded[index], raw[loaded[index]["__key__"]])
 
@@ -99,7 +100,7 @@ def test_rejected_only_shards_have_the_same_features(bridge_dir, declared, tmp_p
 
 def test_plain_webdataset(directory):
     """Every key once, every member there, the arrays as promised."""
-    manifest = shards.read_manifest(directory)
+    manifest = read_manifest(directory)
     raw = members(directory)
     assert len(raw) == manifest["samples"]
     for key, sample in raw.items():

@@ -26,6 +26,7 @@ from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
 from pixel160k.format.table import read_annotations
+from pixel160k.read.folder import read_manifest
 
 SETTINGS = AnnotateSettings(annotators="motion")
 
@@ -176,7 +177,7 @@ def test_real_bridge_records_pass_through(bridge_dir, tmp_path):
 
 
 def test_samples_follow_the_format(finished):
-    manifest = shards.read_manifest(finished / "shards")
+    manifest = read_manifest(finished / "shards")
     rows = {row.episode_id: row for row in read_annotations(finished / "annotations")}
     for entry in manifest["shards"]:
         for key, sample in members(finished / "shards" / entry["name"]).items():
@@ -205,7 +206,7 @@ def test_samples_follow_the_format(finished):
 
 def test_index_finds_each_sample_in_its_tar(finished):
     index = shards.read_index(finished / "shards" / "index.parquet")
-    assert len(index) == shards.read_manifest(finished / "shards")["samples"]
+    assert len(index) == read_manifest(finished / "shards")["samples"]
     for row in index[:: len(index) // 7]:
         content = (finished / "shards" / row.shard).read_bytes()[row.offset : row.offset + row.bytes]
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:

@@ -31,13 +31,9 @@ def load(setting: str, model: str, loader: Callable[[str], Loaded]) -> Loaded:
     Raises:
         InputError: the model is neither a folder, nor in the local cache, nor reachable on the hub; or it is broken.
     """
-    from safetensors import SafetensorError
-
-    # How transformers says that a folder is missing, of another model, or damaged.
-    failures = (OSError, ValueError, RuntimeError, SafetensorError)
     try:
         return loader(model)
-    except failures as error:
+    except Exception as error:  # whatever a library raises at a folder that is missing, of another model, or damaged
         reason = one_line(error).split(". ")[0]
         raise InputError(
             f"cannot load {model!r} from a folder, the local cache or the hub ({reason}); "

@@ -65,4 +65,4 @@ def check_metadata(content: bytes) -> Metadata:
     Raises:
         ValidationError: they are no JSON of that form; it lists every fault.
     """
-    return Metadata.unchecked(vars(_METADATA.model_validate_json(content)))
+    return Metadata.of_checked(vars(_METADATA.model_validate_json(content)))

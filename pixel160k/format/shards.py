@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -191,39 +191,6 @@ def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] =
         return table.select(columns).unify_dictionaries().combine_chunks()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
-
-
-def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a shard directory.
-
-    Raises:
-        InputError: there is none, or its format version is not this one's.
-    """
-    try:
-        content = (Path(directory) / "manifest.json").read_bytes()
-    except OSError:
-        content = b""
-    return parse_manifest(content, str(directory))
-
-
-def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """The manifest of the shards that lie at `where`, a folder or URL, from the bytes of its manifest.json.
-
-    Raises:
-        InputError: it is none, or its format version is not this one's.
-    """
-    try:
-        manifest = json.loads(content)
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict):
-        raise InputError(f"{where} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
-    if (version := manifest.get("format_version")) != FORMAT_VERSION:
-        raise InputError(
-            f"{where}/manifest.json has format version {version!r}; this software reads {FORMAT_VERSION}: "
-            "rebuild the shards, or install the version that wrote them"
-        )
-    return manifest
 
 
 def _npy(array: np.ndarray) -> bytes:

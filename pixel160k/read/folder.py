@@ -46,16 +46,32 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, its format version is not this one's, or a key is missing or wrong.
     """
-    try:
-        content = _read(folder, "manifest.json")
-    except OSError:
-        content = b""
-    manifest = shards.parse_manifest(content, str(folder))
+    manifest = read_unchecked_manifest(folder)
     try:
         Manifest.model_validate(manifest)
     except ValidationError as error:
         fault = explain(error)[0]
         raise InputError(f"{folder}/manifest.json: {fault}; `pixelcli verify` says more") from None
+    return manifest
+
+
+def read_unchecked_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a shard folder, of which nothing but the format version is checked.
+
+    Raises:
+        InputError: there is none, or its format version is not this one's.
+    """
+    try:
+        manifest = json.loads(_read(folder, "manifest.json"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{folder} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
+    if (version := manifest.get("format_version")) != shards.FORMAT_VERSION:
+        raise InputError(
+            f"{folder}/manifest.json has format version {version!r}; this software reads {shards.FORMAT_VERSION}: "
+            "rebuild the shards, or install the version that wrote them"
+        )
     return manifest
 
 
