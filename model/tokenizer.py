@@ -1,7 +1,8 @@
-"""Tokenizers: reading that of a checkpoint, and making that of the `tiny` preset, of bytes and a few words.
+"""Tokenizers: reading that of a checkpoint, and making that of the `tiny` preset.
 
-The tiny one needs no files and knows every instruction. Its words are those that all sequences share and those of many instructions. Spelled in bytes they would be half of all that
-a tiny policy reads, and so half of its time.
+The latter knows bytes and a few words, so that it needs no files and reads every instruction. The words are those that all
+sequences share and those of many instructions. Spelled in bytes they would be half of all that a tiny policy reads, and so
+half of its time.
 """
 
 from pathlib import Path
