@@ -103,7 +103,7 @@ def annotate(
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
     if tracks:
         overrides = (*overrides, "tracks=true")
-    settings = annotate_job.load_settings(source, config, overrides)
+    settings = annotate_job.load_settings(source, config, overrides, device)
     data_dir = annotate_job.default_data_dir(source, data_dir)
     totals = annotate_job.annotate(
         source, data_dir, out, settings, Execution(workers, runner, beam_options), split, device

@@ -44,8 +44,12 @@ class _AnnotateFile:
         }
 
 
-def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str, Any]:
-    """Everything that determines the bytes of a part; the filter's settings have a digest of their own."""
+def describe(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
+    """Everything that determines the bytes of a part; the filter's settings have a digest of their own.
+
+    A GPU rounds otherwise than a CPU, so its kind belongs to them, and parts of both never mix.
+    """
+    kind = device.partition(":")[0]
     return {
         "job": "annotate",
         "software": version("pixelvla"),
@@ -54,6 +58,7 @@ def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str,
         "settings": settings.model_dump(mode="json"),
         "filter_digest": settings.filter.digest(),
         "models": model_names(settings),
+        **({} if kind == "cpu" else {"device": kind}),
     }
 
 
@@ -74,15 +79,23 @@ def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
 _SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 
 
-def load_settings(source: str, config: str | Path | None, overrides: tuple[str, ...]) -> AnnotateSettings:
+def load_settings(
+    source: str, config: str | Path | None, overrides: tuple[str, ...], device: str = "cpu"
+) -> AnnotateSettings:
     """The settings of a run: of a file and overrides, or else the defaults, which for the sample are the tiny models.
+
+    On CUDA the models compute in bfloat16 unless a dtype is asked for.
 
     Raises:
         ValueError: a setting is unknown or wrong.
     """
     if source == "sample" and config is None:
         overrides = (*_SAMPLE_DEFAULTS, *overrides)
-    return AnnotateSettings.load(config, overrides)
+    settings = AnnotateSettings.load(config, overrides)
+    if device.startswith("cuda") and "dtype" not in settings.foundation.model_fields_set:
+        foundation = settings.foundation.model_copy(update={"dtype": "bfloat16"})
+        settings = settings.model_copy(update={"foundation": foundation})
+    return settings
 
 
 def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +135,7 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise ValueError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     check_annotators(settings)
-    identity = describe(source, files[0].dataset, settings)
+    identity = describe(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     started = time.monotonic()

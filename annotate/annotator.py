@@ -22,8 +22,8 @@ from pixel160k.prompts import sample_prompts, seeded_generator
 from pixel160k.table import EpisodeAnnotation, Evidence
 from pixel160k.tracks import StepMasks
 
-Tracker = Callable[[Episode, EpisodeAnnotation], list[StepMasks]]
-"""Follows what a row has a mask of through the episode."""
+Tracker = Callable[[Sequence[Episode], Sequence[EpisodeAnnotation]], list[list[StepMasks]]]
+"""Follows what the rows have a mask of through their episodes."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def annotate_episodes(
             rows[place] = row
         if annotators.track is not None:
             with annotators.stages("tracks"):
-                for place, candidate in group:
-                    tracks[place] = annotators.track(candidate.episode, rows[place])
+                followed = annotators.track([candidate.episode for candidate in candidates], found)
+            tracks.update(zip(places, followed, strict=True))
 
     with annotators.stages("read"):
         for item in items:

@@ -18,18 +18,20 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
     Raises:
         ValueError: a model cannot be loaded.
     """
-    stages = Stages()
     if settings.annotators == "motion" and not settings.tracks:
-        return _motion_annotators(settings, stages, None)
+        return _motion_annotators(settings, Stages(), None)
 
     import torch
 
     from annotate.segmenter import Segmenter
-    from annotate.tracking import track_episode
+    from annotate.tracking import track_episodes
 
     torch.set_num_threads(1)  # one process a core; and results may not depend on a thread count
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32: float32's range, and eight times the speed
+    stages = Stages(device)
     segmenter = Segmenter(settings.foundation, device, stages)
-    track = partial(track_episode, segmenter=segmenter) if settings.tracks else None
+    track = partial(track_episodes, segmenter=segmenter) if settings.tracks else None
     if settings.annotators == "motion":
         return _motion_annotators(settings, stages, track)
 

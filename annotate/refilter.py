@@ -31,7 +31,7 @@ def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[s
     check_output_directory(out)
     if any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another --out")
-    identity = describe(run["source"], run["dataset"], settings)
+    identity = describe(run["source"], run["dataset"], settings, run.get("device", "cpu"))
     totals |= {"status": Counter(), "reasons": Counter()}
     unfinished = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
