@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from annotate.episode import Episode, RecordId
+from annotate.tf_example import Example
 from pixel160k import table
 from pixel160k.table import EpisodeAnnotation
 from pixel160k.tfrecord import read_records
@@ -72,11 +74,8 @@ class Columns:
         Raises:
             ValueError: the payload is no tf.Example or has no steps.
         """
-        from google.protobuf.message import DecodeError
-        from tensorflow_datasets.proto import tf_example_pb2
-
         try:
-            self._features = tf_example_pb2.Example.FromString(payload).features.feature
+            self._features = Example.FromString(payload).features.feature
         except DecodeError:
             raise ValueError("the record is no tf.Example") from None
         self.num_steps = len(self._values("steps/is_first", "int64_list"))
