@@ -11,6 +11,11 @@ def mixed_precision(device: str, dtype: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch_dtype(dtype), enabled=dtype != "float32")
 
 
+def full_precision(device: str) -> torch.autocast:
+    """The context, or decorator, in which nothing is computed in another dtype than it has."""
+    return torch.autocast(torch.device(device).type, enabled=False)
+
+
 def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Images, uint8 (images, 3, h, w), at another size as image libraries resize: bilinear, antialiased, in grey levels.
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
-from annotate.device import mixed_precision, resized
+from annotate.device import full_precision, mixed_precision, resized
 from annotate.pretrained import load, resolve
 from annotate.settings import FoundationSettings
 from annotate.stages import Stages
@@ -139,7 +139,7 @@ class Segmenter:
         self._batch, self._videos = (1, 1) if device == "cpu" else (_BATCH, _VIDEOS)
         # In bfloat16 a coordinate would be off by up to two of 1,024 pixels.
         for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
-            embedding.forward = torch.autocast(torch.device(device).type, enabled=False)(embedding.forward)
+            embedding.forward = full_precision(device)(embedding.forward)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:

@@ -309,12 +309,17 @@ def videos(count: int, frames: int = FRAMES) -> list[Video]:
 def random_segmenter(size: str, device: str, dtype: str) -> Segmenter:
     """SAM 2.1 with random weights, made on the device."""
     torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.Sam2VideoModel(sam2_config(size))
+    return Segmenter(FoundationSettings(dtype=dtype), device, Stages(device), model)
+
+
+def sam2_config(size: str) -> Any:
+    """transformers' configuration of SAM 2.1 hiera-small or -large."""
     wide = HIERA[size]["embed_dim_per_stage"]
     backbone = transformers.Sam2HieraDetConfig(window_positional_embedding_background_size=[7, 7], **HIERA[size])
     vision = transformers.Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=wide[::-1])
-    with torch.device(device):
-        model = transformers.Sam2VideoModel(transformers.Sam2VideoConfig(vision_config=vision))
-    return Segmenter(FoundationSettings(dtype=dtype), device, Stages(device), model)
+    return transformers.Sam2VideoConfig(vision_config=vision)
 
 
 def random_detector(device: str, dtype: str) -> Detector:
