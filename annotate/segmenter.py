@@ -12,6 +12,7 @@ the masks are those of transformers bit by bit.
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoLayerNorm
 
 from annotate.device import full_precision, mixed_precision, resized
-from annotate.pretrained import load, resolve
+from annotate.memory_attention import Memory, MemoryAttention, PlainMemoryAttention, joined
+from annotate.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
 from annotate.stages import Stages
 from pixel160k import masks
@@ -81,40 +84,40 @@ class _Lane:
 
     Attributes:
         order: the places of the frames, the prompted one first.
-        prompted: what transformers' session keeps of the prompted frame.
+        prompted: the memory of the prompted frame.
         logits, presence: of each frame so far, (1, h, w) and (1, 1).
     """
 
     video: _Encoded
     order: range
-    prompted: dict[str, torch.Tensor]
+    prompted: Memory
     logits: list[torch.Tensor] = field(default_factory=list)
     presence: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Bundle:
-    """Lanes that go through the model together, the longest first, with their memories.
+    """Lanes that go through the model together, the longest first, with their memories."""
 
-    A memory is what SAM 2 keeps of one frame of each lane: `maskmem_features` and `maskmem_pos_enc`, (places, lanes, 64),
-    and `object_pointer`, (lanes, channels).
-    """
-
-    def __init__(self, lanes: Sequence[_Lane], remembered: int) -> None:
-        """Remember so many frames besides the prompted ones."""
+    def __init__(self, lanes: Sequence[_Lane], frames: int, pointers: int) -> None:
+        """Remember so many frames, and so many object pointers, besides those of the prompted frame."""
         self.lanes = lanes
-        names = ("maskmem_features", "maskmem_pos_enc")
-        self._prompted = {name: _joined([lane.prompted[name] for lane in lanes], 1) for name in names}
-        self._prompted["object_pointer"] = torch.cat([lane.prompted["object_pointer"].view(1, -1) for lane in lanes])
-        self._recent: deque[dict[str, torch.Tensor]] = deque(maxlen=remembered)  # the last frame first
+        self.prompted = joined([lane.prompted for lane in lanes])
+        self._recent: deque[Memory] = deque(maxlen=frames)  # the last frame first
+        self._pointers: deque[torch.Tensor] = deque(maxlen=pointers)
 
-    def memory(self, offset: int, lanes: int) -> dict[str, torch.Tensor]:
-        """Of the first lanes: the memory of the frame so many steps ago, or for 0 of the prompted one."""
-        memory = self._recent[offset - 1] if offset else self._prompted
-        return {name: value[:lanes] if value.ndim == 2 else value[:, :lanes] for name, value in memory.items()}
-
-    def remember(self, memory: dict[str, torch.Tensor]) -> None:
+    def remember(self, memory: Memory) -> None:
         """Add the memory of the frame just seen."""
         self._recent.appendleft(memory)
+        self._pointers.appendleft(memory.pointer)
+
+    def memories(self, lanes: int) -> list[tuple[int, Memory]]:
+        """Those of the first lanes, with their ages in frames; the prompted frame's first, with 0, then the oldest."""
+        recent = [(age + 1, memory.of(lanes)) for age, memory in enumerate(self._recent)]
+        return [(0, self.prompted.of(lanes)), *reversed(recent)]
+
+    def pointers(self, lanes: int) -> torch.Tensor:
+        """Object pointers of the first lanes, (frames, lanes, channels): the prompted frame's, then the last one's."""
+        return torch.stack([pointer[:lanes] for pointer in (self.prompted.pointer, *self._pointers)])
 
 
 class Segmenter:
@@ -137,9 +140,17 @@ class Segmenter:
         self._size = int(model.config.image_size)
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
         self._batch, self._videos = (1, 1) if device == "cpu" else (_BATCH, _VIDEOS)
-        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels.
+        attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
+        self._attention = attention(self._model, torch_dtype(settings.dtype))
+        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels, and every encoder makes its places anew.
+        for encoder in (model.vision_encoder.neck, model.memory_encoder):
+            encoder.position_encoding.forward = _made_once(encoder.position_encoding)
         for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
             embedding.forward = full_precision(device)(embedding.forward)
+        if device != "cpu":
+            for module in model.modules():
+                if isinstance(module, Sam2VideoLayerNorm) and module.data_format == "channels_first":
+                    module.forward = partial(_normalised, module)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
@@ -198,7 +209,7 @@ class Segmenter:
                 ]
             yield from found
 
-    def _lanes(self, video: Video) -> list[tuple[_Lane, _Lane]]:
+    def _lanes(self, video: Video) -> list[tuple[_Lane, ...]]:
         """The two lanes of each prompt, with their first frame done."""
         encoded = _Encoded(video.frames, self._encode, self._batch)
         orders = [
@@ -208,8 +219,12 @@ class Segmenter:
             encoded.uses.update([forth[0], *forth[1:], *back[1:]])
         lanes = []
         for (forth, back), (_, prompt) in zip(orders, video.prompts, strict=True):
-            prompted = self._prompted(encoded, forth, prompt)
-            lanes.append((_Lane(encoded, forth, prompted), _Lane(encoded, back, prompted)))
+            first = self._prompted(encoded, forth, prompt)
+            memory = self._attention.remember(
+                first["maskmem_features"], first["maskmem_pos_enc"], first["object_pointer"].flatten(0, -2)
+            )
+            logits, presence = first["pred_masks"][0], first["object_score_logits"].view(1, 1)
+            lanes.append(tuple(_Lane(encoded, order, memory, [logits], [presence]) for order in (forth, back)))
         return lanes
 
     def _prompted(self, encoded: _Encoded, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
@@ -240,13 +255,10 @@ class Segmenter:
 
     def _run(self, lanes: Sequence[_Lane]) -> None:
         """Take all lanes to their ends, step by step."""
-        for lane in lanes:
-            lane.logits.append(lane.prompted["pred_masks"][0])
-            lane.presence.append(lane.prompted["object_score_logits"].view(1, 1))
         lanes = sorted(lanes, key=lambda lane: -len(lane.order))
-        remembered = max(self._model.num_maskmem, self._model.config.max_object_pointers_in_encoder) - 1
+        kept = self._model.num_maskmem - 1, self._model.config.max_object_pointers_in_encoder - 1
         starts = range(0, len(lanes), self._batch)
-        bundles = [_Bundle(lanes[start : start + self._batch], remembered) for start in starts]
+        bundles = [_Bundle(lanes[start : start + self._batch], *kept) for start in starts]
         for step in range(1, len(lanes[0].order) if lanes else 0):
             for bundle in bundles:
                 if going := [lane for lane in bundle.lanes if len(lane.order) > step]:
@@ -264,19 +276,9 @@ class Segmenter:
         ]
         current = levels[-2].permute(2, 0, 1)
 
-        offsets = [0, *range(min(model.num_maskmem - 1, step - 1), 0, -1)]
-        memories, embeddings = model._build_memory_attention_inputs(
-            [(offset, bundle.memory(offset, count)) for offset in offsets], current.device
-        )
-        pointers, pointer_embeddings = self._pointers(bundle, count, step)
-        fused = model.memory_attention(
-            current_vision_features=current,
-            current_vision_position_embeddings=positions.permute(2, 0, 1),
-            memory=torch.cat([*memories, pointers]).float(),
-            memory_posision_embeddings=torch.cat([*embeddings, pointer_embeddings]),
-            num_object_pointer_tokens=len(pointers),
-        )
-        maps[-1] = fused[0].transpose(1, 2).view_as(maps[-1])
+        pointers = self._pointers(bundle.pointers(count), step)
+        fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
+        maps[-1] = fused.transpose(1, 2).view_as(maps[-1])
         logits, presence, pointer = self._decode(maps)
         features, encodings = model._encode_new_memory(
             current_vision_feats=current,
@@ -284,30 +286,30 @@ class Segmenter:
             object_score_logits=presence,
             is_mask_from_pts=False,
         )
-        bundle.remember({"maskmem_features": features, "maskmem_pos_enc": encodings, "object_pointer": pointer})
+        bundle.remember(self._attention.remember(features, encodings, pointer))
         for place, lane in enumerate(lanes):
             lane.logits.append(logits[place])
             lane.presence.append(presence[place])
 
-    def _pointers(self, bundle: _Bundle, lanes: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The object pointers of earlier frames as memory tokens, (tokens, lanes, 64), with their encoding in time."""
+    def _pointers(self, pointers: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time."""
         model, config = self._model, self._model.config
-        most = config.max_object_pointers_in_encoder
-        offsets = range(min(most, step))
-        pointers = torch.stack([bundle.memory(offset, lanes)["object_pointer"] for offset in offsets])
+        frames, lanes, _ = pointers.shape
         splits = pointers.shape[-1] // model.mem_dim
         if config.enable_temporal_pos_encoding_for_object_pointers:
             # Made on the device: a copy from the host would wait for it.
-            ages = torch.arange(len(offsets), dtype=torch.float32, device=pointers.device)
+            ages = torch.arange(frames, dtype=torch.float32, device=pointers.device)
             ages[:1] += step  # of the prompted frame
             half = pointers.shape[-1] // 2
             frequencies = torch.arange(half, dtype=torch.float32, device=pointers.device)
-            angles = (ages / float(most - 1))[:, None] / 10000 ** (2 * (frequencies // 2) / half)
+            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / 10000 ** (
+                2 * (frequencies // 2) / half
+            )
             sines = torch.cat([angles.sin(), angles.cos()], dim=-1).to(pointers.dtype)
             encoding = model.temporal_positional_encoding_projection_layer(sines)[:, None].expand(-1, lanes, -1)
         else:
-            encoding = pointers.new_zeros(len(offsets), lanes, model.mem_dim)
-        tokens = pointers.view(len(offsets), lanes, splits, model.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
+            encoding = pointers.new_zeros(frames, lanes, model.mem_dim)
+        tokens = pointers.view(frames, lanes, splits, model.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
         return tokens, encoding.repeat_interleave(splits, dim=0)
 
     def _decode(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -343,7 +345,7 @@ class Segmenter:
         pointer = appearing * model.object_pointer_proj(token) + (1 - appearing) * model.no_object_pointer
         return logits, presence, pointer
 
-    def _segments(self, lanes: tuple[_Lane, _Lane], height: int, width: int) -> list[Segment]:
+    def _segments(self, lanes: Sequence[_Lane], height: int, width: int) -> list[Segment]:
         """What both lanes of an object found, in the order of the frames; copied from the device all at once."""
         segments: dict[int, Segment] = {}
         for lane in lanes:
@@ -380,6 +382,30 @@ class Segmenter:
 def _scaled(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Mask logits (masks, 1, h, w) at another size, as float32."""
     return F.interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
+
+
+def _made_once(encoding: Any) -> Callable[..., torch.Tensor]:
+    """The forward pass of a sine position encoding that makes the places of each size once, in float32."""
+    known: dict[Any, torch.Tensor] = {}
+
+    def forward(shape: torch.Size, device: Any, dtype: torch.dtype, mask: None = None) -> torch.Tensor:
+        key = *shape[1:], dtype
+        if key not in known:
+            one = torch.Size([1, *shape[1:]])
+            known[key] = type(encoding).forward(encoding, one, device, torch.float32).to(dtype)
+        return known[key].expand(shape[0], -1, -1, -1)
+
+    return forward
+
+
+def _normalised(norm: torch.nn.LayerNorm, features: torch.Tensor) -> torch.Tensor:
+    """Layer norm over the channels of (images, channels, height, width), float32, where they lie.
+
+    torch's own takes a block of a GPU for each pixel, and of the masks' features that is a million blocks for 4 numbers.
+    """
+    variance, mean = torch.var_mean(features.float(), 1, correction=0, keepdim=True)
+    weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
+    return (features.float() - mean) * (torch.rsqrt(variance + norm.eps) * weight) + bias
 
 
 def _joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
