@@ -80,7 +80,7 @@ class MemoryAttention:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         """Use the memory attention of a `Sam2VideoModel`, which has its device already and computes in a dtype."""
-        self._module = model.memory_attention
+        self._module, self._dtype = model.memory_attention, dtype
         with torch.inference_mode():
             cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
             self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (places, channels / 2)
@@ -100,8 +100,8 @@ class MemoryAttention:
             places: their position encoding, likewise.
             pointer: the object pointer, (lanes, channels).
         """
-        memory = features.transpose(0, 1).float()
-        located = memory + places.transpose(0, 1)
+        memory = features.transpose(0, 1).to(self._dtype)
+        located = (features + places).transpose(0, 1).to(self._dtype)
         keys, values = [], []
         for attention in self._over_memory():
             keys.append(self._turned(_heads(attention, attention.k_proj(located))))
@@ -125,19 +125,20 @@ class MemoryAttention:
             pointers, pointer_places: object pointers as tokens and their encoding in time, (tokens, lanes, 64).
         """
         queries = (features + 0.1 * places).transpose(0, 1)
-        tokens, located = pointers.transpose(0, 1), (pointers + pointer_places).transpose(0, 1)
+        tokens, located = (each.transpose(0, 1).to(self._dtype) for each in (pointers, pointers + pointer_places))
+        known = len(memories) * len(self._turns)
         for number, layer in enumerate(self._module.layers):
-            attention, read = layer.self_attn, layer.layer_norm1(queries)
+            attention, read = layer.self_attn, layer.layer_norm1(queries).to(self._dtype)
             keys = self._turned(_heads(attention, attention.k_proj(read)))
             queries = queries + self._attend(attention, read, keys, _heads(attention, attention.v_proj(read)))
 
-            attention, read = layer.cross_attn_image, layer.layer_norm2(queries)
-            # The last entry of `_ages` is the prompted frame's.
-            aged = [memory.keys[number] + self._ages[number][age - 1] for age, memory in memories]
-            keys = torch.cat([*aged, _heads(attention, attention.k_proj(located))], dim=2)
-            values = [memory.values[number] for _, memory in memories]
-            values_of_all = torch.cat([*values, _heads(attention, attention.v_proj(tokens))], dim=2)
-            queries = queries + self._attend(attention, read, keys, values_of_all)
+            attention, read = layer.cross_attn_image, layer.layer_norm2(queries).to(self._dtype)
+            new = _heads(attention, attention.k_proj(located)), _heads(attention, attention.v_proj(tokens))
+            keys = torch.cat([*(memory.keys[number] for _, memory in memories), new[0]], dim=2)
+            # The last of the ages is that of the prompted frame.
+            keys[:, :, :known] += torch.cat([self._ages[number][age - 1] for age, _ in memories], dim=1)
+            values = torch.cat([*(memory.values[number] for _, memory in memories), new[1]], dim=2)
+            queries = queries + self._attend(attention, read, keys, values)
 
             read = layer.layer_norm3(queries)
             queries = queries + layer.linear2(layer.activation(layer.linear1(read)))
