@@ -477,7 +477,7 @@ _ROUNDS = 2  # of each process
 def _track_in_process(size: str, device: str, ready: Any, queue: Any) -> None:
     torch.set_num_threads(1)
     segmenter, several = random_segmenter(size, device, "bfloat16"), videos(GROUP)
-    list(segmenter.follow(several[:2]))
+    list(segmenter.follow(several))
     ready.wait()
     began = time.time()
     for _ in range(_ROUNDS):
@@ -489,7 +489,8 @@ def processes(size: str, device: str, count: int) -> dict[str, Any]:
     """Tracks by several processes that share the device."""
     context = multiprocessing.get_context("spawn")
     ready, queue = context.Barrier(count), context.Queue()
-    workers = [context.Process(target=_track_in_process, args=(size, device, ready, queue)) for _ in range(count)]
+    arguments = (size, device, ready, queue)
+    workers = [context.Process(target=_track_in_process, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
     spans = [queue.get(timeout=90) for _ in workers]
