@@ -19,8 +19,18 @@ def full_precision(device: str) -> torch.autocast:
 def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Images, uint8 (images, 3, h, w), at another size as image libraries resize: bilinear, antialiased, in grey levels.
 
-    CUDA resizes floating-point numbers alone; there the result is float32, and a grey level may differ by one.
+    CUDA resizes floating-point numbers alone; there the result is float32.
     """
     if pixels.device.type != "cpu":
-        return F.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True).round()
+        return resized_as_floats(pixels, height, width)
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+
+
+def resized_as_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `resized`, in float32. Libraries round after the rows and after the columns, halves up, and so does this.
+
+    Rounded once at the end, a sixth of all pixels would be off by one, enough to move the edge of a small mask.
+    """
+    for shape in ((pixels.shape[2], width), (height, width)):
+        pixels = F.interpolate(pixels.float(), shape, mode="bilinear", antialias=True).add(0.5).floor()
+    return pixels

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from annotate import segmenter as segmenter_module  # noqa: E402
 from annotate.annotate_job import describe, load_settings  # noqa: E402
 from annotate.detector import Detector  # noqa: E402
-from annotate.device import resized  # noqa: E402
+from annotate.device import resized, resized_as_floats  # noqa: E402
 from annotate.segmenter import Segmenter, Video  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
 from annotate.stages import Stages  # noqa: E402
@@ -172,10 +172,23 @@ def test_detector_inputs_made_by_torch_are_the_processors_own(size):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1.01 * level if name == "pixel_values" else 0)
 
 
-def test_bytes_are_resized_as_numbers_that_cuda_has():
-    image = torch.randint(0, 255, (2, 3, 20, 30), dtype=torch.uint8)
-    assert resized(image, 64, 64).dtype == torch.uint8  # a CPU's bytes stay those of image libraries
-    assert resized(image.to("meta"), 64, 64).dtype in CUDA_RESIZES
+@pytest.mark.parametrize(
+    ("shape", "size", "differing"),
+    [
+        ((64, 64), (256, 256), 0),
+        ((120, 130), (256, 256), 0.001),
+        ((480, 640), (256, 256), 0.01),
+        ((64, 80), (200, 250), 0.05),
+    ],
+)
+def test_bytes_are_resized_as_numbers_that_cuda_has(shape, size, differing):
+    """Nearly every grey level is that of the libraries; their weights are whole numbers, so that some halves go astray."""
+    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)
+    image = torch.from_numpy(cv2.resize(noise, shape[::-1])).permute(2, 0, 1)[None]
+    expected, found = resized(image, *size), resized_as_floats(image, *size)
+    assert expected.dtype == torch.uint8 and found.dtype in CUDA_RESIZES
+    assert resized(image.to("meta"), *size).dtype == found.dtype
+    assert (expected != found).float().mean() <= differing and (expected - found).abs().max() <= 2
 
 
 def test_a_gpu_computes_in_bfloat16_and_its_parts_say_so(tmp_path):
