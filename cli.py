@@ -181,7 +181,7 @@ def annotate_command(
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
-    settings = annotate.load_settings(source, config, overrides, {"tracks": True} if tracks else {})
+    settings = annotate.load_settings(source, config, overrides, {"tracks": True} if tracks else {}, device)
     data_dir = annotate.default_data_dir(source, data_dir)
     totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
     _print(summary.summary_table(totals))

@@ -24,8 +24,8 @@ from pixel160k.format.table import EpisodeAnnotation, Evidence
 from pixel160k.format.tracks import StepMasks
 from pixel160k.seeding import seeded_generator
 
-Tracker = Callable[[Episode, EpisodeAnnotation], list[StepMasks]]
-"""Follows the object and the gripper of a row through its episode: one `StepMasks` per raw step."""
+Tracker = Callable[[Sequence[Episode], Sequence[EpisodeAnnotation]], list[list[StepMasks]]]
+"""Follows the objects and grippers of rows through their episodes: for each episode one `StepMasks` per raw step."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def annotate_episodes(
             rows[index] = row
         if annotators.track is not None:
             with annotators.stopwatch("tracks"):
-                for index, keyframed in group:
-                    tracks[index] = annotators.track(keyframed.episode, rows[index])
+                followed = annotators.track([keyframed.episode for keyframed in episodes], found)
+            tracks.update(zip(indices, followed, strict=True))
 
     with annotators.stopwatch("read"):
         for item in items:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 class Stopwatch:
     """Adds up wall seconds per stage in `seconds`. Stages may nest; time counts for the innermost stage only."""
 
-    def __init__(self) -> None:
-        """Start with nothing measured."""
+    def __init__(self, device: str = "cpu") -> None:
+        """Start with nothing measured; on CUDA a stage ends when the device has done its work, not when Python has asked."""
+        self._device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0
@@ -27,6 +28,10 @@ class Stopwatch:
             self._open.pop()
 
     def _account(self) -> None:
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since

@@ -151,7 +151,7 @@ def test_tracking_equals_transformers_own_propagation(models):
     segmenter = models[1]
     frames = [np.random.default_rng(seed).integers(0, 255, (256, 256, 3)).astype(np.uint8) for seed in range(24)]
     box = (40.0, 60.0, 140.0, 160.0)
-    video = torch.cat([segmenter._pixels(frame) for frame in frames])
+    video = torch.cat([segmenter._pixels([frame]) for frame in frames])
     session = Sam2VideoInferenceSession(video=video, video_height=256, video_width=256, dtype=torch.float32)
     index = session.obj_id_to_idx(1)
     prompt = {"point_coords": torch.tensor(box).view(1, 1, 2, 2), "point_labels": torch.tensor([[[2, 3]]])}
@@ -159,7 +159,7 @@ def test_tracking_equals_transformers_own_propagation(models):
     session.obj_with_new_inputs = [1]
     with torch.inference_mode():
         expected = [
-            segmenter._mask(output.pred_masks[0], 256, 256)
+            segmenter._masks(output.pred_masks, 256, 256)[0].numpy()
             for output in segmenter._model.propagate_in_video_iterator(session, start_frame_idx=0)
         ]
     tracked = segmenter.track(frames, 0, box)

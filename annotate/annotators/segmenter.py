@@ -1,11 +1,19 @@
-"""SAM 2: masks from box prompts, and masks tracked through a video by its memory.
+"""SAM 2: masks from box prompts, and masks tracked through videos by its memory.
 
 transformers' own SAM 2 processors need torchvision; what they do to images and prompts is done here in torch (the same
 numbers to 2e-7). Masks come out at a quarter of the input's resolution and are scaled up before they are cut at zero.
+
+transformers follows one object at a time and encodes each frame anew for each. Here a frame is encoded once for all that
+is followed in its video, and a GPU follows many objects, both ways, of many videos in one forward pass; objects that are
+as far from their prompted frames have as many memories. On a CPU, which gains nothing from batches, they take turns, and
+the masks are those of transformers bit by bit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -13,7 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoLayerNorm
 
+from annotate.annotators.device import full_precision, mixed_precision, resized
+from annotate.annotators.memory_attention import Memory, MemoryAttention, PlainMemoryAttention, joined
 from annotate.annotators.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
@@ -23,7 +34,12 @@ from pixel160k.format.table import Box
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as SAM 2 was trained
 _BOX_CORNERS = [2, 3]  # the labels by which SAM's prompt encoder knows the two corners of a box
 _POINT = [1]
-_REMEMBERED = 16  # SAM 2 looks back at 7 memories and at most 16 object pointers; older frames leave the session
+_ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
+_BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
+_VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
+
+Prompt = Sequence[float] | np.ndarray
+"""A box x0, y0, x1, y1, a point x, y, in pixels of its frame, or a mask, bool (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -34,74 +50,193 @@ class Segment:
     score: float
 
 
+@dataclass(frozen=True)
+class Video:
+    """Frames, RGB uint8 (height, width, 3), all of one size, and the prompts of what to follow, each with its frame."""
+
+    frames: Sequence[np.ndarray]
+    prompts: Sequence[tuple[int, Prompt]]
+
+
+class _Encoded:
+    """What the encoder makes of a video's frames, each encoded once and let go when it was taken for the last time."""
+
+    def __init__(
+        self, frames: Sequence[np.ndarray], encode: Callable[..., list[list[torch.Tensor]]], batch: int
+    ) -> None:
+        """Encode up to `batch` frames at once."""
+        self.frames, self._encode, self._batch = frames, encode, batch
+        self.uses: Counter[int] = Counter()  # of each frame, still to come
+        self._kept: dict[int, list[torch.Tensor]] = {}
+
+    def take(self, order: range) -> list[torch.Tensor]:
+        """The features of the first frame of an order; those that follow in it are encoded along."""
+        if order[0] not in self._kept:
+            places = [place for place in order[: self._batch] if place not in self._kept and self.uses[place]]
+            self._kept |= zip(places, self._encode([self.frames[place] for place in places]), strict=True)
+        self.uses[order[0]] -= 1
+        return self._kept[order[0]] if self.uses[order[0]] else self._kept.pop(order[0])
+
+
+@dataclass
+class _Lane:
+    """One object on its way from its prompted frame to the first or the last.
+
+    Attributes:
+        order: the places of the frames, the prompted one first.
+        prompted: the memory of the prompted frame.
+        logits, presence: of each frame so far, (1, h, w) and (1, 1).
+    """
+
+    video: _Encoded
+    order: range
+    prompted: Memory
+    logits: list[torch.Tensor] = field(default_factory=list)
+    presence: list[torch.Tensor] = field(default_factory=list)
+
+
+class _Bundle:
+    """Lanes that go through the model together, the longest first, with their memories."""
+
+    def __init__(self, lanes: Sequence[_Lane], frames: int, pointers: int) -> None:
+        """Remember so many frames, and so many object pointers, besides those of the prompted frame."""
+        self.lanes = lanes
+        self.prompted = joined([lane.prompted for lane in lanes])
+        self._recent: deque[Memory] = deque(maxlen=frames)  # the last frame first
+        self._pointers: deque[torch.Tensor] = deque(maxlen=pointers)
+
+    def remember(self, memory: Memory) -> None:
+        """Add the memory of the frame just seen."""
+        self._recent.appendleft(memory)
+        self._pointers.appendleft(memory.pointer)
+
+    def memories(self, lanes: int) -> list[tuple[int, Memory]]:
+        """Those of the first lanes, with their ages in frames; the prompted frame's first, with 0, then the oldest."""
+        recent = [(age + 1, memory.of(lanes)) for age, memory in enumerate(self._recent)]
+        return [(0, self.prompted.of(lanes)), *reversed(recent)]
+
+    def pointers(self, lanes: int) -> torch.Tensor:
+        """Object pointers of the first lanes, (frames, lanes, channels): the prompted frame's, then the last one's."""
+        return torch.stack([pointer[:lanes] for pointer in (self.prompted.pointer, *self._pointers)])
+
+
 class Segmenter:
     """A SAM 2 of transformers: one model for images and for videos."""
 
-    def __init__(self, settings: FoundationSettings, device: str, stages: Stopwatch) -> None:
-        """Load the model that the settings name.
+    def __init__(self, settings: FoundationSettings, device: str, stages: Stopwatch, model: Any = None) -> None:
+        """Load the model that the settings name, or take the given one.
 
         Raises:
             InputError: it cannot be loaded; names it and the setting that takes a folder.
         """
-        name = resolve(settings.segmenter, "segmenter")
-        self._device, self._stages, self._dtype = device, stages, torch_dtype(settings.dtype)
-        model: Any = load(
-            "foundation.segmenter",
-            name,
-            lambda path: Sam2VideoModel.from_pretrained(path, dtype=self._dtype, use_safetensors=True),
-        )
+        self._device, self._stages, self._dtype = device, stages, settings.dtype
+        if model is None:
+            model = load(
+                "foundation.segmenter",
+                resolve(settings.segmenter, "segmenter"),
+                lambda path: Sam2VideoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True),
+            )
         self._model = model.to(device).eval()
         self._size = int(model.config.image_size)
+        self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
+        self._batch, self._videos = (1, 1) if device == "cpu" else (_BATCH, _VIDEOS)
+        attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
+        self._attention = attention(self._model, torch_dtype(settings.dtype))
+        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels, and every encoder makes its places anew.
+        for encoder in (model.vision_encoder.neck, model.memory_encoder):
+            encoder.position_encoding.forward = _made_once(encoder.position_encoding)
+        for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
+            embedding.forward = full_precision(device)(embedding.forward)
+        if device != "cpu":
+            for module in model.modules():
+                if isinstance(module, Sam2VideoLayerNorm) and module.data_format == "channels_first":
+                    module.forward = partial(_normalised, module)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
         """Cut out what a box encloses, one box an image.
 
         Args:
-            images: RGB, uint8 (height, width, 3).
+            images: RGB, uint8 (height, width, 3), of one size or several.
             boxes: xyxy in pixels of their image.
         """
-        segments = []
-        for image, box in zip(images, boxes, strict=True):
-            height, width = image.shape[:2]
-            corners = self._coordinates(box, height, width)
-            with self._stages("segmenter forward"):
-                pixels = self._pixels(image)
-                embeddings = self._model.get_image_embeddings(pixels)
-                outputs = self._model._single_frame_forward(
-                    image_embeddings=embeddings,
-                    input_points=corners,
-                    input_labels=torch.tensor([[_BOX_CORNERS]], device=self._device, dtype=torch.int32),
-                    multimask_output=False,
-                )
-            mask = self._mask(outputs.pred_masks[0], height, width)
-            segments.append(Segment(mask, float(outputs.iou_scores.float().flatten()[0].clamp(0, 1))))
+        segments: list[Segment] = []
+        for start in range(0, len(images), self._batch):
+            with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
+                segments += self._cut_out(images[start : start + self._batch], boxes[start : start + self._batch])
         return segments
 
-    @torch.inference_mode()
-    def track(self, frames: Sequence[np.ndarray], start: int, prompt: Sequence[float] | np.ndarray) -> list[Segment]:
-        """Track one object through frames, both ways from the frame `start` on which it is prompted.
+    def _cut_out(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
+        """`segment` for as many as the device takes at once."""
+        shapes = [image.shape[:2] for image in images]
+        corners = [self._coordinates(box, *shape) for box, shape in zip(boxes, shapes, strict=True)]
+        outputs = self._model._single_frame_forward(
+            image_embeddings=self._model.get_image_embeddings(self._pixels(images)),
+            input_points=torch.cat(corners).to(self._device),
+            input_labels=torch.tensor([[_BOX_CORNERS]] * len(images), device=self._device, dtype=torch.int32),
+            multimask_output=False,
+        )
+        scores = outputs.iou_scores.float().flatten(1)[:, 0].clamp(0, 1).tolist()
+        found = [self._masks(logits[None], *shape)[0] for logits, shape in zip(outputs.pred_masks, shapes, strict=True)]
+        flat = torch.cat([mask.flatten() for mask in found]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([mask.numel() for mask in found])[:-1])
+        return [Segment(part.reshape(shape), score) for part, shape, score in zip(parts, shapes, scores, strict=True)]
 
-        Args:
-            frames: RGB, uint8 (height, width, 3), all of one size; each is asked for once a direction.
-            start: the prompted frame.
-            prompt: a box x0, y0, x1, y1, a point x, y, in pixels of that frame, or a mask, bool (height, width).
+    def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
+        """Follow one object through frames, both ways from the frame `start` on which it is prompted.
 
         Returns:
             One segment a frame; the score is the presence of the object, which falls where it is lost.
         """
-        segments: dict[int, Segment] = {}
-        for reverse in (False, True):
-            order = range(start, -1, -1) if reverse else range(start, len(frames))
-            segments |= self._propagate(frames, order, prompt, reverse)
-        return [segments[place] for place in range(len(frames))]
+        ((segments,),) = self.follow([Video(frames, [(start, prompt)])])
+        return segments
 
-    def _propagate(
-        self, frames: Sequence[np.ndarray], order: range, prompt: Sequence[float] | np.ndarray, reverse: bool
-    ) -> dict[int, Segment]:
-        height, width = frames[order[0]].shape[:2]
+    @torch.inference_mode()
+    def follow(self, videos: Iterable[Video]) -> Iterator[list[list[Segment]]]:
+        """Follow what is prompted in videos, both ways; as many videos are asked for as are followed together.
+
+        Returns:
+            In the order of the videos, for each of its prompts what `track` returns.
+        """
+        videos = iter(videos)
+        while few := list(islice(videos, self._videos)):
+            with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
+                lanes = [self._lanes(video) for video in few]
+                self._run([lane for both in lanes for pair in both for lane in pair])
+                found = [
+                    [self._segments(pair, *video.frames[0].shape[:2]) for pair in both]
+                    for video, both in zip(few, lanes, strict=True)
+                ]
+            yield from found
+
+    def _lanes(self, video: Video) -> list[tuple[_Lane, ...]]:
+        """The two lanes of each prompt, with their first frame done."""
+        encoded = _Encoded(video.frames, self._encode, self._batch)
+        orders = [
+            (range(start, len(video.frames)), range(start, -1, -1)) for start, _ in video.prompts
+        ]  # forth and back
+        for forth, back in orders:
+            encoded.uses.update([forth[0], *forth[1:], *back[1:]])
+        lanes = []
+        for (forth, back), (_, prompt) in zip(orders, video.prompts, strict=True):
+            first = self._prompted(encoded, forth, prompt)
+            memory = self._attention.remember(
+                first["maskmem_features"], first["maskmem_pos_enc"], first["object_pointer"].flatten(0, -2)
+            )
+            logits, presence = first["pred_masks"][0], first["object_score_logits"].view(1, 1)
+            lanes.append(tuple(_Lane(encoded, order, memory, [logits], [presence]) for order in (forth, back)))
+        return lanes
+
+    def _prompted(self, encoded: _Encoded, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """What transformers makes of a prompt on the first frame of an order."""
+        height, width = encoded.frames[order[0]].shape[:2]
         session = Sam2VideoInferenceSession(
-            video_height=height, video_width=width, inference_device=self._device, dtype=self._dtype
+            video_height=height,
+            video_width=width,
+            inference_device=self._device,
+            inference_state_device=self._device,
+            video_storage_device=self._device,
+            dtype=torch.float32,
         )
         object_index = session.obj_id_to_idx(1)
         if isinstance(prompt, np.ndarray):
@@ -109,46 +244,173 @@ class Segmenter:
             mask = F.interpolate(mask, (self._size, self._size), mode="bilinear", antialias=True) >= 0.5
             session.add_mask_inputs(object_index, order[0], mask)
         else:
-            labels = _BOX_CORNERS if len(prompt) == 4 else _POINT
-            inputs = {
-                "point_coords": self._coordinates(prompt, height, width),
-                "point_labels": torch.tensor([[labels]], dtype=torch.int32),
-            }
+            labels = torch.tensor([[_BOX_CORNERS if len(prompt) == 4 else _POINT]], dtype=torch.int32)
+            inputs = {"point_coords": self._coordinates(prompt, height, width), "point_labels": labels}
             session.add_point_inputs(object_index, order[0], inputs)
         session.obj_with_new_inputs = [1]
-        segments = {}
-        for place in order:
-            pixels = self._pixels(frames[place])
-            with self._stages("segmenter forward"):
-                output = self._model(session, frame=pixels, frame_idx=place, reverse=reverse)
-            presence = float(torch.sigmoid(output.object_score_logits.float().flatten()[0]))
-            segments[place] = Segment(self._mask(output.pred_masks[0], height, width), presence)
-            self._forget(session, object_index, place, reverse)
-        return segments
+        *features, positions = encoded.take(order)
+        session.cache.cache_vision_features(order[0], {"vision_feats": features, "vision_pos_embeds": [positions]})
+        self._model(session, frame_idx=order[0])
+        return session.output_dict_per_obj[object_index]["cond_frame_outputs"][order[0]]
 
-    def _forget(self, session: Sam2VideoInferenceSession, object_index: int, place: int, reverse: bool) -> None:
-        """Let go of the frame just seen and of memories that are too old to be asked for, so that memory stays flat."""
-        session.processed_frames = {}
-        memories = session.output_dict_per_obj[object_index]["non_cond_frame_outputs"]
-        memories.pop(place + _REMEMBERED if reverse else place - _REMEMBERED, None)
+    def _run(self, lanes: Sequence[_Lane]) -> None:
+        """Take all lanes to their ends, step by step."""
+        lanes = sorted(lanes, key=lambda lane: -len(lane.order))
+        kept = self._model.num_maskmem - 1, self._model.config.max_object_pointers_in_encoder - 1
+        starts = range(0, len(lanes), self._batch)
+        bundles = [_Bundle(lanes[start : start + self._batch], *kept) for start in starts]
+        for step in range(1, len(lanes[0].order) if lanes else 0):
+            for bundle in bundles:
+                if going := [lane for lane in bundle.lanes if len(lane.order) > step]:
+                    self._advance(bundle, going, step)
 
-    def _pixels(self, image: np.ndarray) -> torch.Tensor:
-        """One image as the model wants it: (1, 3, size, size); resized as uint8, as SAM 2 was trained, then normalised."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self._device)
+    def _advance(self, bundle: _Bundle, lanes: Sequence[_Lane], step: int) -> None:
+        """Take a bundle's lanes, those that go so far, to their frames at a step: `Sam2VideoModel.forward` for many."""
+        model, count = self._model, len(lanes)
+        taken = [lane.video.take(lane.order[step:]) for lane in lanes]
+        # (lanes, channels, places) of each level; transformers' layout is (places, lanes, channels).
+        levels = [_joined([features.permute(1, 2, 0) for features in level], 0) for level in zip(*taken, strict=True)]
+        *maps, positions = levels
+        maps = [
+            level.view(*level.shape[:2], *size) for level, size in zip(maps, model.backbone_feature_sizes, strict=True)
+        ]
+        current = levels[-2].permute(2, 0, 1)
+
+        pointers = self._pointers(bundle.pointers(count), step)
+        fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
+        maps[-1] = fused.transpose(1, 2).view_as(maps[-1])
+        logits, presence, pointer = self._decode(maps)
+        features, encodings = model._encode_new_memory(
+            current_vision_feats=current,
+            pred_masks_high_res=_scaled(logits, self._size, self._size).to(logits.dtype),
+            object_score_logits=presence,
+            is_mask_from_pts=False,
+        )
+        bundle.remember(self._attention.remember(features, encodings, pointer))
+        for place, lane in enumerate(lanes):
+            lane.logits.append(logits[place])
+            lane.presence.append(presence[place])
+
+    def _pointers(self, pointers: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time."""
+        model, config = self._model, self._model.config
+        frames, lanes, _ = pointers.shape
+        splits = pointers.shape[-1] // model.mem_dim
+        if config.enable_temporal_pos_encoding_for_object_pointers:
+            # Made on the device: a copy from the host would wait for it.
+            ages = torch.arange(frames, dtype=torch.float32, device=pointers.device)
+            ages[:1] += step  # of the prompted frame
+            half = pointers.shape[-1] // 2
+            frequencies = torch.arange(half, dtype=torch.float32, device=pointers.device)
+            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / 10000 ** (
+                2 * (frequencies // 2) / half
+            )
+            sines = torch.cat([angles.sin(), angles.cos()], dim=-1).to(pointers.dtype)
+            encoding = model.temporal_positional_encoding_projection_layer(sines)[:, None].expand(-1, lanes, -1)
+        else:
+            encoding = pointers.new_zeros(frames, lanes, model.mem_dim)
+        tokens = pointers.view(frames, lanes, splits, model.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
+        return tokens, encoding.repeat_interleave(splits, dim=0)
+
+    def _decode(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`Sam2VideoModel._single_frame_forward` without a prompt, which takes the best of several masks for one alone.
+
+        Args:
+            maps: features of each level, (lanes, channels, height, width), of the last with the memory in them.
+
+        Returns:
+            Mask logits (lanes, 1, h, w), logits of the object's presence (lanes, 1, 1), object pointer (lanes, channels).
+        """
+        model, count = self._model, len(maps[-1])
+        points = torch.zeros(count, 1, 1, 2, dtype=maps[-1].dtype, device=maps[-1].device)
+        sparse, dense = model.prompt_encoder(
+            input_points=points,
+            input_labels=-torch.ones(count, 1, 1, dtype=torch.int32, device=points.device),
+            input_boxes=None,
+            input_masks=None,
+        )
+        logits, overlaps, tokens, presence = model.mask_decoder(
+            image_embeddings=maps[-1],
+            image_positional_embeddings=model.get_image_wide_positional_embeddings().repeat(count, 1, 1, 1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=model._use_multimask(False, None),
+            high_resolution_features=list(maps[:-1]),
+        )
+        lanes, best = torch.arange(count, device=points.device), overlaps[:, 0].argmax(-1)
+        visible = presence > 0
+        logits = torch.where(visible[..., None], logits[lanes, :, best], _ABSENT)
+        token = tokens[lanes, 0, best if tokens.shape[2] > 1 else 0]
+        appearing = visible[:, 0].to(token.dtype)
+        pointer = appearing * model.object_pointer_proj(token) + (1 - appearing) * model.no_object_pointer
+        return logits, presence, pointer
+
+    def _segments(self, lanes: Sequence[_Lane], height: int, width: int) -> list[Segment]:
+        """What both lanes of an object found, in the order of the frames; copied from the device all at once."""
+        segments: dict[int, Segment] = {}
+        for lane in lanes:
+            found = self._masks(torch.stack(lane.logits), height, width).cpu().numpy()
+            scores = torch.sigmoid(torch.cat(lane.presence).float()).flatten().tolist()
+            segments |= zip(lane.order, map(Segment, found, scores), strict=True)
+        return [segments[place] for place in sorted(segments)]
+
+    def _encode(self, images: Sequence[np.ndarray]) -> list[list[torch.Tensor]]:
+        """Of each image the features of every level and the last level's position encoding, (places, 1, channels)."""
+        encoded = self._model.get_image_features(self._pixels(images), return_dict=True)
+        tensors = [*encoded.fpn_hidden_states, encoded.fpn_position_encoding[-1]]
+        return [[tensor[:, place : place + 1] for tensor in tensors] for place in range(len(images))]
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Images as the model wants them: (images, 3, size, size); resized as bytes, as SAM 2 was trained, then normalised."""
+        if len({image.shape for image in images}) > 1:
+            return torch.cat([self._pixels([image]) for image in images])
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self._device)
         if pixels.shape[-2:] != (self._size, self._size):
-            pixels = F.interpolate(pixels, (self._size, self._size), mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(values, device=self._device)[:, None, None] for values in (_MEAN, _STD))
-        return ((pixels.float() / 255 - mean) / std).to(self._dtype)
+            pixels = resized(pixels, self._size, self._size)
+        return (pixels.float() / 255 - self._mean) / self._std
 
     def _coordinates(self, prompt: Sequence[float], height: int, width: int) -> torch.Tensor:
         """Points x, y in pixels of an image of this size as the model wants them: (1, 1, points, 2) in its input's pixels."""
-        points = torch.tensor(prompt, dtype=self._dtype, device=self._device).view(1, 1, -1, 2)
-        return points * torch.tensor([self._size / width, self._size / height], dtype=self._dtype, device=self._device)
+        points = torch.tensor(prompt, dtype=torch.float32).view(1, 1, -1, 2)
+        return points * torch.tensor([self._size / width, self._size / height], dtype=torch.float32)
 
-    def _mask(self, logits: torch.Tensor, height: int, width: int) -> np.ndarray:
-        """Scale mask logits (1, h, w) to the image's size and cut them at zero."""
-        full = F.interpolate(logits[None].float(), (height, width), mode="bilinear", align_corners=False)
-        return (full[0, 0] > 0).cpu().numpy()
+    def _masks(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Scale mask logits (masks, 1, h, w) to the image's size and cut them at zero: (masks, height, width)."""
+        return _scaled(logits, height, width)[:, 0] > 0
+
+
+def _scaled(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Mask logits (masks, 1, h, w) at another size, as float32."""
+    return F.interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
+
+
+def _made_once(encoding: Any) -> Callable[..., torch.Tensor]:
+    """The forward pass of a sine position encoding that makes the places of each size once, in float32."""
+    known: dict[Any, torch.Tensor] = {}
+
+    def forward(shape: torch.Size, device: Any, dtype: torch.dtype, mask: None = None) -> torch.Tensor:
+        key = *shape[1:], dtype
+        if key not in known:
+            one = torch.Size([1, *shape[1:]])
+            known[key] = type(encoding).forward(encoding, one, device, torch.float32).to(dtype)
+        return known[key].expand(shape[0], -1, -1, -1)
+
+    return forward
+
+
+def _normalised(norm: torch.nn.LayerNorm, features: torch.Tensor) -> torch.Tensor:
+    """Layer norm over the channels of (images, channels, height, width), float32, where they lie.
+
+    torch's own takes a block of a GPU for each pixel, and of the masks' features that is a million blocks for 4 numbers.
+    """
+    variance, mean = torch.var_mean(features.float(), 1, correction=0, keepdim=True)
+    weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
+    return (features.float() - mean) * (torch.rsqrt(variance + norm.eps) * weight) + bias
+
+
+def _joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Tensors put together; one alone stays as it lies in memory, since how it lies decides the last bits of a product."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def tidy(mask: np.ndarray) -> np.ndarray:

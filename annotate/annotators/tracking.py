@@ -4,12 +4,11 @@ The object starts from its mask on the first valid frame, the gripper from its m
 both ways, so that steps before and after have a mask too.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from annotate.annotators.segmenter import Segmenter, tidy
+from annotate.annotators.segmenter import Segment, Segmenter, Video, tidy
 from annotate.sources.episode import BadImage, Episode
 from pixel160k.format import masks
 from pixel160k.format.masks import RLE
@@ -19,37 +18,52 @@ from pixel160k.format.tracks import StepMasks
 _VISIBLE = 0.5  # SAM 2 itself counts an object as present from here on
 
 
-class _Frames(Sequence[np.ndarray]):
-    """The frames of an episode, decoded when they are asked for, so that a long episode takes no more memory."""
+def track_episodes(
+    episodes: Sequence[Episode], rows: Sequence[EpisodeAnnotation], segmenter: Segmenter
+) -> list[list[StepMasks]]:
+    """Follow what each row has a mask of, over all raw steps; nothing where it has none or where a frame is broken.
 
-    def __init__(self, episode: Episode) -> None:
-        self._episode = episode
+    A broken frame is counted by build-shards, which leaves the whole episode out for it.
+    """
+    starts = [_starts(row) for row in rows]
+    sound: list[int] = []
 
-    def __len__(self) -> int:
-        return self._episode.num_steps
+    def videos() -> Iterator[Video]:
+        for place, episode in enumerate(episodes):
+            if starts[place]:
+                try:
+                    frames = [episode.frame(step) for step in range(episode.num_steps)]
+                except BadImage:
+                    continue
+                sound.append(place)
+                yield Video(frames, [(step, masks.decode(mask)) for step, mask in starts[place].values()])
 
-    def __getitem__(self, step: Any) -> Any:
-        return self._episode.frame(step)
+    tracks: list[list[StepMasks]] = [[] for _ in episodes]
+    for number, followed in enumerate(segmenter.follow(videos())):
+        place = sound[number]
+        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[place].num_steps
+        found = {
+            name: _step_masks(segments, *start)
+            for (name, start), segments in zip(starts[place].items(), followed, strict=True)
+        }
+        objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
+        steps = zip(objects, grippers, strict=True)
+        tracks[place] = [
+            StepMasks(rows[place].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
+        ]
+    return tracks
 
 
-def track_episode(episode: Episode, row: EpisodeAnnotation, segmenter: Segmenter) -> list[StepMasks]:
-    """Follow what the row has a mask of, over all raw steps; nothing where it has none or where a frame is broken."""
-    if row.object_mask is None and row.gripper_mask is None:
-        return []
-    try:
-        objects = _follow(episode, row.first_step, row.object_mask, segmenter)
-        grippers = _follow(episode, row.close_step, row.gripper_mask, segmenter)
-    except BadImage:
-        return []  # counted by build-shards, which leaves the whole episode out for the same frame
-    return [StepMasks(row.episode_id, step, *objects[step], *grippers[step]) for step in range(episode.num_steps)]
+def _starts(row: EpisodeAnnotation) -> dict[str, tuple[int, RLE]]:
+    """What a row has a mask of -> the raw step of that mask, and the mask."""
+    found = {"object": (row.first_step, row.object_mask), "gripper": (row.close_step, row.gripper_mask)}
+    return {name: (step, mask) for name, (step, mask) in found.items() if mask is not None}
 
 
-def _follow(episode: Episode, start: int, mask: RLE | None, segmenter: Segmenter) -> list[tuple[RLE | None, bool]]:
+def _step_masks(segments: Sequence[Segment], start: int, mask: RLE) -> list[tuple[RLE | None, bool]]:
     """Per raw step the tracked mask, empty where the object is not visible, and whether it is."""
-    if mask is None:
-        return [(None, False)] * episode.num_steps
     followed: list[tuple[RLE | None, bool]] = []
-    for segment in segmenter.track(_Frames(episode), start, masks.decode(mask)):
+    for segment in segments:
         clean = tidy(segment.mask) if segment.score >= _VISIBLE else np.zeros_like(segment.mask)
         followed.append((masks.encode(clean), bool(clean.any())))
     followed[start] = (mask, True)  # where it started from, as it was found

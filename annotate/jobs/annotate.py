@@ -45,11 +45,13 @@ class _AnnotateFile:
         }
 
 
-def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str, Any]:
+def describe(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
     """Everything that determines the bytes of an annotation part; every part holds it as metadata, and run.json too.
 
-    `filter_digest` says at a glance whether two runs accepted by the same thresholds.
+    `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
+    the kind of a device that is no CPU belongs to it, and parts of both never mix.
     """
+    kind = device.partition(":")[0]
     return {
         "job": "annotate",
         "software": version("pixelvla"),
@@ -58,6 +60,7 @@ def describe(source: str, dataset: str, settings: AnnotateSettings) -> dict[str,
         "settings": settings.model_dump(mode="json"),
         "filter_digest": settings.filter.digest(),
         "models": model_names(settings),
+        **({} if kind == "cpu" else {"device": kind}),
     }
 
 
@@ -79,18 +82,28 @@ _SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "ta
 
 
 def load_settings(
-    source: str, config: str | Path | None, overrides: tuple[str, ...], values: Mapping[str, Any] | None = None
+    source: str,
+    config: str | Path | None,
+    overrides: tuple[str, ...],
+    values: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> AnnotateSettings:
     """The settings of a run: the defaults, changed by a YAML file, `key=value` overrides, and values taken as they are.
 
     For the source "sample" without a file the models are by default the tiny ones that ship with the package.
+
+    On CUDA the models compute in bfloat16 unless a dtype is asked for.
 
     Raises:
         InputError: a setting is unknown or wrong.
     """
     if source == "sample" and config is None:
         overrides = (*_SAMPLE_DEFAULTS, *overrides)
-    return AnnotateSettings.load(config, overrides, values=values)
+    settings = AnnotateSettings.load(config, overrides, values=values)
+    if device.startswith("cuda") and "dtype" not in settings.foundation.model_fields_set:
+        foundation = settings.foundation.model_copy(update={"dtype": "bfloat16"})
+        settings = settings.model_copy(update={"foundation": foundation})
+    return settings
 
 
 # The files that a finished run leaves, and what they hold at least.
@@ -154,7 +167,7 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     check_annotators(settings)
-    identity = describe(source, files[0].dataset, settings)
+    identity = describe(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     started = time.monotonic()

@@ -32,7 +32,7 @@ def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[s
         raise InputError(f"--refilter changes only settings of the filter (filter.KEY=VALUE), not {others[0]!r}")
     run, totals = read_run(annotations)
     settings = AnnotateSettings.load(None, overrides, base=run["settings"])
-    identity = describe(run["source"], run["dataset"], settings)
+    identity = describe(run["source"], run["dataset"], settings, run.get("device", "cpu"))
     totals |= {"status": Counter(), "reasons": Counter()}
     with new_folder(out) as folder:
         shutil.copytree(annotations, folder, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from pydantic import BaseModel, Field, ValidationError
 
 from annotate.sources.episode import Episode, RecordId
+from annotate.sources.tf_example import Example
 from pixel160k.errors import InputError
 from pixel160k.files import read_json
 from pixel160k.format import table
@@ -92,11 +94,8 @@ class Columns:
         Raises:
             InputError: the payload is no tf.Example or has no steps.
         """
-        from google.protobuf.message import DecodeError
-        from tensorflow_datasets.proto import tf_example_pb2
-
         try:
-            self._features = tf_example_pb2.Example.FromString(payload).features.feature
+            self._features = Example.FromString(payload).features.feature
         except DecodeError:
             raise InputError("the record is no tf.Example") from None
         self.num_steps = len(self._values("steps/is_first", "int64_list"))

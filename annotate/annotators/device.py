@@ -1,0 +1,36 @@
+"""What the models do otherwise on a GPU than on a CPU: the dtype they compute in, and how images are resized."""
+
+import torch
+import torch.nn.functional as F
+
+from annotate.annotators.pretrained import torch_dtype
+
+
+def mixed_precision(device: str, dtype: str) -> torch.autocast:
+    """The context in which float32 weights compute in the dtype of a setting's name; for float32 it changes nothing."""
+    return torch.autocast(torch.device(device).type, torch_dtype(dtype), enabled=dtype != "float32")
+
+
+def full_precision(device: str) -> torch.autocast:
+    """The context, or decorator, in which nothing is computed in another dtype than it has."""
+    return torch.autocast(torch.device(device).type, enabled=False)
+
+
+def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Images, uint8 (images, 3, h, w), at another size as image libraries resize: bilinear, antialiased, in grey levels.
+
+    CUDA resizes floating-point numbers alone; there the result is float32.
+    """
+    if pixels.device.type != "cpu":
+        return resized_as_floats(pixels, height, width)
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+
+
+def resized_as_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `resized`, in float32. Libraries round after the rows and after the columns, halves up, and so does this.
+
+    Rounded once at the end, a sixth of all pixels would be off by one, enough to move the edge of a small mask.
+    """
+    for shape in ((pixels.shape[2], width), (height, width)):
+        pixels = F.interpolate(pixels.float(), shape, mode="bilinear", antialias=True).add(0.5).floor()
+    return pixels

@@ -1,0 +1,163 @@
+"""SAM 2's memory attention in which a remembered frame is read once, and not anew at each of the frames that look back at it.
+
+transformers projects and rotates the memories of seven frames for every frame, in each layer; most of a GPU's time went
+there, and not into the attention itself. A key is a projection of a memory, of its place and of its age; all of that is
+linear, so that the part of memory and place is made when the frame is seen, and the part of the age, which is the same
+for all frames, when the model is loaded. The results differ from transformers' in the order of sums alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Memory(NamedTuple):
+    """What a frame leaves for later ones, of several lanes (objects that are followed together).
+
+    Attributes:
+        keys, values: of each layer, (lanes, heads, places, channels).
+        pointer: the object pointer, (lanes, channels).
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    pointer: torch.Tensor
+
+    def of(self, lanes: int) -> "Memory":
+        """The memory of the first lanes."""
+        return Memory(
+            [key[:lanes] for key in self.keys], [value[:lanes] for value in self.values], self.pointer[:lanes]
+        )
+
+
+def joined(memories: Sequence[Memory]) -> Memory:
+    """The memory of several lanes, of those of each."""
+    keys, values = (
+        [torch.cat(layer) for layer in zip(*(getattr(memory, name) for memory in memories), strict=True)]
+        for name in ("keys", "values")
+    )
+    return Memory(keys, values, torch.cat([memory.pointer for memory in memories]))
+
+
+class PlainMemoryAttention:
+    """transformers' own memory attention: for a CPU, where it is as fast, so that masks are transformers' bit by bit.
+
+    Of a memory, keys and values are the features and the position encoding that it is made of, (lanes, places, 64).
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        """Use the memory attention of a `Sam2VideoModel`."""
+        self._module, self._ages = model.memory_attention, model.memory_temporal_positional_encoding
+
+    def remember(self, features: torch.Tensor, places: torch.Tensor, pointer: torch.Tensor) -> Memory:
+        """As `MemoryAttention.remember`."""
+        return Memory([features.transpose(0, 1)], [places.transpose(0, 1)], pointer)
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        places: torch.Tensor,
+        memories: Sequence[tuple[int, Memory]],
+        pointers: torch.Tensor,
+        pointer_places: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `MemoryAttention`."""
+        remembered = [memory.keys[0].transpose(0, 1) for _, memory in memories]
+        aged = [memory.values[0].transpose(0, 1) + self._ages[age - 1] for age, memory in memories]
+        return self._module(
+            current_vision_features=features,
+            current_vision_position_embeddings=places,
+            memory=torch.cat([*remembered, pointers]).float(),
+            memory_posision_embeddings=torch.cat([*aged, pointer_places]),
+            num_object_pointer_tokens=len(pointers),
+        )[0]
+
+
+class MemoryAttention:
+    """Computes what a `Sam2VideoMemoryAttention` does."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        """Use the memory attention of a `Sam2VideoModel`, which has its device already and computes in a dtype."""
+        self._module, self._dtype = model.memory_attention, dtype
+        with torch.inference_mode():
+            cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
+            self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (places, channels / 2)
+            places, ages = len(self._turns), model.memory_temporal_positional_encoding[:, 0]  # (ages, 1, 64)
+            self._ages = [
+                self._turned(_heads(attention, F.linear(ages, attention.k_proj.weight)).expand(-1, -1, places, -1)).to(
+                    dtype
+                )
+                for attention in self._over_memory()
+            ]  # of each layer (ages, heads, places, channels)
+
+    def remember(self, features: torch.Tensor, places: torch.Tensor, pointer: torch.Tensor) -> Memory:
+        """The memory of a frame.
+
+        Args:
+            features: of the memory encoder, (places, lanes, 64).
+            places: their position encoding, likewise.
+            pointer: the object pointer, (lanes, channels).
+        """
+        memory = features.transpose(0, 1).to(self._dtype)
+        located = (features + places).transpose(0, 1).to(self._dtype)
+        keys, values = [], []
+        for attention in self._over_memory():
+            keys.append(self._turned(_heads(attention, attention.k_proj(located))))
+            values.append(_heads(attention, attention.v_proj(memory)))
+        return Memory(keys, values, pointer)
+
+    def __call__(
+        self,
+        features: torch.Tensor,
+        places: torch.Tensor,
+        memories: Sequence[tuple[int, Memory]],
+        pointers: torch.Tensor,
+        pointer_places: torch.Tensor,
+    ) -> torch.Tensor:
+        """The features of the frames at hand, with what is remembered in them: (lanes, places, channels).
+
+        Args:
+            features: (places, lanes, channels).
+            places: their position encoding, likewise.
+            memories: with their ages in frames, 0 for the prompted frame.
+            pointers, pointer_places: object pointers as tokens and their encoding in time, (tokens, lanes, 64).
+        """
+        queries = (features + 0.1 * places).transpose(0, 1)
+        tokens, located = (each.transpose(0, 1).to(self._dtype) for each in (pointers, pointers + pointer_places))
+        known = len(memories) * len(self._turns)
+        for number, layer in enumerate(self._module.layers):
+            attention, read = layer.self_attn, layer.layer_norm1(queries).to(self._dtype)
+            keys = self._turned(_heads(attention, attention.k_proj(read)))
+            queries = queries + self._attend(attention, read, keys, _heads(attention, attention.v_proj(read)))
+
+            attention, read = layer.cross_attn_image, layer.layer_norm2(queries).to(self._dtype)
+            new = _heads(attention, attention.k_proj(located)), _heads(attention, attention.v_proj(tokens))
+            keys = torch.cat([*(memory.keys[number] for _, memory in memories), new[0]], dim=2)
+            # The last of the ages is that of the prompted frame.
+            keys[:, :, :known] += torch.cat([self._ages[number][age - 1] for age, _ in memories], dim=1)
+            values = torch.cat([*(memory.values[number] for _, memory in memories), new[1]], dim=2)
+            queries = queries + self._attend(attention, read, keys, values)
+
+            read = layer.layer_norm3(queries)
+            queries = queries + layer.linear2(layer.activation(layer.linear1(read)))
+        return self._module.layer_norm(queries)
+
+    def _over_memory(self) -> list[Any]:
+        return [layer.cross_attn_image for layer in self._module.layers]
+
+    def _attend(self, attention: Any, read: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        queries = self._turned(_heads(attention, attention.q_proj(read)))
+        found = F.scaled_dot_product_attention(queries, keys, values, scale=attention.scaling)
+        return attention.o_proj(found.transpose(1, 2).flatten(2))
+
+    def _turned(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rotary encoding of the places: (..., places, channels), each pair of channels turned as a complex number."""
+        pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * self._turns).flatten(-2).to(tokens.dtype)
+
+
+def _heads(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """(lanes, tokens, heads x channels) -> (lanes, heads, tokens, channels)."""
+    return tokens.unflatten(-1, (attention.num_attention_heads, attention.head_dim)).transpose(1, 2)

@@ -1,0 +1,222 @@
+"""What a CPU can show of the GPU's way through the annotation: same masks, nothing fetched or made anew in a loop, dtypes.
+
+The device "cpu:0" is the CPU on that way, with batches and inputs made by torch; the device "meta" has no numbers at all,
+so that whatever looks at one, or mixes devices, fails, in the published sizes and within seconds.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
+transformers = pytest.importorskip("transformers", reason="needs the extra [foundation]")
+pytest.importorskip("peft", reason="needs the extra [train]")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from annotate import segmenter as segmenter_module  # noqa: E402
+from annotate.annotators.detector import Detector  # noqa: E402
+from annotate.annotators.device import resized, resized_as_floats  # noqa: E402
+from annotate.annotators.segmenter import Segmenter, Video  # noqa: E402
+from annotate.jobs.annotate import describe, load_settings  # noqa: E402
+from annotate.settings import FoundationSettings  # noqa: E402
+from annotate.timing import Stopwatch  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+# aten/src/ATen/native/cuda/UpSampleBilinear2d.cu dispatches the antialiased kernel over these alone
+CUDA_RESIZES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """benchmarks/gpu.py as a module; the scripts are no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import gpu
+
+        yield gpu
+
+
+@pytest.fixture
+def on_meta(benchmark, monkeypatch):
+    """hiera-small without numbers."""
+    monkeypatch.setattr(segmenter_module, "mixed_precision", lambda *_: nullcontext())  # there is no autocast for meta
+    monkeypatch.setattr(segmenter_module, "full_precision", lambda _: lambda forward: forward)
+    return benchmark.random_segmenter("small", "meta", "float32")
+
+
+class Watch(TorchDispatchMode):
+    """Counts operators, and those whose result is not on the meta device; notes the dtypes that are resized there."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators, self.elsewhere, self.resized = Counter(), Counter(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket._qualified_op_name
+        self.operators[name] += 1
+        if isinstance(result, torch.Tensor) and result.device.type != "meta":
+            self.elsewhere[name] += 1
+        if name.endswith("_aa") and args[0].device.type == "meta":
+            self.resized.add(args[0].dtype)
+        return result
+
+
+def videos(benchmark, count, frames=6):
+    discs = benchmark.disc(60, 120), benchmark.disc(90, 60)
+    return [Video(benchmark.drawn_frames(frames), [(0, discs[0]), (2, discs[1])]) for _ in range(count)]
+
+
+def run(model, some):
+    """Follow videos to their ends, and what was seen before the steps and during them."""
+    before, during = Watch(), Watch()
+    with torch.inference_mode():
+        with before:
+            lanes = [lane for video in some for pair in model._lanes(video) for lane in pair]
+        with during:
+            model._run(lanes)
+    assert all(len(lane.logits) == len(lane.presence) == len(lane.order) for lane in lanes)
+    return before, during
+
+
+def test_tracking_in_full_size_stays_on_the_device(benchmark, on_meta):
+    before, during = run(on_meta, videos(benchmark, 1))
+    assert not during.elsewhere  # nothing comes from the host, nothing goes there
+    assert not {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh"} & set(during.operators)
+    assert before.resized and before.resized <= CUDA_RESIZES
+
+
+def test_many_objects_take_the_kernels_of_one(benchmark, on_meta):
+    products = ("aten::linear", "aten::scaled_dot_product_attention", "aten::conv2d")
+    seen = [run(on_meta, videos(benchmark, count))[1].operators for count in (1, 4)]
+    assert [seen[0][name] for name in products] == [seen[1][name] for name in products]
+
+
+def test_every_frame_is_encoded_once_and_let_go(benchmark, on_meta, monkeypatch):
+    encoded, encode = [], on_meta._encode
+    monkeypatch.setattr(on_meta, "_encode", lambda images: encoded.extend(map(id, images)) or encode(images))
+    (video,) = videos(benchmark, 1, frames=20)
+    with torch.inference_mode():
+        pairs = on_meta._lanes(video)
+        on_meta._run([lane for pair in pairs for lane in pair])
+    assert sorted(encoded) == sorted(map(id, video.frames))
+    assert not pairs[0][0].video._kept
+
+
+def test_frames_are_encoded_once_on_a_cpu_too(monkeypatch):
+    model, encoded = Segmenter(FoundationSettings(segmenter="tiny"), "cpu", Stopwatch()), []
+    encode = model._encode
+    monkeypatch.setattr(model, "_encode", lambda images: encoded.append(len(images)) or encode(images))
+    frames = [np.full((64, 64, 3), 20 * place, np.uint8) for place in range(5)]
+    list(model.follow([Video(frames, [(0, (10.0, 10.0, 40.0, 40.0)), (2, (30.0, 30.0))])]))
+    assert encoded == [1] * 5
+
+
+def test_the_gpus_way_finds_the_same_masks(benchmark):
+    """Batches, keys made once and norms where the pixels lie change the order of sums alone; bfloat16 changes little."""
+    episodes = benchmark.sample_episodes(2)
+    several = []
+    for more, episode in enumerate(episodes):
+        frames = [episode.frame(step) for step in range(9 + 3 * more)]
+        square = np.zeros(frames[0].shape[:2], bool)
+        square[60:120, 80:150] = True
+        several.append(Video(frames, [(0, square), (4, (100.0, 100.0, 160.0, 170.0)), (7, (50.0, 60.0))]))
+    found = {}
+    for device, dtype in (("cpu", "float32"), ("cpu:0", "float32"), ("cpu:0", "bfloat16")):
+        model = Segmenter(FoundationSettings(segmenter="tiny", dtype=dtype), device, Stopwatch())
+        tracks = [track for video in model.follow(several) for track in video]
+        boxed = model.segment([video.frames[0] for video in several], [(100.0, 100.0, 160.0, 170.0)] * 2)
+        found[device, dtype] = [segment for track in [*tracks, boxed] for segment in track]
+    expected = found["cpu", "float32"]
+    assert sum(segment.mask.any() for segment in expected) > len(expected) / 2
+    for (device, dtype), segments in found.items():
+        loose = dtype == "bfloat16"
+        for one, other in zip(expected, segments, strict=True):
+            assert np.mean(one.mask != other.mask) <= (5e-3 if loose else 1e-4), (device, dtype)
+            assert one.score == pytest.approx(other.score, abs=0.05 if loose else 1e-3)
+
+
+def test_coordinates_lose_no_digits_in_bfloat16():
+    model = Segmenter(FoundationSettings(segmenter="tiny", dtype="bfloat16"), "cpu", Stopwatch())
+    point = model._coordinates((200.3, 101.7), 256, 256)
+    embedding = model._model.prompt_encoder.shared_embedding
+    with torch.inference_mode():
+        expected = embedding(point, (256, 256))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = embedding(point, (256, 256))
+    assert point.dtype == found.dtype == torch.float32 and torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 400, "longest_edge": 450}, {"height": 128, "width": 160}])
+def test_detector_inputs_made_by_torch_are_the_processors_own(size):
+    """Within one grey level, whatever the sizes of the images and of the model's input."""
+    models = [Detector(FoundationSettings(detector="tiny"), device, Stopwatch()) for device in ("cpu", "cpu:0")]
+    for model in models:
+        images = transformers.GroundingDinoImageProcessorPil(size=size)
+        model._processor.image_processor = images
+    noise = np.random.default_rng(0).integers(0, 255, (32, 40, 3)).astype(np.uint8)
+    images = [cv2.resize(noise, shape) for shape in ((320, 256), (100, 100), (90, 64))]
+    texts = ["red disc.", "robot gripper.", "bowl."]
+    expected, found = (model._inputs(images, texts) for model in models)
+    level = 1 / 255 / 0.224
+    for name, value in expected.items():
+        assert value.dtype == found[name].dtype
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1.01 * level if name == "pixel_values" else 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "differing"),
+    [
+        ((64, 64), (256, 256), 0),
+        ((120, 130), (256, 256), 0.001),
+        ((480, 640), (256, 256), 0.01),
+        ((64, 80), (200, 250), 0.05),
+    ],
+)
+def test_bytes_are_resized_as_numbers_that_cuda_has(shape, size, differing):
+    """Nearly every grey level is that of the libraries; their weights are whole numbers, so that some halves go astray."""
+    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)
+    image = torch.from_numpy(cv2.resize(noise, shape[::-1])).permute(2, 0, 1)[None]
+    expected, found = resized(image, *size), resized_as_floats(image, *size)
+    assert expected.dtype == torch.uint8 and found.dtype in CUDA_RESIZES
+    assert resized(image.to("meta"), *size).dtype == found.dtype
+    assert (expected != found).float().mean() <= differing and (expected - found).abs().max() <= 2
+
+
+def test_a_gpu_computes_in_bfloat16_and_its_parts_say_so(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("foundation: {detector: tiny, dtype: float32}")
+    assert load_settings("sample", None, ()).foundation.dtype == "float32"
+    chosen = load_settings("sample", None, (), "cuda:1")
+    assert chosen.foundation.dtype == "bfloat16" and chosen.foundation.detector == "tiny"
+    assert load_settings("sample", None, ("foundation.dtype=float32",), "cuda").foundation.dtype == "float32"
+    assert load_settings("libero", config, (), "cuda").foundation.dtype == "float32"
+    assert "device" not in describe("sample", "drawn", chosen)
+    assert describe("sample", "drawn", chosen, "cuda:1")["device"] == "cuda"
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_its_tiny_half_without_beam_and_tfds(tmp_path):
+    script = ROOT / "benchmarks" / "gpu.py"
+    code = (
+        "import runpy, sys\n"
+        "for name in ('apache_beam', 'tensorflow_datasets', 'tensorflow'): sys.modules[name] = None\n"
+        f"sys.argv = ['gpu.py', '--out', {str(tmp_path)!r}, '--device', 'cpu:0']\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(found) == {"machine", "agreement", "loading"}
+    assert not any({"failed", "not run"} & set(section) for section in found.values()), found
+    agreement = found["agreement"]
+    assert agreement["float32: same status"] == agreement["episodes"] >= 1
+    assert agreement["float32: tracked masks, least IoU"] > 0.99 and agreement["actions: largest difference"] < 1e-5
+    assert next(iter(found["loading"].values())) > 0
