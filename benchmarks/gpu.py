@@ -60,6 +60,7 @@ from model.policy import PixelVLA  # noqa: E402
 from model.processor import Observation  # noqa: E402
 from model.settings import PRESETS  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
+from pixel160k.files import sha256_of  # noqa: E402
 from pixel160k.format import masks, shards  # noqa: E402
 from pixel160k.format.actions import action_chunk, dataset_statistics  # noqa: E402
 from pixel160k.format.prompts import point, sample_prompts  # noqa: E402
@@ -268,7 +269,7 @@ def write_shards(out: Path, episodes: list[Episode], count: int) -> None:
                 "name": path.name,
                 "samples": len(writer.index),
                 "bytes": path.stat().st_size,
-                "sha256": shards.sha256_of(path),
+                "sha256": sha256_of(path),
             }
         )
     shards.write_index(out / "index.parquet", index)

@@ -21,7 +21,7 @@ pytest.importorskip("peft", reason="needs the extra [train]")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from annotate import segmenter as segmenter_module  # noqa: E402
+from annotate.annotators import segmenter as segmenter_module  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import resized, resized_as_floats  # noqa: E402
 from annotate.annotators.segmenter import Segmenter, Video  # noqa: E402
@@ -195,10 +195,10 @@ def test_a_gpu_computes_in_bfloat16_and_its_parts_say_so(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("foundation: {detector: tiny, dtype: float32}")
     assert load_settings("sample", None, ()).foundation.dtype == "float32"
-    chosen = load_settings("sample", None, (), "cuda:1")
+    chosen = load_settings("sample", None, (), device="cuda:1")
     assert chosen.foundation.dtype == "bfloat16" and chosen.foundation.detector == "tiny"
     assert load_settings("sample", None, ("foundation.dtype=float32",), "cuda").foundation.dtype == "float32"
-    assert load_settings("libero", config, (), "cuda").foundation.dtype == "float32"
+    assert load_settings("libero", config, (), device="cuda").foundation.dtype == "float32"
     assert "device" not in describe("sample", "drawn", chosen)
     assert describe("sample", "drawn", chosen, "cuda:1")["device"] == "cuda"
 
