@@ -63,7 +63,6 @@ def main(debug: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-_FOR_JOBS = ("apache_beam", "tensorflow_datasets")
 _directory = click.Path(path_type=Path, file_okay=False)
 _new_file = click.Path(path_type=Path, dir_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -160,7 +159,7 @@ def annotate_command(
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
     pixelcli annotate --refilter annotations --set filter.min_evidence=0.5 --out stricter
     """
-    require_packages("annotate", *_FOR_JOBS)
+    require_packages("annotate", "apache_beam")
     from annotate.jobs import annotate, beam, summary
     from annotate.jobs import refilter as refilter_job
 
@@ -205,7 +204,7 @@ def build_shards_command(
     \b
     pixelcli build-shards --annotations annotations --out shards
     """
-    require_packages("annotate", *_FOR_JOBS)
+    require_packages("annotate", "apache_beam")
     from annotate.jobs.beam import Execution
     from annotate.jobs.shards import build_shards
 
@@ -327,9 +326,7 @@ def predict_command(
     pixelcli predict --checkpoint policy --image image.png --instruction "pick it up" --dataset bridge_orig \\
         --point 120,96 --region 100,80,150,130 --mask cup.png --draw said.png
     """
-    from train.settings import check_packages
-
-    check_packages()
+    require_packages("foundation", "torch", "transformers")
     import json
 
     from PIL import Image
@@ -422,7 +419,7 @@ def evaluate_annotations_command(annotations: Path, truth: Path | None, data_dir
     \b
     pixelcli evaluate annotations --annotations annotations --out evaluation
     """
-    require_packages("annotate", *_FOR_JOBS)
+    require_packages("annotate", "apache_beam")
     from evaluation.annotation_report import summary_tables
     from evaluation.annotations import evaluate
 
