@@ -10,6 +10,7 @@ from typing import Any
 
 from annotate.annotator import annotate_episodes
 from annotate.annotators.choose import check_annotators, choose_annotators, model_names
+from annotate.faults import name_errors, tracebacks_to
 from annotate.jobs.beam import Execution, run_job
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
@@ -28,12 +29,14 @@ class _AnnotateFile:
     settings: AnnotateSettings
     device: str
     description: dict[str, Any]
+    log: str  # where the tracebacks of `internal_error` go
 
     def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
         annotators = choose_annotators(self.settings, self.device)
         annotators.stopwatch.seconds.clear()
-        episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
-        rows, tracks = annotate_episodes(episodes, annotators, self.settings)
+        with tracebacks_to(self.log):
+            episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
+            rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
         if self.settings.tracks:
             (folder / "tracks").mkdir()
@@ -41,8 +44,14 @@ class _AnnotateFile:
         return {
             "episodes": len(rows),
             **table.tally(rows),
+            "internal_errors": name_errors(rows),
             "stages": annotators.stopwatch.seconds,
         }
+
+
+def log_of(out: Path) -> Path:
+    """Where a job into `out` writes the tracebacks of all that went wrong."""
+    return out.resolve() / ".done" / "workers.log"
 
 
 def describe(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
@@ -157,6 +166,7 @@ def annotate(
 
     Returns:
         The totals, which are the content of stats.json: episodes per status and reason, seconds per stage, and so on.
+        `internal_errors` names the first few episodes that met a bug.
 
     Raises:
         InputError: the data directory, the output directory or a file is unusable; one line that says what to do.
@@ -171,13 +181,15 @@ def annotate(
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     started = time.monotonic()
-    work = _AnnotateFile(source, settings, device, identity)
+    work = _AnnotateFile(source, settings, device, identity, str(log_of(out)))
     markers = run_job(f"annotate {files[0].dataset}", work, files, out, identity | {"files": inputs}, execution)
     totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
+    totals["internal_errors"] = []
     for marker in markers:
         totals["episodes"] += marker["summary"]["episodes"]
         for name in ("status", "reasons", "stages"):
             totals[name].update(marker["summary"][name])
+        totals["internal_errors"] = (totals["internal_errors"] + marker["summary"].get("internal_errors", []))[:3]
     totals |= {
         "files": len(files),
         "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),

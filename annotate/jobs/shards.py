@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from annotate.jobs.annotate import read_run
+from annotate.faults import LOGGER, describe, tracebacks_to
+from annotate.jobs.annotate import log_of, read_run
 from annotate.jobs.beam import Execution, run_job
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
@@ -37,19 +38,27 @@ class _BuildShard:
     annotations: str
     include: str
     horizon: int
+    log: str  # where the tracebacks of `internal_error` go
 
     def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+        with tracebacks_to(self.log):
+            return self._build(file, folder)
+
+    def _build(self, file: SourceFile, folder: Path) -> dict[str, Any]:
         rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
         tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
         episodes = read_episodes(SOURCES[self.source], file, self.camera)
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
         left_out: dict[str, str] = {}
+        errors: list[str] = []
         actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
         with shards.ShardWriter(tar) as writer:
             for row, episode in _join(rows, episodes):
                 if isinstance(episode, EpisodeAnnotation):
-                    left_out[row.episode_id] = row.reason
+                    left_out[row.episode_id] = row.reason or episode.reason
+                    if episode.reason == "internal_error" != row.reason:
+                        errors.append(f"{row.episode_id}: {episode.detail}")
                     continue
                 valid = slice(episode.first_step, episode.last_step + 1)
                 if episode.first_step <= episode.last_step:
@@ -59,7 +68,15 @@ class _BuildShard:
                 wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
-                    reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                    try:
+                        with writer.all_or_nothing():
+                            reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                    except OSError:  # of the disk
+                        raise
+                    except Exception as error:
+                        LOGGER.error("%s:", row.episode_id, exc_info=error)
+                        errors.append(f"{row.episode_id}: {describe(error)}")
+                        reason = "internal_error"
                 if reason:
                     left_out[row.episode_id] = reason
         if not writer.index:
@@ -71,6 +88,7 @@ class _BuildShard:
             "samples": len(writer.index),
             "trajectories": trajectories,
             "left_out": left_out,
+            "internal_errors": errors,
             **table.tally(rows),
         }
 
@@ -130,7 +148,7 @@ def build_shards(
         include: "accepted" episodes only, or "all" that can be read.
 
     Returns:
-        The manifest of the shards, and `seconds`, the wall time.
+        The manifest of the shards, `seconds`, the wall time, and `internal_errors`: which episodes met a bug here.
 
     Raises:
         InputError: the annotations are incomplete or of other data, or a directory is unusable.
@@ -156,9 +174,13 @@ def build_shards(
         "horizon": HORIZON,
     }
     started = time.monotonic()
-    work = _BuildShard(run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON)
+    work = _BuildShard(
+        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON, str(log_of(out))
+    )
     markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
-    return _finish(out, files, markers, description) | {"seconds": round(time.monotonic() - started, 3)}
+    errors = [error for marker in markers for error in marker["summary"].get("internal_errors", [])]
+    manifest = _finish(out, files, markers, description)
+    return manifest | {"seconds": round(time.monotonic() - started, 3), "internal_errors": errors}
 
 
 def _finish(

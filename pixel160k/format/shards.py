@@ -7,7 +7,8 @@ of nulls or empty lists, since readers infer types from the first samples. Same 
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +75,19 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._tar.close()
         self._file.close()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Within this block samples are written; where it raises, none of them is."""
+        offset, count = self._tar.tarstream.offset, len(self.index)
+        try:
+            yield
+        except Exception:
+            self._file.seek(offset)
+            self._file.truncate()
+            self._tar.tarstream.offset = offset
+            del self.index[count:]
+            raise
 
     def write(
         self, row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
