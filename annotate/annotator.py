@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from annotate.accept import accept
 from annotate.annotators.grammar import verb_class
@@ -33,6 +34,9 @@ Tracker = Callable[[Sequence[Episode], Sequence[EpisodeAnnotation]], list[list[S
 """Follows the objects and grippers of rows through their episodes: for each episode one `StepMasks` per raw step."""
 
 
+_NO_LOCK = nullcontext()
+
+
 @dataclass(frozen=True)
 class Annotators:
     """Who fills the three roles, and how many episodes of one viewpoint they want to see at once (`group_size`)."""
@@ -44,7 +48,7 @@ class Annotators:
     region_expansion: float  # the gripper box is scaled by this to propose a region
     stopwatch: Stopwatch  # measures the seconds per stage
     track: Tracker | None = None  # masks at every step, if wanted
-    lock: AbstractContextManager[object] = nullcontext()  # held while a model is used: one thread at a time
+    lock: AbstractContextManager[Any] = _NO_LOCK  # held while a model is used: one thread at a time
 
 
 def annotate_episodes(

@@ -14,6 +14,7 @@ from pixel160k.format.table import EpisodeAnnotation
 
 LOGGER = logging.getLogger("annotate")
 """Gets the traceback of every bug."""
+LOGGER.setLevel(logging.WARNING)  # whatever the level of all others is
 
 _ROOT = Path(__file__).parents[1]
 _ROOMS = {"annotate", "pixel160k"}

@@ -15,7 +15,6 @@ from annotate.settings import AnnotateSettings
 from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
-
 _CHOOSING = threading.Lock()
 
 

@@ -22,7 +22,6 @@ from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
 from pixel160k.format.table import Box, Detection
 
-
 _BATCH = 64  # images in one forward pass
 
 

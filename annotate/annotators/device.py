@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from annotate.annotators.pretrained import torch_dtype
 
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Batches:
@@ -25,8 +25,12 @@ class Batches:
     def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
         """Work off items, `size` at once; `work` returns one result per item."""
         done: list[Result] = []
+
+        def next_batch() -> Sequence[Result]:
+            return work(items[len(done) : len(done) + self.size])
+
         while len(done) < len(items):
-            done += self.retry(lambda: work(items[len(done) : len(done) + self.size]))
+            done += self.retry(next_batch)
         return done
 
     def retry(self, work: Callable[[], Result]) -> Result:

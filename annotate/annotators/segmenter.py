@@ -200,7 +200,7 @@ class Segmenter:
         while few := list(islice(videos, self._videos.size)):
             with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
                 # Where memory does not suffice, first fewer videos at once, then fewer objects and frames.
-                found = self._batches.retry(lambda few=few: self._videos(few, self._follow))
+                found = self._batches.retry(partial(self._videos, few, self._follow))
             yield from found
 
     def _follow(self, videos: Sequence[Video]) -> list[list[list[Segment]]]:

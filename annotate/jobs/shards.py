@@ -69,14 +69,13 @@ class _BuildShard:
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
                     try:
-                        with writer.all_or_nothing():
-                            reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
-                    except OSError:  # of the disk
-                        raise
+                        samples, reason = _make_samples(row, tracks.get(row.episode_id, {}), episode, self.horizon)
                     except Exception as error:
                         LOGGER.error("%s:", row.episode_id, exc_info=error)
                         errors.append(f"{row.episode_id}: {describe(error)}")
-                        reason = "internal_error"
+                        samples, reason = [], "internal_error"
+                    for step, members in samples:
+                        writer.append(row, step, members)
                 if reason:
                     left_out[row.episode_id] = reason
         if not writer.index:
@@ -112,27 +111,25 @@ def _join(
         raise InputError(f"the annotations do not belong to this data: it has no record {min(by_id)}")
 
 
-def _write_episode(
-    writer: shards.ShardWriter,
-    row: EpisodeAnnotation,
-    tracks: dict[int, StepMasks],
-    episode: Episode,
-    horizon: int,
-) -> str:
-    """Write an episode's samples, or return the reason why none of them can be used."""
+def _make_samples(
+    row: EpisodeAnnotation, tracks: dict[int, StepMasks], episode: Episode, horizon: int
+) -> tuple[list[tuple[int, dict[str, bytes]]], str]:
+    """An episode's samples, each its step and its members, or none and the reason why they cannot be used."""
     steps = range(episode.first_step, episode.last_step + 1)
     if not steps:
-        return "too_short"
+        return [], "too_short"
     try:
         for step in steps:
             check_jpeg(episode.images[step], step)
     except BadImage:
-        return "bad_image"
+        return [], "bad_image"
+    samples = []
     for step in steps:
         masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
-        writer.write(row, masked, episode.images[step], chunk, episode.state[step])
-    return ""
+        members = shards.sample_members(row, masked, episode.images[step], chunk, episode.state[step])
+        samples.append((masked.step, members))
+    return samples, ""
 
 
 def build_shards(
