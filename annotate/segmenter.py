@@ -148,9 +148,10 @@ class Segmenter:
         for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
             embedding.forward = full_precision(device)(embedding.forward)
         if device != "cpu":
-            for module in model.modules():
-                if isinstance(module, Sam2VideoLayerNorm) and module.data_format == "channels_first":
-                    module.forward = partial(_normalised, module)
+            norms: list[Any] = [module for module in model.modules() if isinstance(module, Sam2VideoLayerNorm)]
+            for norm in norms:
+                if norm.data_format == "channels_first":
+                    norm.forward = partial(_normalised, norm)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
