@@ -43,6 +43,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):  # earlier ones name the towers' layers otherwise
+    sys.exit(f"transformers {transformers.__version__} is too old: pip install transformers==5.23.0")
+
 from model_overhead import make_batch  # noqa: E402
 
 from annotate.annotator import annotate_episodes  # noqa: E402

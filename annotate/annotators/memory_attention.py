@@ -85,12 +85,10 @@ class MemoryAttention:
             cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
             self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (places, channels / 2)
             places, ages = len(self._turns), model.memory_temporal_positional_encoding[:, 0]  # (ages, 1, 64)
-            self._ages = [
-                self._turned(_heads(attention, F.linear(ages, attention.k_proj.weight)).expand(-1, -1, places, -1)).to(
-                    dtype
-                )
-                for attention in self._over_memory()
-            ]  # of each layer (ages, heads, places, channels)
+            # Of each layer (ages, heads, places, channels).
+            layers = self._over_memory()
+            keys = [_heads(attention, F.linear(ages, attention.k_proj.weight)) for attention in layers]
+            self._ages = [self._turned(key.expand(-1, -1, places, -1)).to(dtype) for key in keys]
 
     def remember(self, features: torch.Tensor, places: torch.Tensor, pointer: torch.Tensor) -> Memory:
         """The memory of a frame.

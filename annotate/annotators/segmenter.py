@@ -142,15 +142,16 @@ class Segmenter:
         self._batches, self._videos = (Batches(1 if device == "cpu" else size) for size in (_BATCH, _VIDEOS))
         attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
         self._attention = attention(self._model, torch_dtype(settings.dtype))
-        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels, and every encoder makes its places anew.
+        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels; and encoders make their places at every call.
         for encoder in (model.vision_encoder.neck, model.memory_encoder):
             encoder.position_encoding.forward = _made_once(encoder.position_encoding)
         for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
             embedding.forward = full_precision(device)(embedding.forward)
         if device != "cpu":
-            for module in model.modules():
-                if isinstance(module, Sam2VideoLayerNorm) and module.data_format == "channels_first":
-                    module.forward = partial(_normalised, module)
+            norms: list[Any] = [module for module in model.modules() if isinstance(module, Sam2VideoLayerNorm)]
+            for norm in norms:
+                if norm.data_format == "channels_first":
+                    norm.forward = partial(_normalised, norm)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
@@ -215,9 +216,8 @@ class Segmenter:
     def _lanes(self, video: Video) -> list[tuple[_Lane, ...]]:
         """The two lanes of each prompt, with their first frame done."""
         encoded = _Encoded(video.frames, self._encode, self._batches.size)
-        orders = [
-            (range(start, len(video.frames)), range(start, -1, -1)) for start, _ in video.prompts
-        ]  # forth and back
+        count = len(video.frames)
+        orders = [(range(start, count), range(start, -1, -1)) for start, _ in video.prompts]  # forth and back
         for forth, back in orders:
             encoded.uses.update([forth[0], *forth[1:], *back[1:]])
         lanes = []
@@ -272,12 +272,12 @@ class Segmenter:
         model, count = self._model, len(lanes)
         taken = [lane.video.take(lane.order[step:]) for lane in lanes]
         # (lanes, channels, places) of each level; transformers' layout is (places, lanes, channels).
-        levels = [_joined([features.permute(1, 2, 0) for features in level], 0) for level in zip(*taken, strict=True)]
-        *maps, positions = levels
-        maps = [
-            level.view(*level.shape[:2], *size) for level, size in zip(maps, model.backbone_feature_sizes, strict=True)
-        ]
-        current = levels[-2].permute(2, 0, 1)
+        *levels, positions = (
+            _joined([features.permute(1, 2, 0) for features in level], 0) for level in zip(*taken, strict=True)
+        )
+        current = levels[-1].permute(2, 0, 1)
+        sizes = model.backbone_feature_sizes
+        maps = [level.view(*level.shape[:2], *size) for level, size in zip(levels, sizes, strict=True)]
 
         pointers = self._pointers(bundle.pointers(count), step)
         fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
@@ -305,9 +305,8 @@ class Segmenter:
             ages[:1] += step  # of the prompted frame
             half = pointers.shape[-1] // 2
             frequencies = torch.arange(half, dtype=torch.float32, device=pointers.device)
-            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / 10000 ** (
-                2 * (frequencies // 2) / half
-            )
+            wavelengths = 10000 ** (2 * (frequencies // 2) / half)
+            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / wavelengths
             sines = torch.cat([angles.sin(), angles.cos()], dim=-1).to(pointers.dtype)
             encoding = model.temporal_positional_encoding_projection_layer(sines)[:, None].expand(-1, lanes, -1)
         else:
