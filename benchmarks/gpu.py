@@ -53,8 +53,10 @@ from annotate.annotator import annotate_episodes  # noqa: E402
 from annotate.annotators.choose import choose_annotators  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import mixed_precision  # noqa: E402
+from annotate.annotators.lanes import Video  # noqa: E402
+from annotate.annotators.mask_cleaning import tidy  # noqa: E402
 from annotate.annotators.pretrained import resolve  # noqa: E402
-from annotate.annotators.segmenter import Segmenter, Video, tidy  # noqa: E402
+from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.settings import AnnotateSettings, FoundationSettings  # noqa: E402
 from annotate.sources import SOURCES, sample  # noqa: E402
 from annotate.sources.episode import Episode  # noqa: E402

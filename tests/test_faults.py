@@ -503,7 +503,8 @@ def test_models_give_the_same_however_little_memory_there_is(segmenter, monkeypa
     """ "cpu:0" is the CPU with a GPU's batches."""
     torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
     from annotate.annotators.detector import Detector
-    from annotate.annotators.segmenter import Segmenter, Video
+    from annotate.annotators.lanes import Video
+    from annotate.annotators.segmenter import Segmenter
     from annotate.settings import FoundationSettings
     from annotate.timing import Stopwatch
 

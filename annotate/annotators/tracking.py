@@ -9,7 +9,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from annotate.annotators.segmenter import Segment, Segmenter, Video, tidy
+from annotate.annotators.lanes import Video
+from annotate.annotators.mask_cleaning import tidy
+from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.sources.episode import BadImage, Episode
 from pixel160k.format import masks
 from pixel160k.format.masks import RLE
@@ -24,32 +26,33 @@ def track_episodes(
 ) -> list[list[StepMasks]]:
     """Follow what each row has a mask of, over all raw steps; nothing where it has none.
 
-    A step whose frame is broken, or of another size, has no masks: the objects are followed from frame to sound frame.
+    A step whose frame is broken, or of another size, has no masks: objects are followed from the sound frame before it to the
+    next one.
     """
     starts = [_starts(row) for row in rows]
-    sound: list[tuple[int, list[int]]] = []  # per video its episode's place, and the raw steps of its frames
+    sound: list[tuple[int, list[int]]] = []  # per video the index of its episode, and the raw steps of its frames
 
     def videos() -> Iterator[Video]:
-        for place, episode in enumerate(episodes):
-            if starts[place]:
+        for index, episode in enumerate(episodes):
+            if starts[index]:
                 frames = _sound_frames(episode)
                 steps = list(frames)
-                sound.append((place, steps))
-                prompts = [(steps.index(step), masks.decode(mask)) for step, mask in starts[place].values()]
+                sound.append((index, steps))
+                prompts = [(steps.index(step), masks.decode(mask)) for step, mask in starts[index].values()]
                 yield Video(list(frames.values()), prompts)
 
     tracks: list[list[StepMasks]] = [[] for _ in episodes]
     for number, followed in enumerate(segmenter.follow(videos())):
-        place, seen = sound[number]
-        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[place].num_steps
+        index, seen = sound[number]
+        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
         found = {
-            name: _step_masks(segments, seen, episodes[place].num_steps, *start)
-            for (name, start), segments in zip(starts[place].items(), followed, strict=True)
+            name: _step_masks(segments, seen, episodes[index].num_steps, *start)
+            for (name, start), segments in zip(starts[index].items(), followed, strict=True)
         }
         objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
         steps = zip(objects, grippers, strict=True)
-        tracks[place] = [
-            StepMasks(rows[place].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
+        tracks[index] = [
+            StepMasks(rows[index].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
         ]
     return tracks
 
