@@ -617,3 +617,20 @@ def test_four_threads_load_each_model_once_and_write_the_right_rows(tmp_path):
         alone += annotate_episodes(episodes, choose_annotators(chosen, "cpu"), chosen)[0]
     assert len(alone) >= 4
     assert answer["rows"] == json.loads(json.dumps([dataclasses.asdict(row) for row in alone]))
+
+
+@pytest.mark.slow
+def test_dask_workers_of_four_threads_annotate_with_the_models(tmp_path):
+    """As many as Dask gives a process: all ask for the models at once."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+    pytest.importorskip("transformers", reason="needs the extra [foundation]")
+    command = [sys.executable, "-m", "cli", "annotate", "--src", "sample", "--out"]
+    runner = ("--runner", "apache_beam.runners.dask.dask_runner.DaskRunner", "--")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=True, dashboard_address=None) as cluster:
+        options = [f"--dask_client_address={cluster.scheduler_address}", "--dask_npartitions=4"]
+        subprocess.run([*command, tmp_path / "dask", *runner, *options], check=True, cwd=ROOT)
+    subprocess.run([*command, tmp_path / "local"], check=True, cwd=ROOT)
+    parts = sorted(path.name for path in (tmp_path / "local").glob("part-*.parquet"))
+    assert len(parts) >= 4
+    for name in parts:
+        assert (tmp_path / "dask" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
