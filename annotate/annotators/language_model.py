@@ -20,7 +20,7 @@ ANSWER = "The robot first picks up the"
 SmolLM2-135M ranks 63 of LIBERO's 101 pick instructions right without it, 96 with "... grasps the" and 100 with this,
 which also says that what is carried counts rather than a handle or a knob."""
 
-_WORDS = 200  # of an instruction, that the model gets to read
+_WORDS, _CHARACTERS = 200, 2000  # of an instruction, that the model gets to read
 _CANDIDATES = 16  # noun phrases in one forward pass
 _ANSWER_TOKENS = 16  # a noun phrase and a little more, which says where the phrase ends
 
@@ -64,6 +64,7 @@ class LanguageModelNamer:
     def _name(self, instruction: str) -> str:
         if len(words := instruction.split()) > _WORDS:
             instruction = " ".join(words[:_WORDS])
+        instruction = instruction[:_CHARACTERS]
         candidates = candidate_phrases(instruction)
         if candidates and self._generate:
             return phrase_of_answer(self._answer(instruction), instruction)
