@@ -63,7 +63,7 @@ def run_job(
     """Run a job over all files into `out` and return their done-markers, in the order of the files.
 
     A marker is a dict: `summary` (what `work` returned), `outputs` (name -> bytes and sha256), `seconds`, `fingerprint`,
-    `retries` (how often a fault that may pass was met).
+    `retries` (how often a fault that may pass was met), `died` (the processes that died at the file before).
 
     Args:
         title: names the job on the progress bar.

@@ -31,11 +31,11 @@ RENEWAL = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Claim:
-    """A process works on a file. `attempt` is 1, and one more for each process that died at the file before this one."""
+    """A process, `owner`, works on a file. `died`: the owners that died at the file before, one after the other."""
 
     owner: str
     token: str
-    attempt: int
+    died: list[str]
 
 
 def claim_path(done: Path, name: str) -> Path:
@@ -50,7 +50,7 @@ def read_claim(path: Path) -> Claim | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        return Claim("", "", 1)
+        return Claim("", "", [])
 
 
 def is_held(path: Path) -> bool:
@@ -61,12 +61,12 @@ def is_held(path: Path) -> bool:
 
 def take(done: Path, name: str) -> Claim | None:
     """Claim a file for this process; None where a living process holds it."""
-    path, attempt = claim_path(done, name), 1
+    path, died = claim_path(done, name), []
     if (held := read_claim(path)) is not None:
         if _lives(path, held.owner) or not _evict(path, held):
             return None
-        attempt = held.attempt + 1
-    claim = Claim(this_process(), uuid.uuid4().hex, attempt)
+        died = [*held.died, held.owner]
+    claim = Claim(this_process(), uuid.uuid4().hex, died)
     text = json.dumps(asdict(claim))
     temporary = done / temporary_name(path.name)
     try:

@@ -15,11 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-from annotate.jobs.claims import read_claim
-from annotate.jobs.unit import LOG, Unit
+from annotate.jobs.claims import claim_path, read_claim
+from annotate.jobs.unit import LOG, Unit, finished
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError
 from pixel160k.owner import process_id
@@ -79,9 +78,10 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
                     continue
                 if worker.returncode == DISK_IS_FULL:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                held = list(_files_held_by(unit.out / ".done", worker.pid, files))
-                deaths_without_work = 0 if held else deaths_without_work + 1
-                say(f"worker {worker.pid} ({device}) {_cause(worker.returncode)} at {', '.join(held) or 'no file'}")
+                names = _files_of(unit, worker.pid, files)
+                deaths_without_work = 0 if names else deaths_without_work + 1
+                where = f" at {', '.join(names)}, which is done again" if names else ""
+                say(f"worker {worker.pid} ({device}) {_cause(worker.returncode)}{where}")
                 if deaths_without_work == _DEATHS_WITHOUT_WORK:
                     log = unit.out / ".done" / LOG
                     raise InputError(
@@ -97,14 +97,19 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
 
 
 def _start(device: str) -> "subprocess.Popen[bytes]":
-    """Start a worker that sees only its own GPU. What it prints goes where our standard error goes."""
+    """Start a worker. What it prints goes where our standard error goes."""
+    command = [sys.executable, "-m", "annotate.jobs.worker"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=worker_environment(device))
+
+
+def worker_environment(device: str) -> dict[str, str]:
+    """The environment of a worker: it imports from where we do, and sees no other GPU than its own."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     kind, _, index = device.partition(":")
     if kind == "cuda" and index:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
-    command = [sys.executable, "-m", "annotate.jobs.worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=environment)
+    return environment
 
 
 def _hand_over(worker: "subprocess.Popen[bytes]", unit: Unit, files: list[SourceFile], device: str) -> None:
@@ -118,12 +123,18 @@ def _hand_over(worker: "subprocess.Popen[bytes]", unit: Unit, files: list[Source
         pass  # it has died, which is noticed next
 
 
-def _files_held_by(done: Path, pid: int, files: list[SourceFile]) -> Iterator[str]:
-    """The names of the files that a worker, dead by now, had claimed."""
+def _files_of(unit: Unit, pid: int, files: list[SourceFile]) -> list[str]:
+    """The names of the files that a worker died at, whether or not another one has taken them over or done them since."""
+    found = []
     for file in files:
-        claim = read_claim(done / f"{file.name}.claim")
-        if claim is not None and process_id(claim.owner) == pid:
-            yield file.path.name
+        claim, marker = (
+            read_claim(claim_path(unit.out / ".done", file.name)),
+            finished(unit.out, file, unit.fingerprint),
+        )
+        owners = [claim.owner, *claim.died] if claim else marker["died"] if marker else []
+        if pid in map(process_id, owners):
+            found.append(file.path.name)
+    return found
 
 
 def _cause(returncode: int) -> str:

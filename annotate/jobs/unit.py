@@ -97,7 +97,9 @@ class Unit:
         with claims.renewed(done, file.name, claim):
             if self.is_settled(file):  # meanwhile
                 return
-            if claim.attempt > ATTEMPTS:
+            if claim.died:
+                self._log(f"{file.path.name}: {claim.died[-1]} died at it")
+            if len(claim.died) == ATTEMPTS:
                 self._note(
                     file,
                     InputError(
@@ -107,7 +109,7 @@ class Unit:
                 )
                 return
             try:
-                self._do(file)
+                self._do(file, claim.died)
             except Exception as error:  # noted, and the other files go on; see the module's docstring
                 if says_disk_is_full(error):
                     raise
@@ -119,7 +121,7 @@ class Unit:
         noted = any(path.exists() for path in notes(self.out / ".done", file).values())
         return noted or finished(self.out, file, self.fingerprint) is not None
 
-    def _do(self, file: SourceFile) -> None:
+    def _do(self, file: SourceFile, died: list[str]) -> None:
         """Do the work, and once more for each fault that may pass."""
         started = time.monotonic()
         for retries, wait in enumerate((*WAITS, None)):
@@ -134,6 +136,7 @@ class Unit:
                     "summary": summary,
                     "seconds": round(time.monotonic() - started, 3),
                     "retries": retries,
+                    "died": died,
                 }
                 write_json(self.out / ".done" / f"{file.name}.json", marker)
                 return
