@@ -43,14 +43,20 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):  # earlier ones name the towers' layers otherwise
+    sys.exit(f"transformers {transformers.__version__} is too old: pip install transformers==5.23.0")
+
 from model_overhead import make_batch  # noqa: E402
 
 from annotate.annotator import annotate_episodes  # noqa: E402
 from annotate.annotators.choose import choose_annotators  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import mixed_precision  # noqa: E402
+from annotate.annotators.lanes import Video  # noqa: E402
+from annotate.annotators.mask_cleaning import tidy  # noqa: E402
 from annotate.annotators.pretrained import resolve  # noqa: E402
-from annotate.annotators.segmenter import Segmenter, Video, tidy  # noqa: E402
+from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.settings import AnnotateSettings, FoundationSettings  # noqa: E402
 from annotate.sources import SOURCES, sample  # noqa: E402
 from annotate.sources.episode import Episode  # noqa: E402

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from annotate.annotators import segmenter as segmenter_module  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import resized, resized_as_floats  # noqa: E402
-from annotate.annotators.segmenter import Segmenter, Video  # noqa: E402
+from annotate.annotators.lanes import Video  # noqa: E402
+from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.jobs.annotate import describe, load_settings  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
