@@ -1,9 +1,12 @@
-"""The table at the end of `pixelcli annotate`: what became of the episodes."""
+"""The end of the jobs: a table of what became of the episodes, and whether one of them met a bug."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from annotate.jobs.annotate import log_of
+from pixel160k.errors import JobBug
 from pixel160k.format import table
 
 
@@ -25,3 +28,22 @@ def summary_table(totals: dict[str, Any]) -> Table:
     for reason, count in sorted(totals["reasons"].items(), key=lambda item: -item[1]):
         summary.add_row(str(count), reason, table.REASONS[reason])
     return summary
+
+
+def check_episodes(first: list[str], count: int, out: Path) -> None:
+    """Check that no episode of a finished job met a bug.
+
+    Args:
+        first: of the first such episodes, id and what happened.
+        count: how many there are.
+        out: where the job wrote to.
+
+    Raises:
+        JobBug: some did; names one, and the log.
+    """
+    if count:
+        more = f" (and {count - 1} more episodes)" if count > 1 else ""
+        raise JobBug(
+            f"this is a bug, met at {first[0]}{more}; the traceback is in {log_of(out)}; "
+            "all other episodes are done, and these count as internal_error"
+        )
