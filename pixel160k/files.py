@@ -4,16 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pixel160k.errors import InputError, one_line
-
-TEMPORARY = ".tmp-"
-"""The names of everything unfinished begin with this."""
+from pixel160k.owner import TEMPORARY, temporary_name
 
 
 def sha256_of(path: Path) -> str:
@@ -53,7 +50,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
     Where the block raises, the temporary file is removed and `path` stays as it was.
     """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         os.replace(temporary, path)

@@ -40,7 +40,7 @@ class _BuildShard:
     horizon: int
     log: str  # where the tracebacks of `internal_error` go
 
-    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+    def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
         with tracebacks_to(self.log):
             return self._build(file, folder)
 
@@ -140,7 +140,7 @@ def build_shards(
     Args:
         annotations: output of `annotate`, complete.
         out: new, empty, or holding the same run, which is then resumed.
-        execution: runner and workers.
+        execution: runner, workers and part.
         data_dir: the RLDS data that was annotated; by default where it was then.
         include: "accepted" episodes only, or "all" that can be read.
 
@@ -150,6 +150,7 @@ def build_shards(
     Raises:
         InputError: the annotations are incomplete or of other data, or a directory is unusable.
         JobBug: a file met a bug.
+        PartDone: this command's part is done, but others are not.
     """
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
