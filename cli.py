@@ -1,7 +1,8 @@
 """`pixelcli`: the commands, each a few lines that call one function.
 
 Exit codes: 0 done; 1 the data, the settings or the machine are not as they should be: one line says what and how to mend
-it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies.
+it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies. A job that
+met bugs at single episodes keeps the results of all others and then ends with 3.
 """
 
 import errno
