@@ -47,7 +47,7 @@ def drawn_frames(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def disc(x: int, y: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A mask on such a frame."""
+    """A disc of radius 20 around a pixel, as a mask, bool (height, width)."""
     ys, xs = np.mgrid[:height, :width]
     return (xs - x) ** 2 + (ys - y) ** 2 <= 20**2
 

@@ -57,9 +57,9 @@ def full_precision(device: str) -> torch.autocast:
 
 
 def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Images, uint8 (images, 3, h, w), at another size as image libraries resize: bilinear, antialiased, in grey levels.
+    """Images, uint8 (images, 3, h, w), resized as image libraries do: bilinear, antialiased, rounded to whole grey levels.
 
-    CUDA resizes floating-point numbers alone; there the result is float32.
+    The result is uint8 (images, 3, height, width) on a CPU, and float32 elsewhere: CUDA resizes no uint8.
     """
     if pixels.device.type != "cpu":
         return resized_as_floats(pixels, height, width)

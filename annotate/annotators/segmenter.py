@@ -49,7 +49,7 @@ class Segmenter:
     """A SAM 2 of transformers: one model for images and for videos."""
 
     def __init__(self, settings: FoundationSettings, device: str, stages: Stopwatch, model: Any = None) -> None:
-        """Load the model that the settings name, or take the given one.
+        """Load the model that the settings name, or take the given `Sam2VideoModel`, which is changed (sam2.py).
 
         Raises:
             InputError: it cannot be loaded; names it and the setting that takes a folder.
@@ -75,7 +75,10 @@ class Segmenter:
 
         Args:
             images: RGB, uint8 (height, width, 3), of one size or several.
-            boxes: xyxy in pixels of their image.
+            boxes: x0, y0, x1, y1 in pixels of their image.
+
+        Returns:
+            One segment per image, of its size; the score is SAM's own estimate of the mask's IoU.
         """
         with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
             return self._batches(list(zip(images, boxes, strict=True)), self._cut_out)
@@ -98,7 +101,12 @@ class Segmenter:
         return [Segment(part.reshape(shape), score) for part, shape, score in zip(parts, shapes, scores, strict=True)]
 
     def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
-        """Follow one object through frames, both ways from the frame `start` on which it is prompted.
+        """Follow one object through frames, both ways from the frame on which it is prompted.
+
+        Args:
+            frames: RGB, uint8 (height, width, 3), all of one size.
+            start: the index of the prompted frame.
+            prompt: a box x0, y0, x1, y1, a point x, y, in pixels of that frame, or a mask, bool (height, width).
 
         Returns:
             One segment per frame; the score is the presence of the object, which falls where it is lost.

@@ -1,7 +1,7 @@
-"""p_t: the object and the gripper followed through every step of an episode by SAM 2's video memory.
+"""Masks of object and gripper at every step of an episode (the paper's p_t), by SAM 2's video memory.
 
-The object starts from its mask on the first valid frame, the gripper from its mask on the close frame; both are followed
-both ways, so that steps before and after have a mask too.
+The object starts from its mask on the first valid frame, the gripper from its mask on the close frame. Both are followed
+forwards and backwards, so that the steps before and after have a mask too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def _sound_frames(episode: Episode) -> dict[int, np.ndarray]:
 
 
 def _starts(row: EpisodeAnnotation) -> dict[str, tuple[int, RLE]]:
-    """What a row has a mask of -> the raw step of that mask, and the mask."""
+    """For "object" and "gripper", where the row has a mask of it: the raw step of that mask, and the mask."""
     found = {"object": (row.first_step, row.object_mask), "gripper": (row.close_step, row.gripper_mask)}
     return {name: (step, mask) for name, (step, mask) in found.items() if mask is not None}
 
