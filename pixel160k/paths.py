@@ -1,0 +1,371 @@
+"""Where data lies: local paths, and objects of the stores `s3://`, `gs://` and `hf://`, behind the same few methods.
+
+`open_path` makes a path of what a user typed. A local one is a `pathlib.Path`. One of a store is a `StorePath`, which has
+those methods of `Path` that this project needs. It talks to the store through fsspec and the store's package, which are
+imported when they are first needed. Stores have no folders, no renaming and no appending: an object appears whole when it
+is written, and a folder is a common beginning of names.
+"""
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from pixel160k.errors import InputError, one_line
+from pixel160k.packages import require_packages
+
+STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
+"""The schemes of object stores, and the package that reads and writes each."""
+
+_BLOCK = 8 << 20  # bytes per request when an object is read from front to back
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "LocalTokenNotFoundError",
+}
+
+
+class Stat(NamedTuple):
+    """What a store says of a name."""
+
+    st_size: int
+    is_folder: bool
+
+
+@dataclass(frozen=True, order=True)
+class StorePath:
+    """An object of a store, or a folder of objects. Its methods do what those of `pathlib.Path` do.
+
+    A path that `iterdir` or `glob` gave remembers what the listing said: it answers `exists`, `is_dir`, `is_file` and
+    `stat` as it was then, without another request. It forgets that when it is pickled.
+
+    Every failure of a store is an OSError that names the path.
+
+    Attributes:
+        scheme: a key of `STORES`.
+        key: the bucket and the object's name in it, without a slash at either end.
+    """
+
+    scheme: str
+    key: str
+    _listed: Stat | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StorePath, (self.scheme, self.key)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __truediv__(self, name: str) -> "StorePath":
+        return StorePath(
+            self.scheme, "/".join(part for part in f"{self.key}/{name}".split("/") if part not in ("", "."))
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return Path(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The last part's suffix with its dot."""
+        return Path(self.name).suffix
+
+    @property
+    def parent(self) -> "StorePath":
+        """The folder that holds it; a bucket is its own parent."""
+        return StorePath(self.scheme, self.key.rpartition("/")[0] or self.key)
+
+    def with_name(self, name: str) -> "StorePath":
+        """Another name in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> "StorePath":
+        """Itself."""
+        return self
+
+    def resolve(self) -> "StorePath":
+        """Itself."""
+        return self
+
+    def stat(self) -> Stat:
+        """The size in bytes, as `st_size`, and whether it is a folder.
+
+        Raises:
+            FileNotFoundError: there is no such object, and no object in such a folder.
+        """
+        if self._listed is not None:
+            return self._listed
+        with self._translated() as store:
+            return _stat(store.info(self.key))
+
+    def exists(self) -> bool:
+        """Whether there is such an object, or an object in such a folder."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether there is an object in this folder."""
+        return self.exists() and self.stat().is_folder
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        return self.exists() and not self.stat().is_folder
+
+    def iterdir(self) -> Iterator["StorePath"]:
+        """What lies in the folder, from one listing.
+
+        Raises:
+            FileNotFoundError: nothing lies there.
+        """
+        with self._translated() as store:
+            listing = store.ls(self.key, detail=True)
+        for entry in listing:
+            name = entry["name"].strip("/")
+            if name != self.key:  # some tools mark a folder by an empty object of its name
+                yield StorePath(self.scheme, name, _stat(entry))
+
+    def glob(self, pattern: str) -> Iterator["StorePath"]:
+        """What lies in the folder under a pattern as `*/part-*.parquet`; nothing where there is no folder."""
+        first, _, rest = pattern.partition("/")
+        try:
+            found = [path for path in self.iterdir() if fnmatchcase(path.name, first)]
+        except FileNotFoundError:
+            return
+        for path in found:
+            if not rest:
+                yield path
+            elif path.is_dir():
+                yield from path.glob(rest)
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as it holds an object."""
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Open an object for reading bytes; from front to back it is read in large blocks.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        if mode != "rb":
+            raise ValueError(
+                f"objects are opened to read bytes, not as {mode!r}; write_bytes and upload write them whole"
+            )
+        return io.BufferedReader(_Object(self, self.stat().st_size), _BLOCK)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`, in one request. Both must lie within the object."""
+        if start == stop:
+            return b""
+        with self._translated() as store:
+            content = bytes(store.cat_file(self.key, start=start, end=stop))
+        if len(content) != stop - start:
+            raise OSError(errno.EIO, f"{len(content)} bytes came from {start}, not {stop - start}", str(self))
+        return content
+
+    def read_bytes(self) -> bytes:
+        """The whole object, in one request."""
+        with self._translated() as store:
+            return bytes(store.cat_file(self.key))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes) -> int:
+        """Write the object, which appears whole."""
+        with self._translated() as store:
+            store.pipe_file(self.key, content)
+        return len(content)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> int:
+        """Write the object as text."""
+        return self.write_bytes(text.encode(encoding))
+
+    def upload(self, file: Path) -> None:
+        """Write the object from a local file; it appears whole."""
+        with self._translated() as store:
+            store.put_file(str(file), self.key)
+
+    def create(self, content: bytes) -> None:
+        """Write the object only where there is none.
+
+        Raises:
+            FileExistsError: there is one. Of several that create it at once, one succeeds (on s3 and gs).
+        """
+        if self.scheme == "hf" and self.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+        with self._translated() as store:
+            store.pipe_file(self.key, content, mode="overwrite" if self.scheme == "hf" else "create")
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
+        try:
+            with self._translated() as store:
+                store.rm_file(self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[Any]:
+        """Yield fsspec's file system of the scheme; what its calls raise becomes an OSError that names this path."""
+        import fsspec
+
+        try:
+            # No cached listings: other processes write there too. fsspec keeps one such object per process and thread.
+            store = fsspec.filesystem(self.scheme, use_listings_cache=False, **_SETTINGS.get(self.scheme, {}))
+            store.invalidate_cache()  # of hf, which has a cache of its own
+            yield store
+        except (AssertionError, AttributeError, NameError, TypeError):  # bugs, ours or theirs
+            raise
+        except Exception as error:
+            number = next((number for kind, number in _ERRORS.items() if isinstance(error, kind)), errno.EIO)
+            if type(error).__name__ in _NO_CREDENTIALS:
+                number = errno.EACCES
+            what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
+            raise OSError(number, what, str(self)) from None  # FileNotFoundError and so on, by the number
+
+
+# A host that does not answer is given up after half a minute. Credentials, endpoints and regions are those of the
+# environment, as the store's own tools read them.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
+}
+_ERRORS: dict[type[Exception], int] = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    PermissionError: errno.EACCES,
+}
+
+
+def _stat(entry: dict[str, Any]) -> Stat:
+    return Stat(int(entry.get("size") or 0), entry["type"] == "directory")
+
+
+class _Object(io.RawIOBase):
+    """The bytes of an object by position; each read is one request."""
+
+    def __init__(self, path: StorePath, size: int) -> None:
+        self._path, self._size, self._position = path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._size, self._position + len(buffer))
+        if stop <= self._position:
+            return 0
+        content = self._path.read_range(self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
+
+
+AnyPath = Path | StorePath
+"""A local path, or one of an object store."""
+
+
+def open_path(text: str | AnyPath) -> AnyPath:
+    """Turn what a user typed into a path: a local one, `~` expanded and `file:` too, or one of an object store.
+
+    A local path may hold colons. What is a path already stays as it is.
+
+    Raises:
+        InputError: the scheme is none that can be read, its package is not installed, or no bucket is named.
+    """
+    if not isinstance(text, str):
+        return text
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in STORES and rest.startswith("//"):
+        require_packages("cloud", "fsspec", STORES[scheme])
+        path = StorePath(scheme, "") / rest
+        if not path.key:
+            raise InputError(f"{text} names no bucket; write {scheme}://BUCKET/FOLDER")
+        return path
+    if colon and not Path(text).exists():
+        if scheme in STORES and rest.startswith("/"):
+            raise InputError(f"{text}: two slashes stand after {scheme}:, as in {scheme}://BUCKET/FOLDER")
+        if scheme == "file":
+            url = urlparse(text)
+            if url.netloc not in ("", "localhost"):
+                raise InputError(f"{text} names the host {url.netloc}; files of this machine are file:///FOLDER")
+            return Path(url2pathname(url.path))
+        if foreign := _foreign_scheme(text):
+            known = ", ".join(f"{name}://" for name in STORES)
+            raise InputError(f"{text}: {foreign}:// cannot be read; a path is local, or begins with {known}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, no home
+        return Path(text)
+
+
+def _foreign_scheme(text: str) -> str:
+    """The scheme of a URL, as http, that is none of ours; "" for everything else."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    known = found is None or found[1] in (*STORES, "file") or Path(text).exists()
+    return "" if found is None or known else found[1]
+
+
+def opens(text: str | AnyPath) -> bool:
+    """Whether `open_path` is who reads this: it is no URL of a scheme that it does not know."""
+    return not isinstance(text, str) or _foreign_scheme(text) == ""
+
+
+def list_sizes(folder: AnyPath) -> dict[str, int]:
+    """The files of a folder, by name, with their sizes in bytes, from one listing; none where there is no folder."""
+    if isinstance(folder, StorePath):
+        return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def read_range(path: AnyPath, offset: int, length: int) -> bytes:
+    """This many bytes of a file from an offset; of an object, one request.
+
+    Raises:
+        InputError: the file ends before.
+    """
+    stat = None if isinstance(path, StorePath) else path.stat()
+    if not 0 <= offset <= offset + length or (stat and stat.st_size < offset + length):
+        raise InputError(f"the file ends before byte {offset + length}")
+    if isinstance(path, StorePath):
+        return path.read_range(offset, offset + length)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def open_parquet(path: AnyPath) -> AnyPath | BinaryIO:
+    """What pyarrow reads a Parquet file from: its path, or, in a store, its whole contents from one request."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) else path
