@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.backbones.openvla import OpenVLABackbone, with_patches
+from model.backbones.openvla import OpenVLABackbone, mask_with_patches
 from pixel160k.errors import InputError, one_line
 
 TOLERANCES = {"patch_features": 3e-5, "projected": 5e-6, "last_hidden_state": 3e-5, "logits": 3e-5}
@@ -63,7 +63,7 @@ def compare(folder: Path) -> list[Difference]:
     with torch.inference_mode():
         output = backbone(**{name: given[name] for name in inputs})
     patches = torch.ones(output.projected.shape[:2], dtype=torch.bool)
-    valid = with_patches(given["attention_mask"], patches.shape[1]).bool()
+    valid = mask_with_patches(given["attention_mask"], patches.shape[1]).bool()
     differences = []
     for name in TOLERANCES:
         ours, theirs = getattr(output, name), given[name]

@@ -83,7 +83,7 @@ class OpenVLABackbone(Backbone):
         return self.projector(patch_features)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (batch, tokens) -> (batch, tokens, hidden_size)."""
+        """Token ids (batch, tokens) -> word embeddings (batch, tokens, hidden_size)."""
         return self.language_model.get_input_embeddings()(input_ids)
 
     def get_language_model(self) -> LlamaForCausalLM:
@@ -158,13 +158,22 @@ class OpenVLABackbone(Backbone):
         projected = self.project(patch_features)
         text = self.embed(input_ids)
         last_hidden_state = self.read_sequence(
-            torch.cat([text[:, :1], projected, text[:, 1:]], dim=1), with_patches(attention_mask, projected.shape[1])
+            torch.cat([text[:, :1], projected, text[:, 1:]], dim=1),
+            mask_with_patches(attention_mask, projected.shape[1]),
         )
         logits = self.language_model.lm_head(last_hidden_state)
         return OpenVLAOutput(patch_features, projected, last_hidden_state, logits)
 
 
-def with_patches(attention_mask: torch.Tensor, patches: int) -> torch.Tensor:
-    """The mask of the whole sequence: BOS, `patches` ones, the rest of the text's (batch, tokens) mask."""
+def mask_with_patches(attention_mask: torch.Tensor, patches: int) -> torch.Tensor:
+    """The attention mask of text and image together: that of BOS, ones for the patches, that of the rest of the text.
+
+    Args:
+        attention_mask: of the text alone, (batch, tokens), 1 = token, 0 = padding.
+        patches: how many visual tokens follow BOS.
+
+    Returns:
+        (batch, patches + tokens).
+    """
     seen = attention_mask.new_ones(len(attention_mask), patches)
     return torch.cat([attention_mask[:, :1], seen, attention_mask[:, 1:]], dim=1)

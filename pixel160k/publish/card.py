@@ -67,7 +67,12 @@ def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:
 
 
 def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
-    """Markdown with the YAML header of the Hugging Face hub."""
+    """The text of README.md beside the shards: Markdown, with a YAML header that the Hugging Face hub reads.
+
+    Args:
+        manifest: of the shards, as manifest.json holds it; it need not have `files` yet.
+        statistics: of the data set, as dataset_statistics.json holds them under its name.
+    """
     made = manifest["annotations"]
     origin = origin_of(manifest)
     header = {
