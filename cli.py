@@ -63,6 +63,7 @@ def main(debug: bool) -> None:
     # Beam warns of Google libraries that nothing here needs, and the hub of each retry.
     for noisy in ("", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
 
 
 class _AnyPath(click.Path):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -35,9 +36,16 @@ _NO_CREDENTIALS = {
 
 
 class Stat(NamedTuple):
-    """What a store says of a name."""
+    """What a store says of a name.
+
+    Attributes:
+        st_size: in bytes.
+        st_mtime: when it was written, in seconds by the store's clock; 0 where the store does not say.
+        is_folder: whether it is a common beginning of names.
+    """
 
     st_size: int
+    st_mtime: float
     is_folder: bool
 
 
@@ -103,7 +111,7 @@ class StorePath:
         return self
 
     def stat(self) -> Stat:
-        """The size in bytes, as `st_size`, and whether it is a folder.
+        """What the store says of it.
 
         Raises:
             FileNotFoundError: there is no such object, and no object in such a folder.
@@ -115,19 +123,23 @@ class StorePath:
 
     def exists(self) -> bool:
         """Whether there is such an object, or an object in such a folder."""
-        try:
-            self.stat()
-        except FileNotFoundError:
-            return False
-        return True
+        return self._find() is not None
 
     def is_dir(self) -> bool:
         """Whether there is an object in this folder."""
-        return self.exists() and self.stat().is_folder
+        found = self._find()
+        return found is not None and found.is_folder
 
     def is_file(self) -> bool:
         """Whether there is such an object."""
-        return self.exists() and not self.stat().is_folder
+        found = self._find()
+        return found is not None and not found.is_folder
+
+    def _find(self) -> Stat | None:
+        try:
+            return self.stat()
+        except FileNotFoundError:
+            return None
 
     def iterdir(self) -> Iterator["StorePath"]:
         """What lies in the folder, from one listing.
@@ -257,7 +269,9 @@ _ERRORS: dict[type[Exception], int] = {
 
 
 def _stat(entry: dict[str, Any]) -> Stat:
-    return Stat(int(entry.get("size") or 0), entry["type"] == "directory")
+    written = entry.get("LastModified") or entry.get("mtime") or getattr(entry.get("last_commit"), "date", None)
+    modified = written.timestamp() if isinstance(written, datetime) else 0.0
+    return Stat(int(entry.get("size") or 0), modified, entry["type"] == "directory")
 
 
 class _Object(io.RawIOBase):
