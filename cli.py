@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from pixel160k.errors import InputError, JobBug, one_line
+from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
 from pixel160k.paths import AnyPath, StorePath, open_path
@@ -104,17 +104,37 @@ _overrides = click.option(
 _device = click.option("--device", default="cpu", show_default=True, help="Of the models: cpu, cuda, cuda:1, mps.")
 
 
+class _Shard(click.ParamType):
+    """I/N, as 2/8: the I-th of N parts."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        index, _, count = str(value).partition("/")
+        if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+            return int(index), int(count)
+        self.fail(f"{value!r} is not I/N with 1 <= I <= N, as 2/8", param, ctx)
+
+
 def _execution(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say where a Beam job runs; the command gets them together, in the order of `Execution`."""
 
-    @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Local worker processes.")
+    @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes per device.")
+    @click.option(
+        "--shard", type=_Shard(), default="1/1", show_default=True, help="I/N: only every N-th file, from the I-th."
+    )
     @click.option("--runner", default="", help="Another Beam runner by its full name [default: the local one].")
     @click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM_OPTIONS...]")
     @wraps(command)
-    def with_execution(workers: int, runner: str, beam_options: tuple[str, ...], **options: Any) -> None:
+    def with_execution(
+        workers: int, shard: tuple[int, int], runner: str, beam_options: tuple[str, ...], **options: Any
+    ) -> None:
         if runner:
             _refuse_with("--runner", "workers")
-        command(execution=(workers, runner, beam_options), **options)
+        try:
+            command(execution=(workers, runner, beam_options, shard), **options)
+        except PartDone as part:
+            click.echo(part)
 
     return with_execution
 
@@ -163,7 +183,14 @@ def _print(*tables: Any) -> None:
 @click.option("--config", type=_new_local_file, help="YAML file of settings.")
 @_overrides
 @click.option("--tracks", is_flag=True, help="Also masks at every step (as --set tracks=true).")
-@_device
+@click.option(
+    "--device",
+    "--devices",
+    "device",
+    default="cpu",
+    show_default=True,
+    help="Of the models: cpu, cuda (every GPU), cuda:0,cuda:2 (these).",
+)
 @_execution
 def annotate_command(
     source: str | None,
@@ -175,7 +202,7 @@ def annotate_command(
     overrides: tuple[str, ...],
     tracks: bool,
     device: str,
-    execution: tuple[int, str, tuple[str, ...]],
+    execution: tuple[int, str, tuple[str, ...], tuple[int, int]],
 ) -> None:
     """Find and cut out the target object and the gripper in every episode.
 
@@ -184,6 +211,7 @@ def annotate_command(
     pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out annotations --set annotators=motion --workers 8
     pixelcli annotate --src libero --data-dir DIR --out annotations --set annotators=motion \\
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
+    pixelcli annotate --src fractal --data-dir DIR --out annotations --device cuda --workers 2 --shard 3/8
     pixelcli annotate --refilter annotations --set filter.min_evidence=0.5 --out stricter
     """
     require_packages("annotate", "apache_beam")
@@ -200,6 +228,7 @@ def annotate_command(
             "tracks",
             "device",
             "workers",
+            "shard",
             "runner",
             "beam_options",
         )
@@ -224,7 +253,7 @@ def build_shards_command(
     data_dir: AnyPath | None,
     out: AnyPath,
     include: str,
-    execution: tuple[int, str, tuple[str, ...]],
+    execution: tuple[int, str, tuple[str, ...], tuple[int, int]],
 ) -> None:
     """Write WebDataset shards of annotated episodes, with index, statistics, manifest and data card.
 

@@ -16,6 +16,13 @@ class JobBug(Exception):
     """
 
 
+class PartDone(Exception):
+    """No error: the part of a job that `--shard i/n` names is done, and other parts are not.
+
+    Its message is one line that says what is missing.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; the name of its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

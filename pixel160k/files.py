@@ -4,22 +4,20 @@ Files are written on the local disk. There they get their name by renaming, in o
 uploaded, each appearing whole; of several files that belong together, the one that says so is uploaded last.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pixel160k.errors import InputError, one_line
+from pixel160k.owner import TEMPORARY, temporary_name
 from pixel160k.paths import AnyPath, StorePath
-
-TEMPORARY = ".tmp-"
-"""The names of everything unfinished begin with this."""
 
 
 def sha256_of(path: AnyPath) -> str:
@@ -65,7 +63,7 @@ def written_atomically(path: AnyPath) -> Iterator[Path]:
             yield (written := Path(folder, path.name))
             path.upload(written)
         return
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         os.replace(temporary, path)
@@ -102,9 +100,16 @@ def working_folder(out: AnyPath, name: str) -> Iterator[Path]:
         out: a folder; where it is local, the working folder lies in it, and has a temporary name.
         name: a part of the working folder's name.
     """
-    parent = None if isinstance(out, StorePath) else out
-    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{name}-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    if isinstance(out, StorePath):
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as temporary:
+            yield Path(temporary)
+        return
+    folder = out / temporary_name(name)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def move_file(file: Path, target: AnyPath) -> None:
@@ -126,10 +131,16 @@ def create_file(path: AnyPath, content: bytes) -> None:
     if isinstance(path, StorePath):
         path.create(content)
         return
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         temporary.write_bytes(content)
-        os.link(temporary, path)  # unlike a renaming, this fails where there is one; and the file appears whole
+        try:
+            os.link(temporary, path)  # appears with its content, and only where there is none
+        except FileExistsError:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        except OSError:  # a file system without hard links
+            with open(path, "xb") as file:
+                file.write(content)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,5 @@
 """The job of `pixelcli annotate`: source file k -> annotation part k."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from annotate.annotator import annotate_episodes
 from annotate.annotators.choose import check_annotators, choose_annotators, model_names
 from annotate.jobs.beam import Execution, run_job
+from annotate.jobs.local import list_devices
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
@@ -26,11 +26,10 @@ class _AnnotateFile:
 
     source: str
     settings: AnnotateSettings
-    device: str
     description: dict[str, Any]
 
-    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
-        annotators = choose_annotators(self.settings, self.device)
+    def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
+        annotators = choose_annotators(self.settings, device)
         annotators.stopwatch.seconds.clear()
         episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
         rows, tracks = annotate_episodes(episodes, annotators, self.settings)
@@ -51,7 +50,7 @@ def describe(source: str, dataset: str, settings: AnnotateSettings, device: str 
     `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
     the kind of a device that is no CPU belongs to it, and parts of both never mix.
     """
-    kind = device.partition(":")[0]
+    kind = device.partition(",")[0].partition(":")[0]
     return {
         "job": "annotate",
         "software": version("pixelvla"),
@@ -135,6 +134,15 @@ def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return run, stats
 
 
+def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> list[str]:
+    """Where the workers compute: several devices only for local workers, and looked for only where models need them."""
+    if execution.runner:
+        if "," in device:
+            raise InputError(f"--device {device} does not go with --runner: each worker takes one, as cuda")
+        return [device]
+    return list_devices(device, check=settings.annotators != "motion" or settings.tracks)
+
+
 def annotate(
     source: str,
     data_dir: Path,
@@ -151,9 +159,10 @@ def annotate(
         data_dir: the folder that holds the RLDS data set.
         out: new, empty, or holding the same run, which is then resumed.
         settings: all that changes the results.
-        execution: runner and workers.
+        execution: runner, workers and part.
         split: only files of this split; "" for all.
-        device: where the models compute, as torch names it.
+        device: where the models compute, as torch names it: one, or several separated by commas. "cuda" stands for every
+            GPU of this machine; for another runner, for the first GPU that a worker sees.
 
     Returns:
         The totals, which are the content of stats.json: episodes per status and reason, seconds per stage, and so on.
@@ -161,6 +170,7 @@ def annotate(
     Raises:
         InputError: the data directory, the output directory or a file is unusable; one line that says what to do.
         JobBug: a file met a bug.
+        PartDone: this command's part is done, but others are not.
     """
     files = list_files(SOURCES[source], data_dir, split)
     cameras = SOURCES[source].cameras
@@ -170,9 +180,10 @@ def annotate(
     identity = describe(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
-    started = time.monotonic()
-    work = _AnnotateFile(source, settings, device, identity)
-    markers = run_job(f"annotate {files[0].dataset}", work, files, out, identity | {"files": inputs}, execution)
+    work = _AnnotateFile(source, settings, identity)
+    devices = _devices(settings, execution, device)
+    title = f"annotate {files[0].dataset}"
+    markers = run_job(title, work, files, out, identity | {"files": inputs}, execution, devices)
     totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
     for marker in markers:
         totals["episodes"] += marker["summary"]["episodes"]
@@ -181,10 +192,8 @@ def annotate(
     totals |= {
         "files": len(files),
         "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),
-        "seconds": round(time.monotonic() - started, 3),
         "work_seconds": round(sum(marker["seconds"] for marker in markers), 3),
-        "workers": execution.workers,
-        "runner": execution.runner,
+        "retries": sum(marker.get("retries", 0) for marker in markers),  # markers of earlier versions have none
         "data_dir": str(data_dir.resolve()),
     }
     write_json(out / "stats.json", totals)

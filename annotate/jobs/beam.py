@@ -1,25 +1,24 @@
-"""Beam jobs over source files: fan-out, atomic outputs, done-markers, exact restart. Shared by annotate and build-shards.
+"""Jobs over source files: fan-out by Apache Beam, atomic outputs, done-markers, exact restart, several commands at once.
+Shared by annotate and build-shards.
 
-The unit of work is one source TFRecord file. Only file names travel between workers, so memory stays flat and the outputs do
-not depend on how many workers there are. A worker writes the outputs of a file into a temporary folder, renames them into
-the output directory, and writes a done-marker last, which holds the fingerprint of the run. A restart skips the files that
-are done and does the others again.
+The unit of work is one source TFRecord file (`annotate.jobs.unit`). Only file names travel between workers, so memory stays
+flat and the outputs do not depend on how many workers there are. Everywhere a file goes through the same Beam pipeline: in
+this process for one local worker, in each of several local worker processes (`annotate.jobs.local`), or on the cluster that
+`--runner` names. The processes of all of these, of other commands and of other machines share the files by claims
+(`annotate.jobs.claims`).
 
-A file that fails does not stop the others. What the input or the disk did (InputError, OSError) is noted in
-`.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
-goes to `.done/workers.log`.
+So a job is a loop: run the pipeline over the files that nobody works on, then see what is left. What another living process
+has is waited for, and what a dead one had is done again. A restart skips the files that are done and does the others again.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,94 +27,196 @@ from typing import Any, TextIO
 
 import apache_beam as beam
 
+from annotate.jobs import claims
+from annotate.jobs.local import run_workers
+from annotate.jobs.unit import LOG, Unit, Work, finished, notes, says_disk_is_full
 from annotate.sources.rlds import SourceFile
-from pixel160k.errors import InputError, JobBug, one_line
-from pixel160k.files import TEMPORARY, read_json, sha256_of, write_json, write_text
+from pixel160k.errors import InputError, JobBug, PartDone, one_line
+from pixel160k.files import read_json, write_text
+from pixel160k.owner import TEMPORARY, temporary_name
 
 # Named in full: "DirectRunner" first tries Prism, which downloads a binary.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
-_LOG = "workers.log"  # in .done: what local workers print, and the traceback of every failure
-
-Work = Callable[[SourceFile, Path], dict[str, Any]]
-"""Makes the outputs of one source file in the given empty folder and returns a summary that JSON can hold.
-
-An InputError or OSError says that the file or the disk is at fault; any other exception is a bug.
-"""
+_ROUNDS_WITHOUT_PROGRESS = 3  # that many end a job whose runner does nothing
 
 
 @dataclass(frozen=True)
 class Execution:
     """Where a job runs. Nothing here changes a byte of the results."""
 
-    workers: int = 1  # processes of the local runner
+    workers: int = 1  # local processes per device
     runner: str = ""  # any other Beam runner by its full name
     options: Sequence[str] = ()  # Beam pipeline options of any other runner
+    shard: tuple[int, int] = (1, 1)  # (i, n): of every n files the i-th, counted from 1
 
 
 def run_job(
-    title: str, work: Work, files: list[SourceFile], out: Path, description: dict[str, Any], execution: Execution
+    title: str,
+    work: Work,
+    files: list[SourceFile],
+    out: Path,
+    description: dict[str, Any],
+    execution: Execution,
+    devices: Sequence[str] = ("cpu",),
 ) -> list[dict[str, Any]]:
     """Run a job over all files into `out` and return their done-markers, in the order of the files.
 
-    A marker is a dict: `summary` (what `work` returned), `outputs` (name -> bytes and sha256), `seconds`, `fingerprint`.
+    A marker is a dict: `summary` (what `work` returned), `outputs` (name -> bytes and sha256), `seconds`, `fingerprint`,
+    `retries` (how often a fault that may pass was met), `died` (the processes that died at the file before).
 
     Args:
         title: names the job on the progress bar.
         work: called once per file; must be picklable.
         files: the source files; those that `out` holds results of are skipped.
-        out: output directory; new, empty, or holding the same run, which is then resumed.
+        out: output directory; new, empty, or holding the same run, which is then resumed, or shared with the commands
+            that work there now.
         description: everything that determines the results; its hash is the fingerprint of the run.
-        execution: runner and workers.
+        execution: runner, workers, and which part of the files is this command's.
+        devices: where the work computes: `execution.workers` local processes for each. Another runner takes one.
 
     Raises:
-        InputError: `out` cannot be written or holds something else, or a file failed; names the file and the cause.
+        InputError: `out` cannot be written or holds something else, the disk is full, or a file failed; names the file
+            and the cause.
         JobBug: a file met a bug.
+        PartDone: this command's part is done, but others are not.
     """
-    fingerprint = _claim(out, description)
+    fingerprint = _open_run(out, description)
     done = out / ".done"
-    unfinished = [*out.glob(f"{TEMPORARY}*"), *done.glob(f"{TEMPORARY}*")]
-    for stale in [*unfinished, *done.glob("*.failed"), *done.glob("*.bug")]:
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    pending = [file for file in files if _finished(out, file, fingerprint) is None]
-    if pending:
-        with _worker_output_to(done / _LOG) as terminal, _progress(title, out, [file.name for file in files], terminal):
-            _run_pipeline(_Unit(work, str(out.resolve()), fingerprint), pending, execution)
-    markers = [_finished(out, file, fingerprint) for file in files]
+    claims.remove_leftovers(out)
+    index, count = execution.shard
+    part = files[index - 1 :: count]
+    if pending := [file for file in part if finished(out, file, fingerprint) is None]:
+        for note in (note for file in pending for note in notes(done, file).values()):
+            note.unlink(missing_ok=True)  # of an earlier command
+        with (
+            _worker_output_to(done / LOG) as terminal,
+            _progress(title, done, [f.name for f in files], terminal) as say,
+        ):
+            unit = Unit(work, str(out.resolve()), fingerprint, devices[0])
+            _run_until_settled(unit, pending, execution, list(devices), say)
+        claims.remove_leftovers(out)
+    _open_run(out, description)  # if two different runs began at the same moment, one of them ends here
+    markers = [finished(out, file, fingerprint) for file in files]
+    lost = [file for file, marker in zip(files, markers, strict=True) if marker is None]
+    failed = [notes(done, file) for file in lost if file in part]
     bugs, failures = (
-        [path.read_text(encoding="utf-8") for path in sorted(done.glob(f"*.{kind}"))] for kind in ("bug", "failed")
+        [note[kind].read_text(encoding="utf-8") for note in failed if note[kind].exists()] for kind in ("bug", "failed")
     )
     if faults := bugs + failures:
         more = f" (and {len(faults) - 1} more files)" if len(faults) > 1 else ""
         rest = "the other files are done: the same command goes on from there"
         if bugs:
-            raise JobBug(f"this is a bug, met at {faults[0]}{more}; the traceback is in {done / _LOG}; {rest}")
+            raise JobBug(f"this is a bug, met at {faults[0]}{more}; the traceback is in {done / LOG}; {rest}")
         raise InputError(f"{faults[0]}{more}; {rest}")
-    if lost := [file.path.name for file, marker in zip(files, markers, strict=True) if marker is None]:
-        raise InputError(f"{lost[0]} was not finished by the runner; run the same command again")
+    if lost:
+        raise PartDone(
+            f"part {index} of {count} is done; of {len(files)} files {len(lost)} are missing, the first is "
+            f"{lost[0].path.name}; the command that does the last one ends the run"
+        )
     return [marker for marker in markers if marker is not None]
 
 
-def _make_writable(out: Path) -> None:
-    """Make the output directory if there is none, and check that it can be written.
+def _run_until_settled(
+    unit: Unit, pending: list[SourceFile], execution: Execution, devices: list[str], say: Callable[[str], None]
+) -> None:
+    """Run rounds until each file is done or its failure is noted, by whomever."""
+    done, idle, waiting = unit.out / ".done", 0, False
+    while pending:
+        free = [file for file in pending if not claims.is_held(claims.claim_path(done, file.name))]
+        if free:
+            failure = _run_round(unit, free, execution, devices, say)
+        else:
+            if not waiting:
+                say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
+            waiting, failure = True, None
+            time.sleep(0.5)
+        left = [file for file in pending if not unit.is_settled(file)]
+        idle = idle + 1 if free and len(left) == len(pending) else 0
+        if failure is not None:
+            if idle:
+                raise failure
+            _log(done, "".join(traceback.format_exception(failure)))
+            say(f"the runner failed and is started again: {one_line(failure)[:200]}")
+        if idle == _ROUNDS_WITHOUT_PROGRESS:
+            raise InputError(f"{left[0].path.name} was not finished by the runner; run the same command again")
+        pending = left
+
+
+def _run_round(
+    unit: Unit, files: list[SourceFile], execution: Execution, devices: list[str], say: Callable[[str], None]
+) -> Exception | None:
+    """Run the pipeline once over these files; returns how the runner failed, if it did.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: the disk is full, or there is no such runner.
+    """
+    local = [device for _ in range(execution.workers) for device in devices][: len(files)]
+
+    def tell(line: str) -> None:
+        _log(unit.out / ".done", line)
+        say(line)
+
+    try:
+        if execution.runner or execution.workers * len(devices) == 1:
+            run_pipeline(unit, files, execution.runner, execution.options)
+        else:
+            run_workers(unit, files, local, tell)
+    except InputError:
+        raise
+    except Exception as error:
+        if says_disk_is_full(error):
+            raise InputError(
+                f"no space left on the disk of {unit.out}; make room: the same command goes on from there"
+            ) from None
+        return error
+    return None
+
+
+class _DoFile(beam.DoFn):
+    """Hands each file to the unit."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+
+    def process(self, file: SourceFile) -> None:
+        self.unit(file)
+
+
+def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options: Sequence[str] = ()) -> None:
+    """Run the pipeline over these files: in this process, or by another Beam runner with its options.
+
+    Raises:
+        InputError: there is no such runner.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    chosen = [f"--runner={runner or LOCAL_RUNNER}", *options]
+    if not runner:
+        chosen += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    try:
+        created = beam.Pipeline(options=PipelineOptions(chosen))
+    except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
+        raise InputError(f"--runner {runner}: {one_line(error)}") from None
+    with created as pipeline:
+        _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
+
+
+def _open_run(out: Path, description: dict[str, Any]) -> str:
+    """Take `out` for this run, or check that it already is this run's; returns the fingerprint.
+
+    Raises:
+        InputError: it cannot be made or written, or holds something else.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f"{TEMPORARY}{uuid.uuid4().hex}"
+        probe = out / temporary_name("probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
-
-
-def _claim(out: Path, description: dict[str, Any]) -> str:
-    """Take `out` for this run, or check that it already is this run's; returns the fingerprint."""
-    _make_writable(out)
     canonical = json.dumps(description, sort_keys=True, indent=1)
-    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     record = out / "run.json"
     if record.exists():
         if (earlier := read_json(record)) != (wanted := json.loads(canonical)):
@@ -126,94 +227,24 @@ def _claim(out: Path, description: dict[str, Any]) -> str:
                 f"{out} holds the results of another run (different: {', '.join(differing)}); "
                 "choose another --out, or delete that one"
             )
-    elif any(out.iterdir()):
+    elif any(not path.name.startswith(TEMPORARY) for path in out.iterdir()) and not record.exists():
         raise InputError(f"{out} is not empty and holds no run of this kind; choose another --out")
     else:
         write_text(record, canonical)
     (out / ".done").mkdir(exist_ok=True)
-    return fingerprint
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _finished(out: Path, file: SourceFile, fingerprint: str) -> dict[str, Any] | None:
-    """The done-marker of a file whose outputs are all there; None where it must be done (again)."""
-    try:
-        marker = read_json(out / ".done" / f"{file.name}.json")
-    except InputError:  # there is none, or it is damaged
-        return None
-    outputs = marker["outputs"].items()
-    whole = all((out / name).is_file() and (out / name).stat().st_size == output["bytes"] for name, output in outputs)
-    return marker if whole and marker["fingerprint"] == fingerprint else None
-
-
-class _Unit(beam.DoFn):
-    """Does the work of one file, publishes its outputs and notes its failure."""
-
-    def __init__(self, work: Work, out: str, fingerprint: str) -> None:
-        self.work, self.out, self.fingerprint = work, out, fingerprint
-
-    def setup(self) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
-
-    def process(self, file: SourceFile) -> Iterator[str]:
-        out, started = Path(self.out), time.monotonic()
-        folder = out / f"{TEMPORARY}{file.name}-{uuid.uuid4().hex}"
-        try:
-            folder.mkdir()
-            summary = self.work(file, folder)
-            outputs = {}
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                name = path.relative_to(folder).as_posix()
-                outputs[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-                (out / name).parent.mkdir(exist_ok=True)
-                os.replace(path, out / name)
-            marker = {
-                "fingerprint": self.fingerprint,
-                "outputs": outputs,
-                "summary": summary,
-                "seconds": round(time.monotonic() - started, 3),
-            }
-            write_json(out / ".done" / f"{file.name}.json", marker)
-        except Exception as error:  # noted, and the other files go on; see the module's docstring
-            self._note(file, error)
-        else:
-            yield file.name
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _note(self, file: SourceFile, error: Exception) -> None:
-        """Write the one line by which `run_job` learns of a failure, and its traceback into the log."""
-        done = Path(self.out) / ".done"
-        with open(done / _LOG, "a", encoding="utf-8") as log:
-            log.write(f"{file.path.name}:\n{traceback.format_exc()}\n")
-        if isinstance(error, InputError | OSError):
-            write_text(done / f"{file.name}.failed", f"{file.path.name}: {one_line(error)}")
-        else:
-            write_text(done / f"{file.name}.bug", f"{file.path.name}: {type(error).__name__}: {one_line(error)}")
-
-
-def _run_pipeline(unit: _Unit, files: list[SourceFile], execution: Execution) -> None:
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    options = [f"--runner={execution.runner or LOCAL_RUNNER}", *execution.options]
-    if not execution.runner:
-        mode = "multi_processing" if execution.workers > 1 else "in_memory"
-        options += [f"--direct_running_mode={mode}", f"--direct_num_workers={execution.workers}"]
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    try:
-        created = beam.Pipeline(options=PipelineOptions(options))
-    except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
-        raise InputError(f"--runner {execution.runner}: {one_line(error)}") from None
-    with created as pipeline:
-        _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(unit)
+def _log(done: Path, text: str) -> None:
+    with open(done / LOG, "a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
 
 
 @contextmanager
 def _worker_output_to(log: Path) -> Iterator[TextIO]:
     """Send what this process and its children write to stderr into a file; yields the terminal's own stderr.
 
-    Beam's local worker processes inherit stderr and chatter on it at a level that no option reaches.
+    Beam and the libraries below it chatter on stderr at a level that no option reaches.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -227,8 +258,11 @@ def _worker_output_to(log: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _progress(title: str, out: Path, names: list[str], terminal: TextIO) -> Iterator[None]:
-    """A bar that counts the done-markers, which is all that any runner shows of its progress."""
+def _progress(title: str, done: Path, names: list[str], terminal: TextIO) -> Iterator[Callable[[str], None]]:
+    """A bar that counts the done-markers, which is all that any runner shows of its progress.
+
+    Yields what prints a line above the bar.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -240,23 +274,23 @@ def _progress(title: str, out: Path, names: list[str], terminal: TextIO) -> Iter
     )
 
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeElapsedColumn())
-    finished = threading.Event()
+    ended, wanted = threading.Event(), {f"{name}.json" for name in names}
 
     def count() -> int:
-        return sum((out / ".done" / f"{name}.json").exists() for name in names)
+        return len(wanted.intersection(os.listdir(done)))
 
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=terminal)) as progress:
         task = progress.add_task(title, total=len(names), completed=count())
 
         def watch() -> None:
-            while not finished.wait(0.5):
+            while not ended.wait(0.5):
                 progress.update(task, completed=count())
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            yield
+            yield lambda line: progress.console.print(line, markup=False, highlight=False)
         finally:
-            finished.set()
+            ended.set()
             watcher.join()
             progress.update(task, completed=count())

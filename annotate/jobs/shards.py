@@ -38,7 +38,7 @@ class _BuildShard:
     include: str
     horizon: int
 
-    def __call__(self, file: SourceFile, folder: Path) -> dict[str, Any]:
+    def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
         rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
         tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
         episodes = read_episodes(SOURCES[self.source], file, self.camera)
@@ -125,7 +125,7 @@ def build_shards(
     Args:
         annotations: output of `annotate`, complete.
         out: new, empty, or holding the same run, which is then resumed.
-        execution: runner and workers.
+        execution: runner, workers and part.
         data_dir: the RLDS data that was annotated; by default where it was then.
         include: "accepted" episodes only, or "all" that can be read.
 
@@ -135,6 +135,7 @@ def build_shards(
     Raises:
         InputError: the annotations are incomplete or of other data, or a directory is unusable.
         JobBug: a file met a bug.
+        PartDone: this command's part is done, but others are not.
     """
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]

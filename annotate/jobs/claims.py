@@ -1,0 +1,165 @@
+"""Who works on which file: claims, by which any number of processes share one output directory without a scheduler.
+
+A claim is `.done/{file}.claim`. It is there from before a process works on the file until after its done-marker is written,
+and says which process holds it. A process that finds a living claim leaves the file alone. The claim of a dead process is
+taken over. Whether the holder lives is decided so:
+
+- on the same host: by its process id and start time, at once;
+- on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time). A claim that was not
+  renewed for `LEASE` seconds is dead. Both times are the file system's own, so the hosts' clocks need not agree.
+
+Claims save work, and nothing depends on them for being right: outputs are renamed into place whole, and two processes that
+do the same file all the same write the same bytes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pixel160k.owner import TEMPORARY, is_alive, owner_of, temporary_name, this_process
+
+LEASE = 180.0  # seconds; network file systems may show a modification time up to a minute late
+RENEWAL = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A process, `owner`, works on a file. `died`: the owners that died at the file before, one after the other."""
+
+    owner: str
+    token: str
+    died: list[str]
+
+
+def claim_path(done: Path, name: str) -> Path:
+    """Where the claim of the file of this name lies."""
+    return done / f"{name}.claim"
+
+
+def read_claim(path: Path) -> Claim | None:
+    """The claim in a file; None where there is none. One that cannot be read is of an unknown owner."""
+    try:
+        return Claim(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return Claim("", "", [])
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the claim at this path."""
+    claim = read_claim(path)
+    return claim is not None and _lives(path, claim.owner)
+
+
+def take(done: Path, name: str) -> Claim | None:
+    """Claim a file for this process; None where a living process holds it."""
+    path, died = claim_path(done, name), []
+    if (held := read_claim(path)) is not None:
+        if _lives(path, held.owner) or not _evict(path, held):
+            return None
+        died = [*held.died, held.owner]
+    claim = Claim(this_process(), uuid.uuid4().hex, died)
+    text = json.dumps(asdict(claim))
+    temporary = done / temporary_name(path.name)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            os.link(temporary, path)  # appears with its content, and only where there is none
+        except FileExistsError:
+            return None
+        except OSError:  # a file system without hard links
+            with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+                return claim
+            return None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return claim
+
+
+@contextmanager
+def renewed(done: Path, name: str, claim: Claim) -> Iterator[None]:
+    """Renew a claim while the block runs, and give it up at its end."""
+    path, finished = claim_path(done, name), threading.Event()
+
+    def renew() -> None:
+        while not finished.wait(RENEWAL):
+            with contextlib.suppress(OSError):  # another process took it over, or the next time will do
+                os.utime(path)
+
+    threading.Thread(target=renew, daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+        if is_ours(done, name, claim):
+            path.unlink(missing_ok=True)
+
+
+def is_ours(done: Path, name: str, claim: Claim) -> bool:
+    """Whether this claim still holds: no other process took it over."""
+    return read_claim(claim_path(done, name)) == claim
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the claims and unfinished outputs of dead processes from an output directory; those of others stay.
+
+    A process of another host is dead when it holds no living claim and what it left is older than `LEASE`.
+    """
+    folders = [folder for folder in (out, out / ".done", out / ".work") if folder.is_dir()]
+    unfinished = [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
+    living = set()
+    for path in (out / ".done").glob("*.claim"):
+        if (claim := read_claim(path)) is None:
+            continue
+        if _lives(path, claim.owner):
+            living.add(claim.owner)
+        else:
+            _evict(path, claim)
+    for path in unfinished:
+        owner = owner_of(path.name)
+        if owner not in living and not _lives(path, owner):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lives(path: Path, owner: str) -> bool:
+    """Whether the owner of what lies at `path` lives, as far as can be known."""
+    alive = is_alive(owner) if owner else None
+    return _age(path) <= LEASE if alive is None else alive
+
+
+def _age(path: Path) -> float:
+    """Seconds since `path` was made or renewed, by the clock of the file system."""
+    probe = path.with_name(temporary_name("clock"))
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # it is gone: its owner was alive just now
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _evict(path: Path, claim: Claim) -> bool:
+    """Remove a dead claim; False where another process was quicker."""
+    aside = path.with_name(temporary_name(path.name))
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    if (evicted := read_claim(aside)) != claim:  # a new one came between reading and renaming: give it back
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+    return evicted == claim
