@@ -10,8 +10,8 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -26,6 +26,7 @@ from pixel160k.packages import require_packages
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 """The schemes of object stores, and the package that reads and writes each."""
 
+_AT_ONCE = 256  # objects that are read together
 _BLOCK = 8 << 20  # bytes per request when an object is read from front to back
 _NO_CREDENTIALS = {
     "NoCredentialsError",
@@ -195,7 +196,16 @@ class StorePath:
     def read_bytes(self) -> bytes:
         """The whole object, in one request."""
         with self._translated() as store:
-            return bytes(store.cat_file(self.key))
+            return bytes(store.cat_file(self.key, **_WHOLE.get(self.scheme, {})))
+
+    def read_with(self, paths: "Sequence[StorePath]") -> list[bytes | None]:
+        """The whole objects at these paths of the same store, asked for together; None where there is none."""
+        with self._translated() as store:
+            contents = store.cat_ranges([path.key for path in paths], None, None, **_WHOLE.get(self.scheme, {}))
+            for content in contents:
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+        return [None if isinstance(content, Exception) else bytes(content) for content in contents]
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The whole object as text."""
@@ -261,6 +271,7 @@ class StorePath:
 _SETTINGS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
 }
+_WHOLE = {"s3": {"max_concurrency": 1}}  # of whole objects: else s3fs asks for the size first
 _ERRORS: dict[type[Exception], int] = {
     FileNotFoundError: errno.ENOENT,
     FileExistsError: errno.EEXIST,
@@ -357,11 +368,26 @@ def list_sizes(folder: AnyPath) -> dict[str, int]:
     """The files of a folder, by name, with their sizes in bytes, from one listing; none where there is no folder."""
     if isinstance(folder, StorePath):
         return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    except FileNotFoundError:
-        return {}
+    sizes = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
+
+
+def read_all(paths: Sequence[AnyPath]) -> Iterator[bytes | None]:
+    """The contents of small files, in the order of their paths; None where there is none. A store is asked for many at once."""
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths[start : start + _AT_ONCE]
+        stored = [path for path in some if isinstance(path, StorePath)]
+        found = dict(zip(stored, stored[0].read_with(stored), strict=True)) if stored else {}
+        for path in some:
+            if isinstance(path, StorePath):
+                yield found[path]
+            else:
+                yield path.read_bytes() if path.exists() else None
 
 
 def read_range(path: AnyPath, offset: int, length: int) -> bytes:

@@ -4,6 +4,10 @@ import hashlib
 import os
 import pickle
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.loader import open_shards
 from pixel160k.read.verify import verify
 
+ROOT = Path(__file__).parents[1]
 ANNOTATE = ["annotate", "--src", "libero", "--set", "annotators=motion"]
 BUILD = ["build-shards", "--include", "all"]
 
@@ -307,3 +312,145 @@ def test_annotation_parts_are_read_from_a_bucket(bucket, tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match="holds no annotations"):
         table.list_parts(bucket / "none")
+
+
+def results(folder):
+    """The bytes of a run's results by their names: all but its own records, and stats.json, which holds timings."""
+    files = files_below(folder)
+    return {
+        name: content
+        for name, content in files.items()
+        if not name.startswith((".done/", ".work/")) and name != "stats.json"
+    }
+
+
+def test_a_run_in_a_bucket_writes_the_same_bytes(built, bucket, tmp_path):
+    upload(built / "data", bucket / "data")
+    check(run(*ANNOTATE, "--data-dir", bucket / "data", "--out", bucket / "annotations"))
+    check(run(*BUILD, "--annotations", bucket / "annotations", "--out", bucket / "shards"))
+    for name in ("annotations", "shards"):
+        assert results(bucket / name) == results(built / name)
+    assert not [name for name in files_below(bucket) if ".tmp-" in name or name.endswith(".claim")]
+    result = run("verify", "--shards", bucket / "shards")
+    assert result.exit_code == 0 and "no fault" in result.output
+    for folder, out in ((built, tmp_path / "again"), (bucket, bucket / "again")):
+        check(run("annotate", "--refilter", folder / "annotations", "--set", "filter.min_evidence=0.9", "--out", out))
+    assert results(bucket / "again") == results(tmp_path / "again")
+
+
+def test_a_finished_run_is_known_from_listings(built, bucket, requests):
+    upload(built / "data", bucket / "data")
+    command = [*ANNOTATE, "--data-dir", bucket / "data", "--out", bucket / "annotations"]
+    check(run(*command))
+    requests.clear()
+    check(run(*command))
+    asked = [path for method, path in requests if method in ("GET", "HEAD") and path != "/bucket"]
+    assert not [path for path in asked if path.endswith((".parquet", ".claim", ".bug", ".failed"))]
+    assert sum(path.endswith(".done/train-00000.json") for path in asked) == 1
+
+
+def test_what_was_damaged_in_a_bucket_is_made_again(built, bucket):
+    upload(built / "data", bucket / "data")
+    command = [*ANNOTATE, "--data-dir", bucket / "data", "--out", bucket / "annotations"]
+    check(run(*command))
+    (bucket / "annotations" / "part-train-00001.parquet").write_bytes(b"cut")
+    (bucket / "annotations" / ".done" / "train-00000.json").unlink()
+    check(run(*command))
+    assert results(bucket / "annotations") == results(built / "annotations")
+    result = run(*command, "--set", "prompts.seed=7")
+    assert result.exit_code == 1 and "holds the results of another run" in result.output
+
+
+def test_a_fault_at_one_file_is_told_from_a_bucket(built, bucket):
+    upload(built / "data", bucket / "data")
+    check(run(*ANNOTATE, "--data-dir", bucket / "data", "--out", bucket / "annotations"))
+    (bucket / "annotations" / "part-train-00001.parquet").write_bytes(b"no part")
+    result = run(*BUILD, "--annotations", bucket / "annotations", "--out", bucket / "shards")
+    assert (
+        result.exit_code == 1
+        and f"{bucket}/annotations/part-train-00001.parquet is not an annotation part" in result.output
+    )
+    assert (bucket / "shards" / "libero-train-00000.tar").exists() or list_sizes(bucket / "shards")
+
+
+def start(folder, *words):
+    """A process with a home and a temporary folder of its own, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=folder, env=environment)
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """A local run over six files of six episodes each."""
+    folder = tmp_path_factory.mktemp("larger")
+    write_scenes(
+        folder / "data",
+        *([episode(centre=(60 + 12 * record, 150), seed=shard) for record in range(6)] for shard in range(6)),
+    )
+    check(run(*ANNOTATE, "--data-dir", folder / "data", "--out", folder / "annotations"))
+    check(run(*BUILD, "--annotations", folder / "annotations", "--out", folder / "shards"))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_command_is_resumed_in_a_bucket(larger, bucket, tmp_path):
+    upload(larger / "data", bucket / "data")
+    commands = (
+        ([*ANNOTATE, "--data-dir", bucket / "data"], "annotations"),
+        ([*BUILD, "--annotations", bucket / "annotations"], "shards"),
+    )
+    for command, name in commands:
+        words = ["-m", "cli", *command, "--out", bucket / name]
+        killed = start(tmp_path / "killed", *words, "--workers", "2")
+        assert wait_for(lambda name=name: list((bucket / name / ".done").glob("train-*.json")))
+        kill(killed)
+        assert start(tmp_path / "again", *words).wait() == 0
+        assert results(bucket / name) == results(larger / name)
+    assert not [name for name in files_below(bucket) if ".tmp-" in name or name.endswith(".claim")]
+
+
+@pytest.mark.slow
+def test_dask_workers_that_share_no_folder_write_the_same_bytes(larger, bucket, tmp_path):
+    """A scheduler, two workers and a client in folders of their own. A worker and the client are killed, then all resumed."""
+    pytest.importorskip("distributed", reason="needs the extra [dask]")
+    upload(larger / "data", bucket / "data")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    running = [
+        start(tmp_path / "scheduler", "-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"),
+        *(
+            start(tmp_path / name, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard", "--nthreads", 1)
+            for name in ("first", "second")
+        ),
+    ]  # fmt: skip
+    runner = ["--runner", "apache_beam.runners.dask.dask_runner.DaskRunner", "--", f"--dask_client_address={address}", "--dask_npartitions=6"]  # fmt: skip
+    first = ["-m", "cli", *ANNOTATE, "--data-dir", bucket / "data", "--out", bucket / "annotations", *runner]
+    second = ["-m", "cli", *BUILD, "--annotations", bucket / "annotations", "--out", bucket / "shards", *runner]
+    try:
+        client = start(tmp_path / "client", *first)
+        running.append(client)
+        assert wait_for(lambda: list((bucket / "annotations" / ".done").glob("train-*.json")))
+        kill(running[1])
+        kill(client)
+        for command in (first, second):
+            assert start(tmp_path / "another client", *command).wait(timeout=300) == 0
+    finally:
+        for process in running:
+            kill(process)
+    for name in ("annotations", "shards"):
+        assert results(bucket / name) == results(larger / name)
+    assert not [name for name in files_below(bucket) if ".tmp-" in name or name.endswith(".claim")]

@@ -18,6 +18,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import read_json, write_json
 from pixel160k.format import table
 from pixel160k.format.tracks import write_tracks
+from pixel160k.paths import AnyPath, open_path
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ def describe(source: str, dataset: str, settings: AnnotateSettings, device: str 
     }
 
 
-def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
+def default_data_dir(source: str, data_dir: str | AnyPath | None) -> AnyPath:
     """The data directory to read: the one given, or for the source "sample" the one that ships with the package.
 
     Raises:
         InputError: another source, and no directory given.
     """
     if data_dir is not None:
-        return Path(data_dir)
+        return open_path(data_dir)
     if source != "sample":
         raise InputError(f"--src {source} needs --data-dir, the folder that holds its TFRecord files")
     return sample.default_directory()
@@ -112,7 +113,7 @@ _RUN_FILES = {
 }
 
 
-def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(annotations: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a finished run says of itself: run.json (source, settings, models, files) and stats.json (counts, paths).
 
     Raises:
@@ -145,8 +146,8 @@ def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> l
 
 def annotate(
     source: str,
-    data_dir: Path,
-    out: Path,
+    data_dir: AnyPath,
+    out: AnyPath,
     settings: AnnotateSettings,
     execution: Execution,
     split: str = "",

@@ -1,6 +1,7 @@
 """The job of `pixelcli build-shards`: source file k + annotation part k -> shard k, then what stands beside the shards."""
 
 import hashlib
+import io
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from pixel160k.format import shards, table
 from pixel160k.format.actions import action_chunk, dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks, read_tracks
+from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
@@ -39,8 +41,9 @@ class _BuildShard:
     horizon: int
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
-        rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
-        tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
+        annotations = open_path(self.annotations)
+        rows = table.read_part(annotations / f"part-{file.name}.parquet")
+        tracks = read_tracks(annotations / "tracks" / f"part-{file.name}.parquet")
         episodes = read_episodes(SOURCES[self.source], file, self.camera)
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
@@ -118,7 +121,7 @@ def _write_episode(
 
 
 def build_shards(
-    annotations: Path, out: Path, execution: Execution, data_dir: Path | None = None, include: str = "accepted"
+    annotations: AnyPath, out: AnyPath, execution: Execution, data_dir: AnyPath | None = None, include: str = "accepted"
 ) -> dict[str, Any]:
     """Build the shards of an annotation directory and everything beside them.
 
@@ -140,7 +143,9 @@ def build_shards(
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
     annotated = {name for name, _ in run["files"]}
-    files = [file for file in list_files(source, data_dir or Path(stats["data_dir"])) if file.path.name in annotated]
+    files = [
+        file for file in list_files(source, data_dir or open_path(stats["data_dir"])) if file.path.name in annotated
+    ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
     description = {
@@ -163,12 +168,13 @@ def build_shards(
 
 
 def _finish(
-    out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
+    out: AnyPath, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
 ) -> dict[str, Any]:
     """Write index, statistics, manifest, Croissant description and data card from what the files left in `.work`."""
     dataset = files[0].dataset
     index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
-    transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
+    contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
+    transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
     states = [part["state"] for part in transitions if len(part["state"])]
     if not states:
@@ -212,7 +218,7 @@ def _finish(
     return manifest
 
 
-def _write_card(out: Path, card: str) -> None:
+def _write_card(out: AnyPath, card: str) -> None:
     """Write README.md, unless the user has changed it: then it is theirs and stays.
 
     `.work/README.sha256` holds the SHA-256 of every card that was written here, one per line.
