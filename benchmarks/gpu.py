@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,24 +39,38 @@ WHEELS = {
 if missing := [wheel for module, wheel in WHEELS.items() if find_spec(module) is None]:
     sys.exit(f"missing here: pip install {' '.join(missing)} (versions: constraints.txt)")
 
-import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):  # earlier ones name the towers' layers otherwise
+    sys.exit(f"transformers {transformers.__version__} is too old: pip install transformers==5.23.0")
+
+from gpu_models import (  # noqa: E402
+    FRAMES,
+    GROUP,
+    Dtype,
+    disc,
+    drawn_frames,
+    one_by_one,
+    random_detector,
+    random_policy,
+    random_sam2,
+    random_segmenter,
+    videos,
+)
 from model_overhead import make_batch  # noqa: E402
 
 from annotate.annotator import annotate_episodes  # noqa: E402
 from annotate.annotators.choose import choose_annotators  # noqa: E402
-from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import mixed_precision  # noqa: E402
-from annotate.annotators.pretrained import resolve  # noqa: E402
-from annotate.annotators.segmenter import Segmenter, Video, tidy  # noqa: E402
-from annotate.settings import AnnotateSettings, FoundationSettings  # noqa: E402
+from annotate.annotators.lanes import Video  # noqa: E402
+from annotate.annotators.mask_cleaning import tidy  # noqa: E402
+from annotate.annotators.segmenter import Segmenter  # noqa: E402
+from annotate.settings import AnnotateSettings  # noqa: E402
 from annotate.sources import SOURCES, sample  # noqa: E402
 from annotate.sources.episode import Episode  # noqa: E402
 from annotate.sources.rlds import list_files, read_episodes  # noqa: E402
-from annotate.timing import Stopwatch  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from model.processor import Observation  # noqa: E402
 from model.settings import PRESETS  # noqa: E402
@@ -69,21 +84,6 @@ from train import stages as training_stages  # noqa: E402
 from train.cost import FlopCount  # noqa: E402
 from train.settings import TrainSettings  # noqa: E402
 from train.stream import open_stream, statistics_of  # noqa: E402
-
-HEIGHT, WIDTH, FRAMES, GROUP = 256, 320, 40, 8  # of the drawn episodes; 8 make a group, as `foundation.video_length`
-HIERA = {
-    "small": {
-        "hidden_size": 96, "num_attention_heads": 1, "blocks_per_stage": [1, 2, 11, 2],
-        "embed_dim_per_stage": [96, 192, 384, 768], "num_attention_heads_per_stage": [1, 2, 4, 8],
-        "window_size_per_stage": [8, 4, 14, 7], "global_attention_blocks": [7, 10, 13],
-    },
-    "large": {
-        "hidden_size": 144, "num_attention_heads": 2, "blocks_per_stage": [2, 6, 36, 4],
-        "embed_dim_per_stage": [144, 288, 576, 1152], "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "window_size_per_stage": [8, 4, 16, 8], "global_attention_blocks": [23, 33, 43],
-    },
-}  # fmt: skip
-"""facebook/sam2.1-hiera-small and -large."""
 
 
 class Results:
@@ -168,7 +168,7 @@ def sample_episodes(count: int) -> list[Episode]:
     return [episode for episode in found if isinstance(episode, Episode)][:count]
 
 
-def annotated(device: str, dtype: str, episodes: list[Episode]) -> tuple[list[Any], list[Any], float]:
+def annotated(device: str, dtype: Dtype, episodes: list[Episode]) -> tuple[list[Any], list[Any], float]:
     """Rows and tracks of episodes by the tiny checkpoints, and the seconds that they take."""
     tiny = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar", "tracks=true")
     settings = AnnotateSettings.load(None, (*tiny, f"foundation.dtype={dtype}"))
@@ -191,8 +191,9 @@ def agreement(device: str) -> dict[str, Any]:
     """The tiny checkpoints on the CPU and on the device: rows, tracks, actions."""
     episodes = sample_episodes(3 if device.startswith("cuda") else 1)
     rows, tracks, seconds = annotated("cpu", "float32", episodes)
-    found: dict[str, Any] = {"episodes": len(rows), "CPU, one core: s an episode with tracks": seconds / len(rows)}
-    for dtype in ("float32", "bfloat16") if device.startswith("cuda") else ("float32",):
+    found: dict[str, Any] = {"episodes": len(rows), "CPU, one core: s per episode with tracks": seconds / len(rows)}
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16") if device.startswith("cuda") else ("float32",)
+    for dtype in dtypes:
         there, tracks_there, _ = annotated(device, dtype, episodes)
         pairs = list(zip(tracks, tracks_there, strict=True))
         every = [overlap(one.object_mask, other.object_mask) for one, other in pairs]
@@ -206,10 +207,10 @@ def agreement(device: str) -> dict[str, Any]:
         }
     frame = episodes[0].frame(0)
     policy = PixelVLA.start("tiny", known_of(episodes), seed=0).eval()
-    acting = {"masks": [frame[..., 0] > 128], "prompts": [point(40, 50)], "dataset": "sample"}
+    acting: dict[str, Any] = {"masks": [frame[..., 0] > 128], "prompts": [point(40, 50)], "dataset": "sample"}
     here = policy.predict_action(frame, "pick up the bowl", **acting)
-    there = policy.to(device).predict_action(frame, "pick up the bowl", **acting)
-    return found | {"actions: largest difference": float(np.abs(here - there).max())}
+    elsewhere = policy.to(device).predict_action(frame, "pick up the bowl", **acting)
+    return found | {"actions: largest difference": float(np.abs(here - elsewhere).max())}
 
 
 def known_of(episodes: list[Episode]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def known_of(episodes: list[Episode]) -> dict[str, Any]:
 
 
 def loading(device: str) -> dict[str, Any]:
-    """Samples a second into batches for the preset small, by loader processes; nothing of it runs on the device."""
+    """samples per second into batches for the preset small, by loader processes; nothing of it runs on the device."""
     cores = len(os.sched_getaffinity(0))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +278,9 @@ def write_shards(out: Path, episodes: list[Episode], count: int) -> None:
     (out / "dataset_statistics.json").write_text(json.dumps(known))
     manifest = {
         "format_version": shards.FORMAT_VERSION, "dataset": "sample", "include": "all", "horizon": 8,
-        "samples": len(index), "episodes": count * len(episodes), "shards": entries,
+        "samples": len(index), "episodes": count * len(episodes), "shards": entries, "left_out": {},
+        "annotated": {"status": {"accepted": count * len(episodes)}, "reasons": {}}, "annotations": {}, "software": "0",
+        "files": {},
     }  # fmt: skip
     (out / "manifest.json").write_text(json.dumps(manifest))
 
@@ -285,91 +288,9 @@ def write_shards(out: Path, episodes: list[Episode], count: int) -> None:
 # ---- the full half ----
 
 
-def drawn_frames(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Frames of soft noise in which a disc moves."""
-    generator = np.random.default_rng(seed)
-    back = cv2.resize(generator.integers(0, 255, (16, 20, 3)).astype(np.uint8), (WIDTH, HEIGHT))
-    return [cv2.circle(back.copy(), (60 + 4 * place, 120), 20, (250, 20, 20), -1) for place in range(count)]
-
-
-def disc(x: int, y: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A mask on such a frame."""
-    ys, xs = np.mgrid[:height, :width]
-    return (xs - x) ** 2 + (ys - y) ** 2 <= 20**2
-
-
-def videos(count: int, frames: int = FRAMES) -> list[Video]:
-    """Episodes to track: the object from its first frame, the gripper from the close frame on."""
-    close = frames * 3 // 8
-    return [Video(drawn_frames(frames, seed), [(0, disc(60, 120)), (close, disc(200, 60))]) for seed in range(count)]
-
-
-def random_segmenter(size: str, device: str, dtype: str) -> Segmenter:
-    """The segmenter of the project over `random_sam2`."""
-    return Segmenter(FoundationSettings(dtype=dtype), device, Stopwatch(device), random_sam2(size, device))
-
-
-def random_sam2(size: str, device: str) -> Any:
-    """SAM 2.1 of transformers with random weights, always the same, made on the device."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        return transformers.Sam2VideoModel(sam2_config(size)).eval()
-
-
-def sam2_config(size: str) -> Any:
-    """transformers' configuration of SAM 2.1 hiera-small or -large."""
-    wide = HIERA[size]["embed_dim_per_stage"]
-    backbone = transformers.Sam2HieraDetConfig(window_positional_embedding_background_size=[7, 7], **HIERA[size])
-    vision = transformers.Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=wide[::-1])
-    return transformers.Sam2VideoConfig(vision_config=vision)
-
-
-def random_detector(device: str, dtype: str) -> Detector:
-    """Grounding DINO tiny with random weights, made on the device; the shipped tokenizer, whose ids BERT's hold."""
-    torch.manual_seed(0)
-    swin = transformers.SwinConfig(
-        image_size=224,
-        window_size=7,
-        embed_dim=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        out_indices=[2, 3, 4],
-    )
-    with torch.device(device):
-        model = transformers.GroundingDinoForObjectDetection(transformers.GroundingDinoConfig(backbone_config=swin))
-    images = transformers.GroundingDinoImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333})
-    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve("tiny", "detector"))
-    processor = transformers.GroundingDinoProcessor(images, tokenizer)
-    chosen = FoundationSettings(dtype=dtype, box_threshold=1)  # random scores are high, and each box costs time
-    return Detector(chosen, device, Stopwatch(device), (processor, model))
-
-
-@torch.inference_mode()
-def one_by_one(model: Any, segmenter: Segmenter, video: Video) -> list[list[np.ndarray]]:
-    """Track as transformers does and this project did at d8c517d, but with all state on the device: the frame encoded
-    anew for each object and direction, one object at a time, every mask fetched as it comes."""
-    device, size = str(model.device), model.config.image_size
-    found = []
-    for start, prompt in video.prompts:
-        masked: dict[int, np.ndarray] = {}
-        for order in (range(start, len(video.frames)), range(start, -1, -1)):
-            session = transformers.Sam2VideoInferenceSession(
-                video_height=HEIGHT, video_width=WIDTH, inference_device=device, inference_state_device=device,
-                video_storage_device=device, dtype=torch.float32,
-            )  # fmt: skip
-            index = session.obj_id_to_idx(1)
-            mask = F.interpolate(
-                torch.from_numpy(np.asarray(prompt))[None, None].float(), (size, size), mode="bilinear", antialias=True
-            )
-            session.add_mask_inputs(index, start, mask >= 0.5)
-            session.obj_with_new_inputs = [1]
-            for place in order:
-                pixels = segmenter._pixels([video.frames[place]])
-                output = model(session, frame=pixels, frame_idx=place, reverse=order.step < 0)
-                masked[place] = segmenter._masks(output.pred_masks, HEIGHT, WIDTH)[0].cpu().numpy()
-                session.processed_frames = {}
-        found.append([masked[place] for place in sorted(masked)])
-    return found
+def followed(segmenter: Segmenter, several: list[Video]) -> list[Any]:
+    """All tracks of some videos."""
+    return list(segmenter.follow(several))
 
 
 @torch.inference_mode()
@@ -381,24 +302,24 @@ def segmenting(size: str, device: str) -> dict[str, Any]:
     with mixed_precision(device, "bfloat16"):
         for batch in (1, 8, 16):
             pixels = segmenter._pixels(frames[:batch])
-            seconds = timed(device, lambda pixels=pixels: segmenter._model.get_image_features(pixels))
-            found[f"encoder alone, batch {batch}: ms a frame"] = 1000 * seconds / batch
+            seconds = timed(device, partial(segmenter._model.get_image_features, pixels))
+            found[f"encoder alone, batch {batch}: ms per frame"] = 1000 * seconds / batch
         seconds = timed(device, lambda: plain.get_image_features(pixels))
-        found["the same by transformers, batch 16: ms a frame"] = 1000 * seconds / 16
+        found["the same by transformers, batch 16: ms per frame"] = 1000 * seconds / 16
         seconds = timed(device, lambda: segmenter._pixels(frames))
-        found["frames to the model's input, 16 at once: ms a frame"] = 1000 * seconds / 16
+        found["frames to the model's input, 16 at once: ms per frame"] = 1000 * seconds / 16
         seconds = timed(device, lambda: one_by_one(plain, segmenter, video), 1)
-        found["tracks by transformers, one by one, state on the device: s an episode"] = seconds
-    plain = None
+        found["tracks by transformers, one by one, state on the device: s per episode"] = seconds
+    plain = None  # its memory is needed
     torch.cuda.reset_peak_memory_stats()
     boxes = [(100.0, 60.0, 220.0, 180.0)] * 16
     found["masks from boxes, 8 frames: s"] = timed(device, lambda: segmenter.segment(frames[:8], boxes[:8]))
     for count in (1, GROUP):
         several = videos(count)
-        seconds = timed(device, lambda several=several: list(segmenter.follow(several)), 1) / count
-        found[f"tracks, {count} episodes at once: s an episode"] = seconds
+        seconds = timed(device, partial(followed, segmenter, several), 1) / count
+        found[f"tracks, {count} episodes at once: s per episode"] = seconds
     found |= {
-        "of that encoding, at the encoder's limit: s": FRAMES * found["encoder alone, batch 16: ms a frame"] / 1000,
+        "of that encoding, at the encoder's limit: s": FRAMES * found["encoder alone, batch 16: ms per frame"] / 1000,
         "peak memory GiB": torch.cuda.max_memory_allocated() / 2**30,
     }
     close, box = drawn_frames(GROUP), (100.0, 60.0, 220.0, 180.0)
@@ -437,10 +358,10 @@ def detecting(device: str) -> dict[str, Any]:
     texts = ["red disc."] * GROUP
     inputs = detector._inputs(frames, texts)
     found = {
-        "inputs by Pillow: ms a frame": 1000 * timed(
+        "inputs by Pillow: ms per frame": 1000 * timed(
             device, lambda: detector._processor(images=frames, text=texts, padding=True, return_tensors="pt"), 1
         ) / GROUP,
-        "inputs on the device: ms a frame": 1000 * timed(device, lambda: detector._inputs(frames, texts)) / GROUP,
+        "inputs on the device: ms per frame": 1000 * timed(device, lambda: detector._inputs(frames, texts)) / GROUP,
     }  # fmt: skip
     for dtype in ("bfloat16", "float32"):
         with mixed_precision(device, dtype):
@@ -450,7 +371,7 @@ def detecting(device: str) -> dict[str, Any]:
 
 
 def whole(size: str, device: str) -> dict[str, Any]:
-    """Seconds an episode in groups of 8, as `pixelcli annotate` asks the models, without reading and decoding."""
+    """seconds per episode in groups of 8, as `pixelcli annotate` asks the models, without reading and decoding."""
     detector, segmenter = random_detector(device, "bfloat16"), random_segmenter(size, device, "bfloat16")
     frames, several = drawn_frames(GROUP), videos(GROUP)
     crops, box = [frame[20:180, 40:200] for frame in frames], (40.0, 40.0, 120.0, 120.0)
@@ -466,8 +387,8 @@ def whole(size: str, device: str) -> dict[str, Any]:
     mask = disc(100, 120)
     host = timed("cpu", lambda: [masks.encode(tidy(mask)) for _ in range(2 * FRAMES)])
     return {
-        "without tracks: s an episode": without,
-        "with tracks: s an episode": without + tracks,
+        "without tracks: s per episode": without,
+        "with tracks: s per episode": without + tracks,
         "tidying and encoding 80 masks on one core: s": host,
     }
 
@@ -498,22 +419,7 @@ def processes(size: str, device: str, count: int) -> dict[str, Any]:
     for worker in workers:
         worker.join()
     seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
-    return {f"tracks, {count} processes of 8 episodes: s an episode": seconds / (_ROUNDS * GROUP * count)}
-
-
-def random_policy(preset: str, device: str) -> PixelVLA:
-    """A policy in a published size with random weights, bfloat16, made on the device."""
-    torch.manual_seed(0)
-    known = {
-        "drawn": dataset_statistics(np.random.rand(9, 7).astype(np.float32), np.random.rand(9, 8).astype(np.float32), 1)
-    }
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return PixelVLA(PRESETS[preset], byte_tokenizer(), known)
-    finally:
-        torch.set_default_dtype(before)
+    return {f"tracks, {count} processes of 8 episodes: s per episode": seconds / (_ROUNDS * GROUP * count)}
 
 
 def training(preset: str, device: str, batch_size: int, checkpointing: bool) -> dict[str, Any]:
@@ -539,7 +445,7 @@ def training(preset: str, device: str, batch_size: int, checkpointing: bool) -> 
     seconds = timed(device, step, 4)
     name = f"{preset}, batch {batch_size}, {'checkpointing' if checkpointing else 'no checkpointing'}"
     return {
-        f"{name}: s a step": seconds,
+        f"{name}: s per step": seconds,
         f"{name}: samples/s": batch_size / seconds,
         f"{name}: model TFLOP/s": flops / seconds / 1e12,
         f"{name}: peak GiB": torch.cuda.max_memory_allocated() / 2**30,
@@ -550,7 +456,7 @@ def acting(preset: str, device: str) -> dict[str, Any]:
     """Milliseconds to a chunk of actions, batch 1, and its parts."""
     policy, frame = random_policy(preset, device).eval(), drawn_frames(1)[0]
     more: dict[str, Any] = {"dataset": "drawn"} | ({"state": np.zeros(8, np.float32)} if preset == "pi0" else {})
-    pointed = {"masks": [disc(60, 120)], "prompts": [point(60, 120)]}
+    pointed: dict[str, Any] = {"masks": [disc(60, 120)], "prompts": [point(60, 120)]}
     observe = policy.processor
     seen = Observation(frame, "pick up the red disc", **pointed, state=more.get("state"), dataset="drawn")
     batch = observe([seen]).to(device)

@@ -16,7 +16,8 @@ from random_models import write_detector, write_segmenter  # noqa: E402
 
 from annotate.annotators.detector import Detector, crop_window, shift_box  # noqa: E402
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
-from annotate.annotators.segmenter import Segment, Segmenter, tidy  # noqa: E402
+from annotate.annotators.mask_cleaning import tidy  # noqa: E402
+from annotate.annotators.segmenter import Segment, Segmenter  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
 from cli import main  # noqa: E402

@@ -95,21 +95,30 @@ def test_one_of_two_workers_is_killed(data_dir, undisturbed, tmp_path):
 
 
 def test_the_client_is_killed_at_random_moments(data_dir, undisturbed, tmp_path):
-    chance = random.Random(12)
-    for number in range(KILLS):
+    """At any moment from its first file on disk to its end, as long as a whole run takes; its workers end with it."""
+    chance, durations = random.Random(12), {}
+    for number in range(-2, KILLS):  # the first two run to their end
         folder, command = tmp_path / str(number), ["annotate", "build-shards"][number % 2]
         if command == "build-shards":
             shutil.copytree(undisturbed / "annotations", folder / "annotations")
+        out = folder / {"annotate": "annotations", "build-shards": "shards"}[command]
         client = start(command, data_dir, folder, "--workers", "2")
-        time.sleep(chance.uniform(0, 10))
-        workers = children(client.pid)
-        client.kill()
-        client.communicate()
+        assert wait_for(out.exists)
+        started, workers = time.monotonic(), []
+        if command not in durations:
+            client.communicate(timeout=120)
+            durations[command] = time.monotonic() - started
+        else:
+            time.sleep(chance.uniform(0, durations[command]))
+            workers = children(client.pid)
+            client.kill()
+            client.communicate()
+            left = [len([*out.rglob(pattern)]) for pattern in (".done/*.json", "*.claim", ".tmp-*")]
+            print(f"{command}: killed beside {len(workers)} workers; markers, claims, unfinished: {left}")
         annotate("libero", data_dir, folder / "annotations", SETTINGS, Execution())
         build_shards(folder / "annotations", folder / "shards", Execution(), include="all")
         assert same(folder, undisturbed), number
         assert wait_for(lambda pids=workers: not any(map(runs, pids)), 10), "a worker outlived its client"
-        print(f"{command}: killed beside {len(workers)} workers")
         shutil.rmtree(folder)
 
 

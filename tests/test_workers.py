@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from annotate.jobs import claims, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
 from annotate.sources.rlds import SourceFile
+from cli import main
 from pixel160k.errors import InputError, PartDone
 from pixel160k.owner import is_alive, owner_of, temporary_name, this_process
 
@@ -253,3 +255,17 @@ def test_another_run_in_the_same_folder_is_refused_and_leftovers_are_no_content(
     run(Work(calls), out)
     with pytest.raises(InputError, match="holds the results of another run"):
         run_job("x", Work(calls), FILES, out, {"job": "y"}, Execution())
+
+
+@pytest.mark.parametrize("value", ["0/2", "3/2", "1", "x/y", "-1/2", "1/0", ""])
+def test_a_part_that_is_none_is_wrong_usage(value):
+    result = CliRunner().invoke(main, ["build-shards", "--annotations", "x", "--out", "out", "--shard", value])
+    assert result.exit_code == 2 and "is not I/N with 1 <= I <= N, as 2/8" in result.output
+
+
+def test_devices_of_two_kinds_and_devices_of_a_cluster_are_one_line(tmp_path):
+    annotate = ["annotate", "--src", "sample", "--set", "annotators=motion", "--out", str(tmp_path / "out")]
+    for more in (["--devices", "cpu,cuda:0"], ["--device", "cuda:0,cuda:1", "--runner", "x"]):
+        result = CliRunner().invoke(main, [*annotate, *more])
+        assert result.exit_code == 1 and result.output.startswith("Error: --device c"), result.output
+        assert len(result.output.splitlines()) == 1 and not (tmp_path / "out").exists()

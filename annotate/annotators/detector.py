@@ -131,5 +131,5 @@ def shift_box(box: Box, dx: float, dy: float) -> Box:
 def _sorted(boxes: np.ndarray, scores: np.ndarray, height: int, width: int) -> list[Detection]:
     boxes = np.clip(boxes, 0, [width, height, width, height])
     order = np.argsort(-scores, kind="stable")
-    found = [Detection(tuple(boxes[place].tolist()), float(scores[place])) for place in order]
+    found = [Detection(tuple(boxes[index].tolist()), float(scores[index])) for index in order]
     return [item for item in found if item.box[2] > item.box[0] and item.box[3] > item.box[1]]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from annotate.annotators.detector import Detector, crop_window, shift_box
+from annotate.annotators.mask_cleaning import tidy
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
-from annotate.annotators.segmenter import Segment, Segmenter, tidy
+from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.settings import FoundationSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection

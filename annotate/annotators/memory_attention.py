@@ -1,9 +1,9 @@
-"""SAM 2's memory attention in which a remembered frame is read once, and not anew at each of the frames that look back at it.
+"""SAM 2's memory attention, made so that the keys and values of a remembered frame are computed once.
 
-transformers projects and rotates the memories of seven frames for every frame, in each layer; most of a GPU's time went
-there, and not into the attention itself. A key is a projection of a memory, of its place and of its age; all of that is
-linear, so that the part of memory and place is made when the frame is seen, and the part of the age, which is the same
-for all frames, when the model is loaded. The results differ from transformers' in the order of sums alone.
+transformers projects and rotates the memories of seven frames again for every frame and in every layer. On a GPU that took
+more time than the attention itself. A key is a linear function of three things: a memory, the positions of its cells, and
+its age in frames. So the part of memory and positions is computed when the frame is seen, and the part of the age, which
+is the same for all frames, when the model is loaded. Results differ from transformers' only by the order of sums.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Memory(NamedTuple):
     """What a frame leaves for later ones, of several lanes (objects that are followed together).
 
     Attributes:
-        keys, values: of each layer, (lanes, heads, places, channels).
+        keys, values: of each layer, (lanes, heads, cells, channels).
         pointer: the object pointer, (lanes, channels).
     """
 
@@ -44,33 +44,33 @@ def joined(memories: Sequence[Memory]) -> Memory:
 class PlainMemoryAttention:
     """transformers' own memory attention: for a CPU, where it is as fast, so that masks are transformers' bit by bit.
 
-    Of a memory, keys and values are the features and the position encoding that it is made of, (lanes, places, 64).
+    Of a memory, keys and values are the features and the position encoding that it is made of, (lanes, cells, 64).
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         """Use the memory attention of a `Sam2VideoModel`."""
         self._module, self._ages = model.memory_attention, model.memory_temporal_positional_encoding
 
-    def remember(self, features: torch.Tensor, places: torch.Tensor, pointer: torch.Tensor) -> Memory:
+    def remember(self, features: torch.Tensor, encoding: torch.Tensor, pointer: torch.Tensor) -> Memory:
         """As `MemoryAttention.remember`."""
-        return Memory([features.transpose(0, 1)], [places.transpose(0, 1)], pointer)
+        return Memory([features.transpose(0, 1)], [encoding.transpose(0, 1)], pointer)
 
     def __call__(
         self,
         features: torch.Tensor,
-        places: torch.Tensor,
+        encoding: torch.Tensor,
         memories: Sequence[tuple[int, Memory]],
         pointers: torch.Tensor,
-        pointer_places: torch.Tensor,
+        pointer_encoding: torch.Tensor,
     ) -> torch.Tensor:
         """As `MemoryAttention`."""
         remembered = [memory.keys[0].transpose(0, 1) for _, memory in memories]
         aged = [memory.values[0].transpose(0, 1) + self._ages[age - 1] for age, memory in memories]
         return self._module(
             current_vision_features=features,
-            current_vision_position_embeddings=places,
+            current_vision_position_embeddings=encoding,
             memory=torch.cat([*remembered, pointers]).float(),
-            memory_posision_embeddings=torch.cat([*aged, pointer_places]),
+            memory_posision_embeddings=torch.cat([*aged, pointer_encoding]),
             num_object_pointer_tokens=len(pointers),
         )[0]
 
@@ -83,25 +83,23 @@ class MemoryAttention:
         self._module, self._dtype = model.memory_attention, dtype
         with torch.inference_mode():
             cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
-            self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (places, channels / 2)
-            places, ages = len(self._turns), model.memory_temporal_positional_encoding[:, 0]  # (ages, 1, 64)
-            self._ages = [
-                self._turned(_heads(attention, F.linear(ages, attention.k_proj.weight)).expand(-1, -1, places, -1)).to(
-                    dtype
-                )
-                for attention in self._over_memory()
-            ]  # of each layer (ages, heads, places, channels)
+            self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (cells, channels / 2)
+            cells, ages = len(self._turns), model.memory_temporal_positional_encoding[:, 0]  # (ages, 1, 64)
+            # Of each layer (ages, heads, cells, channels).
+            layers = self._over_memory()
+            keys = [_heads(attention, F.linear(ages, attention.k_proj.weight)) for attention in layers]
+            self._ages = [self._turned(key.expand(-1, -1, cells, -1)).to(dtype) for key in keys]
 
-    def remember(self, features: torch.Tensor, places: torch.Tensor, pointer: torch.Tensor) -> Memory:
+    def remember(self, features: torch.Tensor, encoding: torch.Tensor, pointer: torch.Tensor) -> Memory:
         """The memory of a frame.
 
         Args:
-            features: of the memory encoder, (places, lanes, 64).
-            places: their position encoding, likewise.
+            features: of the memory encoder, (cells, lanes, 64).
+            encoding: their position encoding, of the same shape.
             pointer: the object pointer, (lanes, channels).
         """
         memory = features.transpose(0, 1).to(self._dtype)
-        located = (features + places).transpose(0, 1).to(self._dtype)
+        located = (features + encoding).transpose(0, 1).to(self._dtype)
         keys, values = [], []
         for attention in self._over_memory():
             keys.append(self._turned(_heads(attention, attention.k_proj(located))))
@@ -111,21 +109,21 @@ class MemoryAttention:
     def __call__(
         self,
         features: torch.Tensor,
-        places: torch.Tensor,
+        encoding: torch.Tensor,
         memories: Sequence[tuple[int, Memory]],
         pointers: torch.Tensor,
-        pointer_places: torch.Tensor,
+        pointer_encoding: torch.Tensor,
     ) -> torch.Tensor:
-        """The features of the frames at hand, with what is remembered in them: (lanes, places, channels).
+        """The features of the frames at hand, with what is remembered in them: (lanes, cells, channels).
 
         Args:
-            features: (places, lanes, channels).
-            places: their position encoding, likewise.
+            features: (cells, lanes, channels).
+            encoding: their position encoding, of the same shape.
             memories: with their ages in frames, 0 for the prompted frame.
-            pointers, pointer_places: object pointers as tokens and their encoding in time, (tokens, lanes, 64).
+            pointers, pointer_encoding: object pointers as tokens and their encoding in time, (tokens, lanes, 64).
         """
-        queries = (features + 0.1 * places).transpose(0, 1)
-        tokens, located = (each.transpose(0, 1).to(self._dtype) for each in (pointers, pointers + pointer_places))
+        queries = (features + 0.1 * encoding).transpose(0, 1)
+        tokens, located = (each.transpose(0, 1).to(self._dtype) for each in (pointers, pointers + pointer_encoding))
         known = len(memories) * len(self._turns)
         for number, layer in enumerate(self._module.layers):
             attention, read = layer.self_attn, layer.layer_norm1(queries).to(self._dtype)
@@ -153,7 +151,7 @@ class MemoryAttention:
         return attention.o_proj(found.transpose(1, 2).flatten(2))
 
     def _turned(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rotary encoding of the places: (..., places, channels), each pair of channels turned as a complex number."""
+        """Rotary position encoding of (..., cells, channels): each pair of channels is turned as a complex number."""
         pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * self._turns).flatten(-2).to(tokens.dtype)
 

@@ -3,20 +3,17 @@
 transformers' own SAM 2 processors need torchvision; what they do to images and prompts is done here in torch (the same
 numbers to 2e-7). Masks come out at a quarter of the input's resolution and are scaled up before they are cut at zero.
 
-transformers follows one object at a time and encodes each frame anew for each. Here a frame is encoded once for all that
-is followed in its video, and a GPU follows many objects, both ways, of many videos in one forward pass; objects that are
-as far from their prompted frames have as many memories. On a CPU, which gains nothing from batches, they take turns, and
-the masks are those of transformers bit by bit.
+transformers follows one object at a time and encodes every frame again for each object. Here a frame is encoded once for
+all objects of its video, and a GPU follows many objects of many videos in one forward pass, in both directions (lanes.py).
+A CPU gains nothing from batches: there one lane is taken after the other, and masks are those of transformers bit by bit.
 """
 
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,11 +21,11 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoLayerNorm
 
 from annotate.annotators.device import full_precision, mixed_precision, resized
-from annotate.annotators.memory_attention import Memory, MemoryAttention, PlainMemoryAttention, joined
+from annotate.annotators.lanes import Bundle, EncodedVideo, Lane, Prompt, Video
+from annotate.annotators.memory_attention import MemoryAttention, PlainMemoryAttention
 from annotate.annotators.pretrained import load, resolve, torch_dtype
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
-from pixel160k.format import masks
 from pixel160k.format.table import Box
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as SAM 2 was trained
@@ -38,9 +35,6 @@ _ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
 _BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
 _VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
 
-Prompt = Sequence[float] | np.ndarray
-"""A box x0, y0, x1, y1, a point x, y, in pixels of its frame, or a mask, bool (height, width)."""
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -48,76 +42,6 @@ class Segment:
 
     mask: np.ndarray
     score: float
-
-
-@dataclass(frozen=True)
-class Video:
-    """Frames, RGB uint8 (height, width, 3), all of one size, and the prompts of what to follow, each with its frame."""
-
-    frames: Sequence[np.ndarray]
-    prompts: Sequence[tuple[int, Prompt]]
-
-
-class _Encoded:
-    """What the encoder makes of a video's frames, each encoded once and let go when it was taken for the last time."""
-
-    def __init__(
-        self, frames: Sequence[np.ndarray], encode: Callable[..., list[list[torch.Tensor]]], batch: int
-    ) -> None:
-        """Encode up to `batch` frames at once."""
-        self.frames, self._encode, self._batch = frames, encode, batch
-        self.uses: Counter[int] = Counter()  # of each frame, still to come
-        self._kept: dict[int, list[torch.Tensor]] = {}
-
-    def take(self, order: range) -> list[torch.Tensor]:
-        """The features of the first frame of an order; those that follow in it are encoded along."""
-        if order[0] not in self._kept:
-            places = [place for place in order[: self._batch] if place not in self._kept and self.uses[place]]
-            self._kept |= zip(places, self._encode([self.frames[place] for place in places]), strict=True)
-        self.uses[order[0]] -= 1
-        return self._kept[order[0]] if self.uses[order[0]] else self._kept.pop(order[0])
-
-
-@dataclass
-class _Lane:
-    """One object on its way from its prompted frame to the first or the last.
-
-    Attributes:
-        order: the places of the frames, the prompted one first.
-        prompted: the memory of the prompted frame.
-        logits, presence: of each frame so far, (1, h, w) and (1, 1).
-    """
-
-    video: _Encoded
-    order: range
-    prompted: Memory
-    logits: list[torch.Tensor] = field(default_factory=list)
-    presence: list[torch.Tensor] = field(default_factory=list)
-
-
-class _Bundle:
-    """Lanes that go through the model together, the longest first, with their memories."""
-
-    def __init__(self, lanes: Sequence[_Lane], frames: int, pointers: int) -> None:
-        """Remember so many frames, and so many object pointers, besides those of the prompted frame."""
-        self.lanes = lanes
-        self.prompted = joined([lane.prompted for lane in lanes])
-        self._recent: deque[Memory] = deque(maxlen=frames)  # the last frame first
-        self._pointers: deque[torch.Tensor] = deque(maxlen=pointers)
-
-    def remember(self, memory: Memory) -> None:
-        """Add the memory of the frame just seen."""
-        self._recent.appendleft(memory)
-        self._pointers.appendleft(memory.pointer)
-
-    def memories(self, lanes: int) -> list[tuple[int, Memory]]:
-        """Those of the first lanes, with their ages in frames; the prompted frame's first, with 0, then the oldest."""
-        recent = [(age + 1, memory.of(lanes)) for age, memory in enumerate(self._recent)]
-        return [(0, self.prompted.of(lanes)), *reversed(recent)]
-
-    def pointers(self, lanes: int) -> torch.Tensor:
-        """Object pointers of the first lanes, (frames, lanes, channels): the prompted frame's, then the last one's."""
-        return torch.stack([pointer[:lanes] for pointer in (self.prompted.pointer, *self._pointers)])
 
 
 class Segmenter:
@@ -142,19 +66,20 @@ class Segmenter:
         self._batch, self._videos = (1, 1) if device == "cpu" else (_BATCH, _VIDEOS)
         attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
         self._attention = attention(self._model, torch_dtype(settings.dtype))
-        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels, and every encoder makes its places anew.
+        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels; and encoders make their encodings at every call.
         for encoder in (model.vision_encoder.neck, model.memory_encoder):
             encoder.position_encoding.forward = _made_once(encoder.position_encoding)
         for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
             embedding.forward = full_precision(device)(embedding.forward)
         if device != "cpu":
-            for module in model.modules():
-                if isinstance(module, Sam2VideoLayerNorm) and module.data_format == "channels_first":
-                    module.forward = partial(_normalised, module)
+            norms: list[Any] = [module for module in model.modules() if isinstance(module, Sam2VideoLayerNorm)]
+            for norm in norms:
+                if norm.data_format == "channels_first":
+                    norm.forward = partial(_normalised, norm)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
-        """Cut out what a box encloses, one box an image.
+        """Cut out what a box encloses, one box per image.
 
         Args:
             images: RGB, uint8 (height, width, 3), of one size or several.
@@ -186,7 +111,7 @@ class Segmenter:
         """Follow one object through frames, both ways from the frame `start` on which it is prompted.
 
         Returns:
-            One segment a frame; the score is the presence of the object, which falls where it is lost.
+            One segment per frame; the score is the presence of the object, which falls where it is lost.
         """
         ((segments,),) = self.follow([Video(frames, [(start, prompt)])])
         return segments
@@ -209,12 +134,11 @@ class Segmenter:
                 ]
             yield from found
 
-    def _lanes(self, video: Video) -> list[tuple[_Lane, ...]]:
+    def _lanes(self, video: Video) -> list[tuple[Lane, ...]]:
         """The two lanes of each prompt, with their first frame done."""
-        encoded = _Encoded(video.frames, self._encode, self._batch)
-        orders = [
-            (range(start, len(video.frames)), range(start, -1, -1)) for start, _ in video.prompts
-        ]  # forth and back
+        encoded = EncodedVideo(video.frames, self._encode, self._batch)
+        count = len(video.frames)
+        orders = [(range(start, count), range(start, -1, -1)) for start, _ in video.prompts]  # forth and back
         for forth, back in orders:
             encoded.uses.update([forth[0], *forth[1:], *back[1:]])
         lanes = []
@@ -224,10 +148,10 @@ class Segmenter:
                 first["maskmem_features"], first["maskmem_pos_enc"], first["object_pointer"].flatten(0, -2)
             )
             logits, presence = first["pred_masks"][0], first["object_score_logits"].view(1, 1)
-            lanes.append(tuple(_Lane(encoded, order, memory, [logits], [presence]) for order in (forth, back)))
+            lanes.append(tuple(Lane(encoded, order, memory, [logits], [presence]) for order in (forth, back)))
         return lanes
 
-    def _prompted(self, encoded: _Encoded, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
+    def _prompted(self, encoded: EncodedVideo, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
         """What transformers makes of a prompt on the first frame of an order."""
         height, width = encoded.frames[order[0]].shape[:2]
         session = Sam2VideoInferenceSession(
@@ -253,28 +177,28 @@ class Segmenter:
         self._model(session, frame_idx=order[0])
         return session.output_dict_per_obj[object_index]["cond_frame_outputs"][order[0]]
 
-    def _run(self, lanes: Sequence[_Lane]) -> None:
-        """Take all lanes to their ends, step by step."""
+    def _run(self, lanes: Sequence[Lane]) -> None:
+        """Take all lanes to their ends, frame by frame."""
         lanes = sorted(lanes, key=lambda lane: -len(lane.order))
         kept = self._model.num_maskmem - 1, self._model.config.max_object_pointers_in_encoder - 1
         starts = range(0, len(lanes), self._batch)
-        bundles = [_Bundle(lanes[start : start + self._batch], *kept) for start in starts]
+        bundles = [Bundle(lanes[start : start + self._batch], *kept) for start in starts]
         for step in range(1, len(lanes[0].order) if lanes else 0):
             for bundle in bundles:
                 if going := [lane for lane in bundle.lanes if len(lane.order) > step]:
                     self._advance(bundle, going, step)
 
-    def _advance(self, bundle: _Bundle, lanes: Sequence[_Lane], step: int) -> None:
-        """Take a bundle's lanes, those that go so far, to their frames at a step: `Sam2VideoModel.forward` for many."""
+    def _advance(self, bundle: Bundle, lanes: Sequence[Lane], step: int) -> None:
+        """Take those lanes of a bundle that go so far to their frame number `step`: `Sam2VideoModel.forward` for many lanes."""
         model, count = self._model, len(lanes)
         taken = [lane.video.take(lane.order[step:]) for lane in lanes]
-        # (lanes, channels, places) of each level; transformers' layout is (places, lanes, channels).
-        levels = [_joined([features.permute(1, 2, 0) for features in level], 0) for level in zip(*taken, strict=True)]
-        *maps, positions = levels
-        maps = [
-            level.view(*level.shape[:2], *size) for level, size in zip(maps, model.backbone_feature_sizes, strict=True)
-        ]
-        current = levels[-2].permute(2, 0, 1)
+        # (lanes, channels, cells) for each level, whose cells are h x w; transformers' layout is (cells, lanes, channels).
+        *levels, positions = (
+            _joined([features.permute(1, 2, 0) for features in level], 0) for level in zip(*taken, strict=True)
+        )
+        current = levels[-1].permute(2, 0, 1)
+        sizes = model.backbone_feature_sizes
+        maps = [level.view(*level.shape[:2], *size) for level, size in zip(levels, sizes, strict=True)]
 
         pointers = self._pointers(bundle.pointers(count), step)
         fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
@@ -287,9 +211,9 @@ class Segmenter:
             is_mask_from_pts=False,
         )
         bundle.remember(self._attention.remember(features, encodings, pointer))
-        for place, lane in enumerate(lanes):
-            lane.logits.append(logits[place])
-            lane.presence.append(presence[place])
+        for number, lane in enumerate(lanes):
+            lane.logits.append(logits[number])
+            lane.presence.append(presence[number])
 
     def _pointers(self, pointers: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time."""
@@ -302,9 +226,8 @@ class Segmenter:
             ages[:1] += step  # of the prompted frame
             half = pointers.shape[-1] // 2
             frequencies = torch.arange(half, dtype=torch.float32, device=pointers.device)
-            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / 10000 ** (
-                2 * (frequencies // 2) / half
-            )
+            wavelengths = 10000 ** (2 * (frequencies // 2) / half)
+            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / wavelengths
             sines = torch.cat([angles.sin(), angles.cos()], dim=-1).to(pointers.dtype)
             encoding = model.temporal_positional_encoding_projection_layer(sines)[:, None].expand(-1, lanes, -1)
         else:
@@ -345,20 +268,20 @@ class Segmenter:
         pointer = appearing * model.object_pointer_proj(token) + (1 - appearing) * model.no_object_pointer
         return logits, presence, pointer
 
-    def _segments(self, lanes: Sequence[_Lane], height: int, width: int) -> list[Segment]:
+    def _segments(self, lanes: Sequence[Lane], height: int, width: int) -> list[Segment]:
         """What both lanes of an object found, in the order of the frames; copied from the device all at once."""
         segments: dict[int, Segment] = {}
         for lane in lanes:
             found = self._masks(torch.stack(lane.logits), height, width).cpu().numpy()
             scores = torch.sigmoid(torch.cat(lane.presence).float()).flatten().tolist()
             segments |= zip(lane.order, map(Segment, found, scores), strict=True)
-        return [segments[place] for place in sorted(segments)]
+        return [segments[step] for step in sorted(segments)]
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[list[torch.Tensor]]:
-        """Of each image the features of every level and the last level's position encoding, (places, 1, channels)."""
+        """For each image the features of every level, and the last level's position encoding: (cells, 1, channels)."""
         encoded = self._model.get_image_features(self._pixels(images), return_dict=True)
         tensors = [*encoded.fpn_hidden_states, encoded.fpn_position_encoding[-1]]
-        return [[tensor[:, place : place + 1] for tensor in tensors] for place in range(len(images))]
+        return [[tensor[:, image : image + 1] for tensor in tensors] for image in range(len(images))]
 
     def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images as the model wants them: (images, 3, size, size); resized as bytes, as SAM 2 was trained, then normalised."""
@@ -385,7 +308,7 @@ def _scaled(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _made_once(encoding: Any) -> Callable[..., torch.Tensor]:
-    """The forward pass of a sine position encoding that makes the places of each size once, in float32."""
+    """The forward pass of a sine position encoding that makes the encoding of each image size once, in float32."""
     known: dict[Any, torch.Tensor] = {}
 
     def forward(shape: torch.Size, device: Any, dtype: torch.dtype, mask: None = None) -> torch.Tensor:
@@ -409,31 +332,5 @@ def _normalised(norm: torch.nn.LayerNorm, features: torch.Tensor) -> torch.Tenso
 
 
 def _joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """Tensors put together; one alone stays as it lies in memory, since how it lies decides the last bits of a product."""
+    """Tensors joined along a dimension. A single one keeps its layout in memory, which decides the last bits of a product."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
-
-
-def tidy(mask: np.ndarray) -> np.ndarray:
-    """Fill small holes and drop specks: all below a twentieth of the largest part (transformers' switches do nothing)."""
-    x0, y0, x1, y1 = map(int, masks.box_of(mask))
-    if x1 < 0:
-        return mask
-    inner = np.pad(mask[y0:y1, x0:x1], 1)  # what lies outside is one part then, and not searched
-    labels, areas = _parts(inner)
-    smallest = 0.05 * areas[1:].max()
-    hole_labels, hole_areas = _parts(~inner)
-    hole_areas[hole_labels[0, 0]] = hole_areas[0]  # the outside is no hole, however narrow
-    filled = inner | (hole_areas < smallest)[hole_labels]
-    if (filled != inner).any():
-        labels, areas = _parts(filled)  # a speck inside a hole is part of what was filled
-    clean = np.zeros_like(mask)
-    clean[y0:y1, x0:x1] = (filled & (areas >= smallest)[labels])[1:-1, 1:-1]
-    return clean
-
-
-def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The label of every pixel's connected part, 0 where the mask is False, and the pixels of each label."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    areas = statistics[:, cv2.CC_STAT_AREA]
-    areas[0] = mask.size  # never small
-    return labels, areas

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from annotate.annotators.segmenter import Segment, Segmenter, Video, tidy
+from annotate.annotators.lanes import Video
+from annotate.annotators.mask_cleaning import tidy
+from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.sources.episode import BadImage, Episode
 from pixel160k.format import masks
 from pixel160k.format.masks import RLE
@@ -29,27 +31,27 @@ def track_episodes(
     sound: list[int] = []
 
     def videos() -> Iterator[Video]:
-        for place, episode in enumerate(episodes):
-            if starts[place]:
+        for index, episode in enumerate(episodes):
+            if starts[index]:
                 try:
                     frames = [episode.frame(step) for step in range(episode.num_steps)]
                 except BadImage:
                     continue
-                sound.append(place)
-                yield Video(frames, [(step, masks.decode(mask)) for step, mask in starts[place].values()])
+                sound.append(index)
+                yield Video(frames, [(step, masks.decode(mask)) for step, mask in starts[index].values()])
 
     tracks: list[list[StepMasks]] = [[] for _ in episodes]
     for number, followed in enumerate(segmenter.follow(videos())):
-        place = sound[number]
-        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[place].num_steps
+        index = sound[number]
+        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
         found = {
             name: _step_masks(segments, *start)
-            for (name, start), segments in zip(starts[place].items(), followed, strict=True)
+            for (name, start), segments in zip(starts[index].items(), followed, strict=True)
         }
         objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
         steps = zip(objects, grippers, strict=True)
-        tracks[place] = [
-            StepMasks(rows[place].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
+        tracks[index] = [
+            StepMasks(rows[index].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
         ]
     return tracks
 
