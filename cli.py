@@ -20,7 +20,8 @@ import click
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
-from pixel160k.paths import AnyPath, StorePath, open_path
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.stores import StorePath
 
 
 class _Bug(click.ClickException):

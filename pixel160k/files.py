@@ -17,7 +17,8 @@ from typing import Any
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.owner import TEMPORARY, temporary_name
-from pixel160k.paths import AnyPath, StorePath
+from pixel160k.paths import AnyPath
+from pixel160k.stores import StorePath
 
 
 def sha256_of(path: AnyPath) -> str:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import google_crc32c
 
-from pixel160k.paths import AnyPath, StorePath, open_path
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.stores import StorePath
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")

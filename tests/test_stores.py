@@ -25,10 +25,11 @@ from pixel160k import packages
 from pixel160k.errors import InputError
 from pixel160k.files import copy_folder, create_file, move_file, new_folder, sha256_of, working_folder, write_text
 from pixel160k.format import table
-from pixel160k.paths import StorePath, list_sizes, open_path
+from pixel160k.paths import list_sizes, open_path
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.loader import open_shards
 from pixel160k.read.verify import verify
+from pixel160k.stores import StorePath
 
 ROOT = Path(__file__).parents[1]
 ANNOTATE = ["annotate", "--src", "libero", "--set", "annotators=motion"]

@@ -34,7 +34,8 @@ from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.files import read_json, write_text
 from pixel160k.owner import TEMPORARY, temporary_name
-from pixel160k.paths import AnyPath, StorePath
+from pixel160k.paths import AnyPath
+from pixel160k.stores import StorePath
 
 # Named in full: "DirectRunner" first tries Prism, which downloads a binary.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

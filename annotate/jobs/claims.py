@@ -25,7 +25,8 @@ from pathlib import Path
 
 from pixel160k.files import create_file
 from pixel160k.owner import TEMPORARY, is_alive, owner_of, temporary_name, this_process
-from pixel160k.paths import AnyPath, StorePath
+from pixel160k.paths import AnyPath
+from pixel160k.stores import StorePath
 
 LEASE = 180.0  # seconds; network file systems may show a modification time up to a minute late
 RENEWAL = 20.0  # seconds

@@ -27,7 +27,8 @@ from annotate.jobs import claims
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import move_file, sha256_of, working_folder, write_json, write_text
-from pixel160k.paths import AnyPath, StorePath, list_sizes, open_path, read_all
+from pixel160k.paths import AnyPath, list_sizes, open_path, read_all
+from pixel160k.stores import StorePath
 
 LOG = "workers.log"  # in .done: what local workers print, and the traceback of every failure
 ATTEMPTS = 3  # a file that this many processes died at is given up

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.format.schema import Manifest
-from pixel160k.paths import STORES, AnyPath, open_path, opens
+from pixel160k.paths import AnyPath, open_path, opens
+from pixel160k.stores import STORES
 
 
 class _Rows(BaseModel):
