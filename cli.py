@@ -1,7 +1,8 @@
 """`pixelcli`: the commands, each a few lines that call one function.
 
 Exit codes: 0 done; 1 the data, the settings or the machine are not as they should be: one line says what and how to mend
-it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies.
+it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies. A job that
+met bugs at single episodes keeps the results of all others and then ends with 3.
 """
 
 import errno
@@ -241,6 +242,7 @@ def annotate_command(
     data_dir = annotate.default_data_dir(source, data_dir)
     totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
     _print(summary.summary_table(totals))
+    summary.check_episodes(totals["internal_errors"], totals["reasons"].get("internal_error", 0), out)
 
 
 @main.command("build-shards")
@@ -264,6 +266,7 @@ def build_shards_command(
     require_packages("annotate", "apache_beam")
     from annotate.jobs.beam import Execution
     from annotate.jobs.shards import build_shards
+    from annotate.jobs.summary import check_episodes
 
     manifest = build_shards(annotations, out, Execution(*execution), data_dir, include)
     left_out = manifest["left_out"]
@@ -271,6 +274,8 @@ def build_shards_command(
         f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
         + (f"; {len(left_out)} unusable episodes left out (see manifest.json)" if left_out else "")
     )
+    errors = manifest["internal_errors"]
+    check_episodes(errors, len(errors), out)
 
 
 @main.command("verify")

@@ -4,17 +4,23 @@ The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
 Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
 size that the gripper finder wants. So at most one group per viewpoint has its keyframes in memory.
+
+A bug that an episode meets costs that episode: a failed row, `internal_error`. A group that fails together is done again
+one by one.
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from annotate.accept import accept
 from annotate.annotators.grammar import verb_class
 from annotate.annotators.motion import decode_keyframes, expand_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
+from annotate.faults import LOGGER, internal_error, is_of_the_device
 from annotate.settings import AnnotateSettings
 from annotate.sources.episode import BadImage, Episode
 from annotate.timing import Stopwatch
@@ -28,6 +34,9 @@ Tracker = Callable[[Sequence[Episode], Sequence[EpisodeAnnotation]], list[list[S
 """Follows the objects and grippers of rows through their episodes: for each episode one `StepMasks` per raw step."""
 
 
+_NO_LOCK = nullcontext()
+
+
 @dataclass(frozen=True)
 class Annotators:
     """Who fills the three roles, and how many episodes of one viewpoint they want to see at once (`group_size`)."""
@@ -39,6 +48,7 @@ class Annotators:
     region_expansion: float  # the gripper box is scaled by this to propose a region
     stopwatch: Stopwatch  # measures the seconds per stage
     track: Tracker | None = None  # masks at every step, if wanted
+    lock: AbstractContextManager[Any] = _NO_LOCK  # held while a model is used: one thread at a time
 
 
 def annotate_episodes(
@@ -46,7 +56,8 @@ def annotate_episodes(
 ) -> tuple[list[EpisodeAnnotation], list[StepMasks]]:
     """Annotate the episodes of one source file.
 
-    Bad data raises nothing: it gives a failed or rejected row with its reason.
+    Neither bad data nor a bug raises: they give a failed or rejected row with its reason. What remains is the fault of no
+    episode: a source file that cannot be read, an accelerator that does nothing more.
 
     Args:
         items: the episodes; a row among them is a record that could not be read, and is returned as it is.
@@ -61,24 +72,34 @@ def annotate_episodes(
     tracks: dict[int, list[StepMasks]] = {}
     waiting: dict[str, list[tuple[int, KeyframedEpisode]]] = defaultdict(list)
 
-    def annotate_group(group: list[tuple[int, KeyframedEpisode]]) -> None:
+    def attempt(group: list[tuple[int, KeyframedEpisode]]) -> bool:
+        """Annotate a group; False where that failed and not all of its episodes need be at fault."""
         indices, episodes = zip(*group, strict=True)
-        found = _annotate([rows[index] for index in indices], episodes, annotators, settings)
-        for index, row in zip(indices, found, strict=True):
-            rows[index] = row
-        if annotators.track is not None:
-            with annotators.stopwatch("tracks"):
-                followed = annotators.track([keyframed.episode for keyframed in episodes], found)
-            tracks.update(zip(indices, followed, strict=True))
+        try:
+            found = _annotate([rows[index] for index in indices], episodes, annotators, settings)
+            followed = _track(episodes, found, annotators)
+        except Exception as error:
+            if is_of_the_device(error):
+                raise
+            if len(group) > 1:
+                LOGGER.warning("%d episodes, done again one by one:", len(group), exc_info=error)
+                return False
+            found, followed = [internal_error(rows[indices[0]], error)], [[]]
+        for index, row, masked in zip(indices, found, followed, strict=True):
+            rows[index], tracks[index] = row, masked
+        return True
+
+    def annotate_group(group: list[tuple[int, KeyframedEpisode]]) -> None:
+        if not attempt(group):
+            for one in group:
+                attempt([one])
 
     with annotators.stopwatch("read"):
         for item in items:
             if isinstance(item, EpisodeAnnotation):
                 rows.append(item)
                 continue
-            with annotators.stopwatch("target noun"):
-                (target,) = annotators.target.name_targets([item.instruction])
-            row, keyframed = _begin(item, target, settings)
+            row, keyframed = _begin(item, annotators, settings)
             rows.append(row)
             if keyframed is not None:
                 group = waiting[item.viewpoint]
@@ -91,10 +112,33 @@ def annotate_episodes(
 
 
 def _begin(
-    episode: Episode, target: str, settings: AnnotateSettings
+    episode: Episode, annotators: Annotators, settings: AnnotateSettings
 ) -> tuple[EpisodeAnnotation, KeyframedEpisode | None]:
-    """The row of an episode before any annotator has seen it, and its keyframes if there is anything to annotate."""
-    row = EpisodeAnnotation(
+    """The row of an episode before any image was looked at, and its keyframes if there is anything to annotate."""
+    row = EpisodeAnnotation(**dataclasses.asdict(episode.identity))
+    try:
+        with annotators.stopwatch("target noun"), annotators.lock:
+            (target,) = annotators.target.name_targets([episode.instruction])
+        row = _described(episode, target)
+        if episode.first_step > episode.last_step:
+            return accept(row, settings.filter), None
+        initial = episode.frame(episode.first_step)
+        row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
+        episode.check_sizes()
+        if row.close_step < 0:
+            return accept(row, settings.filter), None
+        return row, KeyframedEpisode(episode, decode_keyframes(episode, settings, initial), settings.motion)
+    except BadImage as error:
+        return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
+    except Exception as error:
+        if is_of_the_device(error):
+            raise
+        return internal_error(row, error), None
+
+
+def _described(episode: Episode, target: str) -> EpisodeAnnotation:
+    """The row of an episode with what the source says of it."""
+    return EpisodeAnnotation(
         **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
         camera=episode.camera,
@@ -106,16 +150,6 @@ def _begin(
         close_step=episode.close_step,
         target_object=target,
     )
-    if episode.first_step > episode.last_step:
-        return accept(row, settings.filter), None
-    try:
-        initial = episode.frame(episode.first_step)
-        row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
-        if row.close_step < 0:
-            return accept(row, settings.filter), None
-        return row, KeyframedEpisode(episode, decode_keyframes(episode, settings, initial), settings.motion)
-    except BadImage as error:
-        return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
 
 
 def _annotate(
@@ -126,7 +160,7 @@ def _annotate(
 ) -> list[EpisodeAnnotation]:
     """Take a group of one viewpoint through the stages."""
     stopwatch = annotators.stopwatch
-    with stopwatch("gripper"):
+    with stopwatch("gripper"), annotators.lock:
         grippers = annotators.gripper.find_grippers(episodes)
     regions = [
         None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
@@ -134,7 +168,7 @@ def _annotate(
     ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
     ready = [index for index, region in enumerate(regions) if region is not None]
-    with stopwatch("object"):
+    with stopwatch("object"), annotators.lock:
         found = annotators.object.find_objects(
             [episodes[index] for index in ready],
             [region for region in regions if region is not None],
@@ -154,6 +188,16 @@ def _annotate(
                 zip(rows, episodes, grippers, regions, strict=True)
             )
         ]
+
+
+def _track(
+    episodes: Sequence[KeyframedEpisode], rows: Sequence[EpisodeAnnotation], annotators: Annotators
+) -> list[list[StepMasks]]:
+    """Per episode the masks of its steps; none where the annotators do not track."""
+    if annotators.track is None:
+        return [[] for _ in episodes]
+    with annotators.stopwatch("tracks"), annotators.lock:
+        return annotators.track([keyframed.episode for keyframed in episodes], rows)
 
 
 def _finish(

@@ -1,13 +1,17 @@
 """A stopwatch: wall seconds per stage, for the summary and stats.json."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopwatch:
-    """Adds up wall seconds per stage in `seconds`. Stages may nest; time counts for the innermost stage only."""
+class Stopwatch(threading.local):
+    """Adds up wall seconds per stage in `seconds`. Stages may nest; time counts for the innermost stage only.
+
+    Each thread measures its own; waiting for a model that another thread uses counts for the stage that wants it.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         """Start with nothing measured; on CUDA a stage ends when the device has done its work, not when Python has asked."""

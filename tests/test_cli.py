@@ -98,6 +98,7 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_1(error, monkeypatch, 
                 ["--device", "cpu"],
                 ["--workers", "1"],
                 ["--runner", "x"],
+                ["--shard", "1/2"],
                 ["--", "--dask_npartitions=2"],
             )
         ),

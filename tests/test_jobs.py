@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from scene import episode, write_scenes
 
+from annotate.jobs import annotate as annotate_job
 from annotate.jobs import shards as shards_job
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
 from annotate.jobs.shards import build_shards
+from annotate.jobs.summary import check_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from pixel160k.errors import InputError, JobBug
@@ -241,26 +243,52 @@ def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_count
     assert manifest["episodes"] == 1
 
 
-@pytest.mark.parametrize(
+BUGS = pytest.mark.parametrize(
     "bug", [ValueError("operands could not\nbe broadcast"), TypeError("no such operand"), KeyError("x")]
 )
+
+
+@BUGS
 def test_a_bug_of_ours_is_not_the_datas_fault(drawn, tmp_path, monkeypatch, bug):
-    """A source module that raises anything but InputError: the other files are done, and a rerun does only that one."""
-    source, read = SOURCES["libero"], set()
+    """A source module that raises anything but InputError: its episode alone fails, and not as a malformed record."""
+    source, out = SOURCES["libero"], tmp_path / "out"
 
     def to_episode(columns, identity, camera):
-        read.add(identity.shard)
-        if identity.shard == 2 and bug:
+        if identity.shard == 2 and identity.record == 1:
             raise bug
         return source.to_episode(columns, identity, camera)
 
     monkeypatch.setitem(SOURCES, "libero", dataclasses.replace(source, to_episode=to_episode))
+    totals = annotate("libero", drawn, out, SETTINGS, Execution())
+    assert totals["status"] == {"accepted": 7, "failed": 1} and totals["reasons"] == {"internal_error": 1}
+    (failed,) = [row for row in read_annotations(out) if row.status == "failed"]
+    assert (failed.shard, failed.record, failed.reason) == (2, 1, "internal_error")
+    assert failed.detail.startswith(f"{type(bug).__name__}: ") and "annotate/sources/rlds.py:" in failed.detail
+    assert totals["internal_errors"] == [f"{failed.episode_id}: {failed.detail}"]
+    log = (out / ".done" / "workers.log").read_text()
+    assert "in to_episode" in log and f"{type(bug).__name__}: " in log and failed.episode_id in log
+    with pytest.raises(JobBug, match=f"^this is a bug, met at {failed.episode_id}: {type(bug).__name__}: [^\n]+$"):
+        check_episodes(totals["internal_errors"], totals["reasons"]["internal_error"], out)
+
+
+@BUGS
+def test_a_bug_outside_any_episode_costs_its_file(drawn, tmp_path, monkeypatch, bug):
+    """The other files are done, and a rerun does only that one."""
+    whole, read = annotate_job.read_episodes, set()
+
+    def read_episodes(source, file, camera):
+        read.add(file.shard)
+        if file.shard == 2 and bug:
+            raise bug
+        return whole(source, file, camera)
+
+    monkeypatch.setattr(annotate_job, "read_episodes", read_episodes)
     with pytest.raises(JobBug) as caught:
         annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution())
     message, log = str(caught.value), tmp_path / "out" / ".done" / "workers.log"
     assert message.startswith(f"this is a bug, met at drawn-train.tfrecord-00002-of-00004: {type(bug).__name__}: ")
     assert str(log) in message and "\n" not in message and "more files" not in message
-    assert "in to_episode" in log.read_text() and f"{type(bug).__name__}: " in log.read_text()
+    assert "in read_episodes" in log.read_text() and f"{type(bug).__name__}: " in log.read_text()
     assert [path.name for path in sorted((tmp_path / "out").glob("part-*"))] == [
         f"part-train-0000{shard}.parquet" for shard in (0, 1, 3)
     ]

@@ -135,6 +135,17 @@ def test_a_distinct_instruction_is_asked_about_once_and_in_one_batch(random_mode
     assert calls == [2, 3]
 
 
+@pytest.mark.parametrize(
+    "instruction", ["pick up the cup and " + "look at the {} and " * 900, "pick up the cup" + ",杯子{}" * 900]
+)
+def test_an_endless_instruction_is_cut_and_ranked_in_batches(random_model, calls, instruction):
+    """Time and memory grow with the square of its length; none may stop a job."""
+    instruction = instruction.format(*(f"thing{number}" for number in range(900)))
+    (target,) = LanguageModelNamer(random_model).name_targets([instruction])
+    assert target and all(word in instruction.lower() for word in target.split())
+    assert calls and max(calls) <= 16 and sum(calls) <= 700
+
+
 @pytest.mark.parametrize("generate", [False, True])
 def test_nothing_is_asked_where_no_object_is_named(random_model, calls, generate):
     namer = LanguageModelNamer(random_model, generate=generate)

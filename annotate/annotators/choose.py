@@ -1,6 +1,10 @@
 """Who fills the three roles: from the settings to loaded annotators, once per process."""
 
+import threading
+from contextlib import nullcontext
 from functools import lru_cache, partial
+
+import cv2
 
 from annotate.annotator import Annotators, Tracker
 from annotate.annotators.grammar import GrammarNamer
@@ -11,10 +15,13 @@ from annotate.settings import AnnotateSettings
 from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
+_CHOOSING = threading.Lock()
 
-@lru_cache(maxsize=1)
+
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
     """The annotators that the settings name. Models are loaded here and stay in memory for the life of the process.
+
+    However many threads ask, each model is loaded once: the others wait, and get the same annotators.
 
     Args:
         settings: of `pixelcli annotate`.
@@ -23,6 +30,14 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
     Raises:
         InputError: a model cannot be loaded, or the device cannot be used.
     """
+    # Held while transformers is imported, too: its lazy modules fail where several threads import them at once.
+    with _CHOOSING:
+        cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
+        return _choose(settings, device)
+
+
+@lru_cache(maxsize=1)
+def _choose(settings: AnnotateSettings, device: str) -> Annotators:
     if settings.annotators == "motion" and not settings.tracks:
         return _motion_annotators(settings, Stopwatch(), None)
 
@@ -53,13 +68,15 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         settings.foundation.region_expansion,
         stopwatch,
         track,
+        threading.RLock(),
     )
 
 
 def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: Tracker | None) -> Annotators:
     objects = MotionObjectFinder(settings.detections)
     expansion = settings.motion.region_expansion
-    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track)
+    lock = nullcontext() if track is None else threading.RLock()
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track, lock)
 
 
 def check_annotators(settings: AnnotateSettings) -> None:

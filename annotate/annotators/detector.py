@@ -1,5 +1,6 @@
 """Grounding DINO: boxes of what a phrase names, on whole frames or on crops of them."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,13 @@ from transformers import (
 )
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from annotate.annotators.device import mixed_precision, resized
+from annotate.annotators.device import Batches, mixed_precision, resized
 from annotate.annotators.pretrained import load, resolve
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
 from pixel160k.format.table import Box, Detection
+
+_BATCH = 64  # images in one forward pass
 
 
 class Detector:
@@ -50,10 +53,26 @@ class Detector:
             loaded = load("foundation.detector", resolve(settings.detector, "detector"), from_pretrained)
         self._processor, model = loaded
         self._model = model.to(device).eval()
+        self._longest = min(model.config.max_text_len, model.config.text_config.max_position_embeddings)  # in tokens
+        self._batches = Batches(_BATCH)
         images = self._processor.image_processor
         self._mean, self._std = (
             torch.tensor(values, device=device)[:, None, None] for values in (images.image_mean, images.image_std)
         )
+
+    def readable(self, phrase: str) -> str:
+        """As much of a phrase as the model reads, cut between words, or within the first where that alone is too long."""
+        for words, space in ((phrase.split(), " "), (list(phrase), "")):
+            if self._tokens(phrase) <= self._longest:
+                break
+            fitting = bisect_right(range(len(words)), self._longest, key=lambda n: self._tokens(space.join(words[:n])))
+            if shorter := space.join(words[: fitting - 1]):
+                return shorter
+        return phrase
+
+    def _tokens(self, phrase: str) -> int:
+        """How many tokens the model reads of a phrase."""
+        return len(self._processor.tokenizer(_as_trained(phrase), verbose=False)["input_ids"])
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> list[list[Detection]]:
@@ -61,14 +80,17 @@ class Detector:
 
         Args:
             images: RGB, uint8 (height, width, 3), of one size or several.
-            phrases: one an image; lower-cased and ended by a period, as the model was trained.
+            phrases: one an image; lower-cased and ended by a period, as the model was trained; cut where too long.
 
         Returns:
             Per image the boxes above the floors, best first, xyxy in pixels of that image, clipped to it.
         """
-        if not images:
-            return []
-        texts = [f"{phrase.lower().strip(' .')}." for phrase in phrases]
+        texts = [_as_trained(self.readable(phrase)) for phrase in phrases]
+        return self._batches(list(zip(images, texts, strict=True)), self._detect)
+
+    def _detect(self, batch: Sequence[tuple[np.ndarray, str]]) -> list[list[Detection]]:
+        """`detect` for as many as the device takes at once."""
+        images, texts = zip(*batch, strict=True)
         with self._stages("detector inputs"):
             inputs = self._inputs(images, texts)
         # Weights stay float32 under autocast: Grounding DINO's masks overflow to NaN with bfloat16 weights.
@@ -110,6 +132,10 @@ class Detector:
         else:
             height, width = size.height, size.width
         return (resized(pixels, height, width)[0].float() * processor.rescale_factor - self._mean) / self._std
+
+
+def _as_trained(phrase: str) -> str:
+    return f"{phrase.lower().strip(' .')}."
 
 
 def crop_window(region: Box, height: int, width: int) -> tuple[int, int, int, int]:

@@ -1,9 +1,49 @@
-"""What the models do otherwise on a GPU than on a CPU: the dtype they compute in, and how images are resized."""
+"""What the models do otherwise on a GPU than on a CPU: dtypes, how images are resized, and memory that may not suffice."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from annotate.annotators.pretrained import torch_dtype
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batches:
+    """How many items a model takes at once: halved, for good, whenever the device's memory does not hold them.
+
+    With one item there is nothing left to halve, and torch.cuda.OutOfMemoryError is raised.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Begin with this many."""
+        self.size = size
+
+    def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+        """Work off items, `size` at once; `work` returns one result per item."""
+        done: list[Result] = []
+
+        def next_batch() -> Sequence[Result]:
+            return work(items[len(done) : len(done) + self.size])
+
+        while len(done) < len(items):
+            done += self.retry(next_batch)
+        return done
+
+    def retry(self, work: Callable[[], Result]) -> Result:
+        """Do work that reads `size`, and do it again with half of it where the memory does not suffice."""
+        while True:
+            try:
+                return work()
+            except torch.cuda.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+            # Only here is what the exception held let go.
+            self.size //= 2
+            torch.cuda.empty_cache()
 
 
 def mixed_precision(device: str, dtype: str) -> torch.autocast:

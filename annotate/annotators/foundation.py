@@ -1,6 +1,7 @@
 """The paper's annotators: SAM 2 over discrete videos finds the gripper, Grounding DINO and SAM 2 the object."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -79,17 +80,26 @@ class DetectedObjectFinder:
         frames = {index: episodes[index].keyframes.initial for index in asked}
         windows = {index: crop_window(regions[index], *frames[index].shape[:2]) for index in asked}
         crops = {index: _crop(frames[index], windows[index]) for index in asked}
-        detected = self._detector.detect(list(crops.values()), [targets[index] for index in asked])
+        phrases = {index: self._detector.readable(targets[index]) for index in asked}
+        detected = self._detector.detect(list(crops.values()), list(phrases.values()))
         inside = {
             index: [item for item in detections if _centre_inside(_on_frame(item, windows[index]).box, regions[index])]
             for index, detections in zip(asked, detected, strict=True)
         }
+        for index, phrase in phrases.items():
+            if phrase != targets[index]:
+                detail = (
+                    f"the detector was asked for the target's first {len(phrase)} of {len(targets[index])} characters"
+                )
+                found[index] = FoundObject(detail=detail)
         cut = [index for index in asked if inside[index]]
         segments = self._segmenter.segment([crops[index] for index in cut], [inside[index][0].box for index in cut])
         for index, segment in zip(cut, segments, strict=True):
             detections = [_on_frame(item, windows[index]) for item in inside[index][: self._detections]]
             mask = _paste(tidy(segment.mask), windows[index], frames[index].shape[:2])
-            found[index] = FoundObject(detections, mask if mask.any() else None, segment.score)
+            found[index] = replace(
+                found[index], detections=detections, mask=mask if mask.any() else None, mask_score=segment.score
+            )
         return found
 
 

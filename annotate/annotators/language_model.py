@@ -20,6 +20,8 @@ ANSWER = "The robot first picks up the"
 SmolLM2-135M ranks 63 of LIBERO's 101 pick instructions right without it, 96 with "... grasps the" and 100 with this,
 which also says that what is carried counts rather than a handle or a knob."""
 
+_WORDS, _CHARACTERS = 200, 2000  # of an instruction, that the model gets to read
+_CANDIDATES = 16  # noun phrases in one forward pass
 _ANSWER_TOKENS = 16  # a noun phrase and a little more, which says where the phrase ends
 
 
@@ -50,7 +52,8 @@ class LanguageModelNamer:
     def name_targets(self, instructions: Sequence[str]) -> list[str]:
         """One noun phrase per instruction, lower-case, without determiner; "" where none is named.
 
-        It is always a run of the instruction's own words. The model is asked once about each distinct instruction, and
+        It is always a run of the instruction's own words, of its first 200 where it is longer: the time and the memory that
+        the model takes grow with their number squared. The model is asked once about each distinct instruction, and
         never about one that names no object.
         """
         for instruction in instructions:
@@ -59,6 +62,9 @@ class LanguageModelNamer:
         return [self._targets[instruction] for instruction in instructions]
 
     def _name(self, instruction: str) -> str:
+        if len(words := instruction.split()) > _WORDS:
+            instruction = " ".join(words[:_WORDS])
+        instruction = instruction[:_CHARACTERS]
         candidates = candidate_phrases(instruction)
         if candidates and self._generate:
             return phrase_of_answer(self._answer(instruction), instruction)
@@ -80,7 +86,13 @@ class LanguageModelNamer:
         return self._tokenizer(text, add_special_tokens=self._tokenizer.chat_template is None)["input_ids"]
 
     def _scores(self, instruction: str, candidates: Sequence[str]) -> list[float]:
-        """Each candidate's mean log-likelihood per token as the answer; all candidates in one batch."""
+        """Each candidate's mean log-likelihood per token as the answer."""
+        from annotate.annotators.device import Batches
+
+        return Batches(_CANDIDATES)(candidates, partial(self._batch_scores, instruction))
+
+    def _batch_scores(self, instruction: str, candidates: Sequence[str]) -> list[float]:
+        """`_scores` of candidates in one batch."""
         import torch
 
         prompt = self._prompt(instruction)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoLayerNorm
 
-from annotate.annotators.device import full_precision, mixed_precision, resized
+from annotate.annotators.device import Batches, full_precision, mixed_precision, resized
 from annotate.annotators.lanes import Bundle, EncodedVideo, Lane, Prompt, Video
 from annotate.annotators.memory_attention import MemoryAttention, PlainMemoryAttention
 from annotate.annotators.pretrained import load, resolve, torch_dtype
@@ -63,7 +63,7 @@ class Segmenter:
         self._model = model.to(device).eval()
         self._size = int(model.config.image_size)
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
-        self._batch, self._videos = (1, 1) if device == "cpu" else (_BATCH, _VIDEOS)
+        self._batches, self._videos = (Batches(1 if device == "cpu" else size) for size in (_BATCH, _VIDEOS))
         attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
         self._attention = attention(self._model, torch_dtype(settings.dtype))
         # In bfloat16 a coordinate would be off by up to two of 1,024 pixels; and encoders make their encodings at every call.
@@ -85,14 +85,12 @@ class Segmenter:
             images: RGB, uint8 (height, width, 3), of one size or several.
             boxes: xyxy in pixels of their image.
         """
-        segments: list[Segment] = []
-        for start in range(0, len(images), self._batch):
-            with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
-                segments += self._cut_out(images[start : start + self._batch], boxes[start : start + self._batch])
-        return segments
+        with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
+            return self._batches(list(zip(images, boxes, strict=True)), self._cut_out)
 
-    def _cut_out(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
+    def _cut_out(self, batch: Sequence[tuple[np.ndarray, Box]]) -> list[Segment]:
         """`segment` for as many as the device takes at once."""
+        images, boxes = zip(*batch, strict=True)
         shapes = [image.shape[:2] for image in images]
         corners = [self._coordinates(box, *shape) for box, shape in zip(boxes, shapes, strict=True)]
         outputs = self._model._single_frame_forward(
@@ -124,19 +122,24 @@ class Segmenter:
             In the order of the videos, for each of its prompts what `track` returns.
         """
         videos = iter(videos)
-        while few := list(islice(videos, self._videos)):
+        while few := list(islice(videos, self._videos.size)):
             with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
-                lanes = [self._lanes(video) for video in few]
-                self._run([lane for both in lanes for pair in both for lane in pair])
-                found = [
-                    [self._segments(pair, *video.frames[0].shape[:2]) for pair in both]
-                    for video, both in zip(few, lanes, strict=True)
-                ]
+                # Where memory does not suffice, first fewer videos at once, then fewer objects and frames.
+                found = self._batches.retry(partial(self._videos, few, self._follow))
             yield from found
+
+    def _follow(self, videos: Sequence[Video]) -> list[list[list[Segment]]]:
+        """`follow` for as many as the device takes at once."""
+        lanes = [self._lanes(video) for video in videos]
+        self._run([lane for both in lanes for pair in both for lane in pair])
+        return [
+            [self._segments(pair, *video.frames[0].shape[:2]) for pair in both]
+            for video, both in zip(videos, lanes, strict=True)
+        ]
 
     def _lanes(self, video: Video) -> list[tuple[Lane, ...]]:
         """The two lanes of each prompt, with their first frame done."""
-        encoded = EncodedVideo(video.frames, self._encode, self._batch)
+        encoded = EncodedVideo(video.frames, self._encode, self._batches.size)
         count = len(video.frames)
         orders = [(range(start, count), range(start, -1, -1)) for start, _ in video.prompts]  # forth and back
         for forth, back in orders:
@@ -181,8 +184,8 @@ class Segmenter:
         """Take all lanes to their ends, frame by frame."""
         lanes = sorted(lanes, key=lambda lane: -len(lane.order))
         kept = self._model.num_maskmem - 1, self._model.config.max_object_pointers_in_encoder - 1
-        starts = range(0, len(lanes), self._batch)
-        bundles = [Bundle(lanes[start : start + self._batch], *kept) for start in starts]
+        size = self._batches.size
+        bundles = [Bundle(lanes[start : start + size], *kept) for start in range(0, len(lanes), size)]
         for step in range(1, len(lanes[0].order) if lanes else 0):
             for bundle in bundles:
                 if going := [lane for lane in bundle.lanes if len(lane.order) > step]:

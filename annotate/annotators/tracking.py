@@ -5,6 +5,7 @@ both ways, so that steps before and after have a mask too.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -23,29 +24,29 @@ _VISIBLE = 0.5  # SAM 2 itself counts an object as present from here on
 def track_episodes(
     episodes: Sequence[Episode], rows: Sequence[EpisodeAnnotation], segmenter: Segmenter
 ) -> list[list[StepMasks]]:
-    """Follow what each row has a mask of, over all raw steps; nothing where it has none or where a frame is broken.
+    """Follow what each row has a mask of, over all raw steps; nothing where it has none.
 
-    A broken frame is counted by build-shards, which leaves the whole episode out for it.
+    A step whose frame is broken, or of another size, has no masks: objects are followed from the sound frame before it to the
+    next one.
     """
     starts = [_starts(row) for row in rows]
-    sound: list[int] = []
+    sound: list[tuple[int, list[int]]] = []  # per video the index of its episode, and the raw steps of its frames
 
     def videos() -> Iterator[Video]:
         for index, episode in enumerate(episodes):
             if starts[index]:
-                try:
-                    frames = [episode.frame(step) for step in range(episode.num_steps)]
-                except BadImage:
-                    continue
-                sound.append(index)
-                yield Video(frames, [(step, masks.decode(mask)) for step, mask in starts[index].values()])
+                frames = _sound_frames(episode)
+                steps = list(frames)
+                sound.append((index, steps))
+                prompts = [(steps.index(step), masks.decode(mask)) for step, mask in starts[index].values()]
+                yield Video(list(frames.values()), prompts)
 
     tracks: list[list[StepMasks]] = [[] for _ in episodes]
     for number, followed in enumerate(segmenter.follow(videos())):
-        index = sound[number]
+        index, seen = sound[number]
         unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
         found = {
-            name: _step_masks(segments, *start)
+            name: _step_masks(segments, seen, episodes[index].num_steps, *start)
             for (name, start), segments in zip(starts[index].items(), followed, strict=True)
         }
         objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
@@ -56,17 +57,29 @@ def track_episodes(
     return tracks
 
 
+def _sound_frames(episode: Episode) -> dict[int, np.ndarray]:
+    """The frames, by their raw steps, that decode and have the size of the first valid one."""
+    frames = {}
+    for step in range(episode.num_steps):
+        with suppress(BadImage):
+            frames[step] = episode.frame(step)
+    size = frames[episode.first_step].shape
+    return {step: frame for step, frame in frames.items() if frame.shape == size}
+
+
 def _starts(row: EpisodeAnnotation) -> dict[str, tuple[int, RLE]]:
     """What a row has a mask of -> the raw step of that mask, and the mask."""
     found = {"object": (row.first_step, row.object_mask), "gripper": (row.close_step, row.gripper_mask)}
     return {name: (step, mask) for name, (step, mask) in found.items() if mask is not None}
 
 
-def _step_masks(segments: Sequence[Segment], start: int, mask: RLE) -> list[tuple[RLE | None, bool]]:
-    """Per raw step the tracked mask, empty where the object is not visible, and whether it is."""
-    followed: list[tuple[RLE | None, bool]] = []
-    for segment in segments:
+def _step_masks(
+    segments: Sequence[Segment], seen: Sequence[int], num_steps: int, start: int, mask: RLE
+) -> list[tuple[RLE | None, bool]]:
+    """Per raw step the tracked mask, empty where the object is not visible, and whether it is; None where not `seen`."""
+    followed: list[tuple[RLE | None, bool]] = [(None, False)] * num_steps
+    for step, segment in zip(seen, segments, strict=True):
         clean = tidy(segment.mask) if segment.score >= _VISIBLE else np.zeros_like(segment.mask)
-        followed.append((masks.encode(clean), bool(clean.any())))
+        followed[step] = masks.encode(clean), bool(clean.any())
     followed[start] = (mask, True)  # where it started from, as it was found
     return followed

@@ -9,8 +9,10 @@ from typing import Any
 
 from annotate.annotator import annotate_episodes
 from annotate.annotators.choose import check_annotators, choose_annotators, model_names
+from annotate.faults import name_errors, tracebacks_to
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices
+from annotate.jobs.unit import log_path
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
@@ -28,12 +30,14 @@ class _AnnotateFile:
     source: str
     settings: AnnotateSettings
     description: dict[str, Any]
+    out: str  # whose log gets the tracebacks of `internal_error`
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
         annotators = choose_annotators(self.settings, device)
         annotators.stopwatch.seconds.clear()
-        episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
-        rows, tracks = annotate_episodes(episodes, annotators, self.settings)
+        with tracebacks_to(log_path(open_path(self.out))):
+            episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
+            rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
         if self.settings.tracks:
             (folder / "tracks").mkdir()
@@ -41,6 +45,7 @@ class _AnnotateFile:
         return {
             "episodes": len(rows),
             **table.tally(rows),
+            "internal_errors": name_errors(rows),
             "stages": annotators.stopwatch.seconds,
         }
 
@@ -167,6 +172,7 @@ def annotate(
 
     Returns:
         The totals, which are the content of stats.json: episodes per status and reason, seconds per stage, and so on.
+        `internal_errors` names the first few episodes that met a bug.
 
     Raises:
         InputError: the data directory, the output directory or a file is unusable; one line that says what to do.
@@ -181,15 +187,17 @@ def annotate(
     identity = describe(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
-    work = _AnnotateFile(source, settings, identity)
+    work = _AnnotateFile(source, settings, identity, str(out.resolve()))
     devices = _devices(settings, execution, device)
     title = f"annotate {files[0].dataset}"
     markers = run_job(title, work, files, out, identity | {"files": inputs}, execution, devices)
     totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
+    totals["internal_errors"] = []
     for marker in markers:
         totals["episodes"] += marker["summary"]["episodes"]
         for name in ("status", "reasons", "stages"):
             totals[name].update(marker["summary"][name])
+        totals["internal_errors"] = (totals["internal_errors"] + marker["summary"].get("internal_errors", []))[:3]
     totals |= {
         "files": len(files),
         "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from annotate.faults import LOGGER, describe, tracebacks_to
 from annotate.jobs.annotate import read_run
 from annotate.jobs.beam import Execution, run_job
+from annotate.jobs.unit import log_path
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
@@ -39,8 +41,13 @@ class _BuildShard:
     annotations: str
     include: str
     horizon: int
+    out: str  # whose log gets the tracebacks of `internal_error`
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
+        with tracebacks_to(log_path(open_path(self.out))):
+            return self._build(file, folder)
+
+    def _build(self, file: SourceFile, folder: Path) -> dict[str, Any]:
         annotations = open_path(self.annotations)
         rows = table.read_part(annotations / f"part-{file.name}.parquet")
         tracks = read_tracks(annotations / "tracks" / f"part-{file.name}.parquet")
@@ -48,11 +55,14 @@ class _BuildShard:
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
         left_out: dict[str, str] = {}
+        errors: list[str] = []
         actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
         with shards.ShardWriter(tar) as writer:
             for row, episode in _join(rows, episodes):
                 if isinstance(episode, EpisodeAnnotation):
-                    left_out[row.episode_id] = row.reason
+                    left_out[row.episode_id] = row.reason or episode.reason
+                    if episode.reason == "internal_error" != row.reason:
+                        errors.append(f"{row.episode_id}: {episode.detail}")
                     continue
                 valid = slice(episode.first_step, episode.last_step + 1)
                 if episode.first_step <= episode.last_step:
@@ -62,7 +72,14 @@ class _BuildShard:
                 wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
-                    reason = _write_episode(writer, row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                    try:
+                        samples, reason = _make_samples(row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                    except Exception as error:
+                        LOGGER.error("%s:", row.episode_id, exc_info=error)
+                        errors.append(f"{row.episode_id}: {describe(error)}")
+                        samples, reason = [], "internal_error"
+                    for step, members in samples:
+                        writer.append(row, step, members)
                 if reason:
                     left_out[row.episode_id] = reason
         if not writer.index:
@@ -74,6 +91,7 @@ class _BuildShard:
             "samples": len(writer.index),
             "trajectories": trajectories,
             "left_out": left_out,
+            "internal_errors": errors,
             **table.tally(rows),
         }
 
@@ -97,27 +115,25 @@ def _join(
         raise InputError(f"the annotations do not belong to this data: it has no record {min(by_id)}")
 
 
-def _write_episode(
-    writer: shards.ShardWriter,
-    row: EpisodeAnnotation,
-    tracks: dict[int, StepMasks],
-    episode: Episode,
-    horizon: int,
-) -> str:
-    """Write an episode's samples, or return the reason why none of them can be used."""
+def _make_samples(
+    row: EpisodeAnnotation, tracks: dict[int, StepMasks], episode: Episode, horizon: int
+) -> tuple[list[tuple[int, dict[str, bytes]]], str]:
+    """An episode's samples, each its step and its members, or none and the reason why they cannot be used."""
     steps = range(episode.first_step, episode.last_step + 1)
     if not steps:
-        return "too_short"
+        return [], "too_short"
     try:
         for step in steps:
             check_jpeg(episode.images[step], step)
     except BadImage:
-        return "bad_image"
+        return [], "bad_image"
+    samples = []
     for step in steps:
         masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
-        writer.write(row, masked, episode.images[step], chunk, episode.state[step])
-    return ""
+        members = shards.sample_members(row, masked, episode.images[step], chunk, episode.state[step])
+        samples.append((masked.step, members))
+    return samples, ""
 
 
 def build_shards(
@@ -133,7 +149,7 @@ def build_shards(
         include: "accepted" episodes only, or "all" that can be read.
 
     Returns:
-        The manifest of the shards, and `seconds`, the wall time.
+        The manifest of the shards, `seconds`, the wall time, and `internal_errors`: which episodes met a bug here.
 
     Raises:
         InputError: the annotations are incomplete or of other data, or a directory is unusable.
@@ -162,9 +178,13 @@ def build_shards(
         "horizon": HORIZON,
     }
     started = time.monotonic()
-    work = _BuildShard(run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON)
+    work = _BuildShard(
+        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON, str(out.resolve())
+    )
     markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
-    return _finish(out, files, markers, description) | {"seconds": round(time.monotonic() - started, 3)}
+    errors = [error for marker in markers for error in marker["summary"].get("internal_errors", [])]
+    manifest = _finish(out, files, markers, description)
+    return manifest | {"seconds": round(time.monotonic() - started, 3), "internal_errors": errors}
 
 
 def _finish(

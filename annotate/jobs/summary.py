@@ -1,10 +1,13 @@
-"""The table at the end of `pixelcli annotate`: what became of the episodes."""
+"""The end of the jobs: a table of what became of the episodes, and whether one of them met a bug."""
 
 from typing import Any
 
 from rich.table import Table
 
+from annotate.jobs.unit import name_log
+from pixel160k.errors import JobBug
 from pixel160k.format import table
+from pixel160k.paths import AnyPath
 
 
 def summary_table(totals: dict[str, Any]) -> Table:
@@ -25,3 +28,22 @@ def summary_table(totals: dict[str, Any]) -> Table:
     for reason, count in sorted(totals["reasons"].items(), key=lambda item: -item[1]):
         summary.add_row(str(count), reason, table.REASONS[reason])
     return summary
+
+
+def check_episodes(first: list[str], count: int, out: AnyPath) -> None:
+    """Check that no episode of a finished job met a bug.
+
+    Args:
+        first: of the first such episodes, id and what happened.
+        count: how many there are.
+        out: where the job wrote to.
+
+    Raises:
+        JobBug: some did; names one, and the log.
+    """
+    if count:
+        more = f" (and {count - 1} more episodes)" if count > 1 else ""
+        raise JobBug(
+            f"this is a bug, met at {first[0]}{more}; the traceback is in {name_log(out)}; "
+            "all other episodes are done, and these count as internal_error"
+        )

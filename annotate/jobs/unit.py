@@ -109,6 +109,11 @@ def log_path(out: AnyPath) -> Path:
     return out / ".done" / LOG
 
 
+def name_log(out: AnyPath) -> str:
+    """The log for people to find: that of a store may be on any worker's machine."""
+    return f"{log_path(out)}" + (" on the machine that met it" if isinstance(out, StorePath) else "")
+
+
 def notes(done: AnyPath, file: SourceFile) -> dict[str, AnyPath]:
     """Where the failure of a file is noted: `bug` and `failed`."""
     return {kind: done / f"{file.name}.{kind}" for kind in ("bug", "failed")}

@@ -64,6 +64,17 @@ class Episode:
         closing = np.flatnonzero(self.gripper_open[:-1] & ~self.gripper_open[1:])
         return int(closing[0]) + 1 if len(closing) else -1
 
+    def check_sizes(self) -> None:
+        """Check, without decoding, that the frames of all raw steps are of one size; those without a size are left out.
+
+        Raises:
+            BadImage: one has another size than that of the first valid step.
+        """
+        first = _jpeg_size(self.images[self.first_step])
+        for step, image in enumerate(self.images):
+            if first and (size := _jpeg_size(image)) and size != first:
+                raise BadImage(f"step {step}: the frame has another size than that of step {self.first_step}")
+
     def frame(self, step: int) -> np.ndarray:
         """Decode the frame of a raw step to RGB, uint8 (height, width, 3).
 
@@ -94,3 +105,15 @@ def check_jpeg(data: bytes, step: int) -> None:
         raise BadImage(f"step {step}: the frame is {'empty' if not data else 'no JPEG'}")
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise BadImage(f"step {step}: the JPEG is cut short")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width as a JPEG's header has them, in pixels; None where it has none."""
+    offset = 2  # after the marker that begins a JPEG
+    while offset + 9 <= len(data) and data[offset] == 0xFF:
+        marker = data[offset + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF0 to SOF15, without DHT, JPG and DAC
+            return int.from_bytes(data[offset + 5 : offset + 7]), int.from_bytes(data[offset + 7 : offset + 9])
+        # 0xFF may be repeated before a marker.
+        offset += 1 if marker == 0xFF else 2 + int.from_bytes(data[offset + 2 : offset + 4])
+    return None

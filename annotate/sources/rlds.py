@@ -5,8 +5,8 @@ image is decoded here. A record is a tf.Example whose nested steps are stored as
 holds one value per step.
 
 What a record holds comes from outside, so `Columns` checks it: missing columns, wrong kinds and lengths, numbers that are
-not finite. Each such fault is an InputError, and `read_episodes` turns it into a failed row. Any other exception is a
-bug, of this module or of a source's `to_episode`, and is not caught here.
+not finite. Each such fault is an InputError, and `read_episodes` turns it into a failed row, `malformed_record`. Any other
+exception is a bug, of this module or of a source's `to_episode`; it too costs one row, `internal_error`.
 """
 
 import re
@@ -18,9 +18,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, Field, ValidationError
 
+from annotate.faults import internal_error
 from annotate.sources.episode import Episode, RecordId
 from annotate.sources.tf_example import Example
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.files import read_json
 from pixel160k.format import table
 from pixel160k.format.origins import ORIGINS
@@ -204,14 +205,24 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
             cut = record.fault.startswith("the file ends")
             yield _failed(identity, "truncated_file" if cut else "malformed_record", record.fault)
             continue
-        try:
-            yield source.to_episode(Columns(record.payload), identity, camera)
-        except InputError as error:
-            yield _failed(identity, "malformed_record", str(error))
+        yield _read_record(source, record.payload, identity, camera)
     for number in range(seen, file.records):
         yield _failed(
             file.identify(number, 0), "truncated_file", f"the file ends before record {number} of {file.records}"
         )
+
+
+def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str) -> Episode | EpisodeAnnotation:
+    """A record as an Episode, or a failed row."""
+    try:
+        episode = source.to_episode(Columns(payload), identity, camera)
+        if not np.isfinite(episode.actions).all():  # differences of finite numbers may be too large
+            raise InputError("an action is not finite")
+    except InputError as error:
+        return _failed(identity, "malformed_record", one_line(error))
+    except Exception as error:
+        return internal_error(EpisodeAnnotation(**asdict(identity)), error)
+    return episode
 
 
 def _failed(identity: RecordId, reason: str, detail: str) -> EpisodeAnnotation:

@@ -79,29 +79,37 @@ class ShardWriter:
     def write(
         self, row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
     ) -> None:
-        """Append one sample.
+        """Append one sample; the arguments are those of `sample_members`."""
+        self.append(row, masked.step, sample_members(row, masked, jpeg, action, state))
 
-        Args:
-            row: the annotation of the sample's episode.
-            masked: the raw step and what is marked on it.
-            jpeg: the source's own bytes, passed through.
-            action: float32 (horizon, 7).
-            state: float32 (S,).
-        """
-        key = sample_key(row.episode_id, masked.step)
+    def append(self, row: EpisodeAnnotation, step: int, members: dict[str, bytes]) -> None:
+        """Append one sample whose members are made."""
+        key = sample_key(row.episode_id, step)
         offset = self._tar.tarstream.offset
-        self._tar.write(
-            {
-                "__key__": key,
-                "jpg": jpeg,
-                "mask.png": _label_png(row, masked),
-                "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
-                "action.npy": _npy(action),
-                "state.npy": _npy(state),
-            }
-        )
+        self._tar.write({"__key__": key, **members})
         size = self._tar.tarstream.offset - offset
-        self.index.append(IndexRow(key, row.episode_id, masked.step, row.status, self._name, offset, size))
+        self.index.append(IndexRow(key, row.episode_id, step, row.status, self._name, offset, size))
+
+
+def sample_members(
+    row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
+) -> dict[str, bytes]:
+    """The members of a sample by their suffixes.
+
+    Args:
+        row: the annotation of the sample's episode.
+        masked: the raw step and what is marked on it.
+        jpeg: the source's own bytes, passed through.
+        action: float32 (horizon, 7).
+        state: float32 (S,).
+    """
+    return {
+        "jpg": jpeg,
+        "mask.png": _label_png(row, masked),
+        "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
+        "action.npy": _npy(action),
+        "state.npy": _npy(state),
+    }
 
 
 def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
