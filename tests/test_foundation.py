@@ -16,6 +16,7 @@ from random_models import write_detector, write_segmenter  # noqa: E402
 
 from annotate.annotators.detector import Detector, crop_window, shift_box  # noqa: E402
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.mask_cleaning import tidy  # noqa: E402
 from annotate.annotators.segmenter import Segment, Segmenter  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
@@ -146,10 +147,10 @@ def test_tracking_answers_for_every_frame_both_ways(models):
 
 
 def test_tracking_equals_transformers_own_propagation(models):
-    """Streaming with forgetting gives what `propagate_in_video_iterator` gives with everything kept."""
-    from transformers import Sam2VideoInferenceSession
+    """Streaming with forgetting gives, to the bit, what an untouched model gives that keeps everything."""
+    from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
-    segmenter = models[1]
+    segmenter, plain = models[1], Sam2VideoModel.from_pretrained(models[2].segmenter, dtype=torch.float32).eval()
     frames = [np.random.default_rng(seed).integers(0, 255, (256, 256, 3)).astype(np.uint8) for seed in range(24)]
     box = (40.0, 60.0, 140.0, 160.0)
     video = torch.cat([segmenter._pixels([frame]) for frame in frames])
@@ -159,12 +160,13 @@ def test_tracking_equals_transformers_own_propagation(models):
     session.add_point_inputs(index, 0, prompt)
     session.obj_with_new_inputs = [1]
     with torch.inference_mode():
-        expected = [
-            segmenter._masks(output.pred_masks, 256, 256)[0].numpy()
-            for output in segmenter._model.propagate_in_video_iterator(session, start_frame_idx=0)
-        ]
+        expected = [output.pred_masks[0] for output in plain.propagate_in_video_iterator(session, start_frame_idx=0)]
+        ((lane, _),) = segmenter._lanes(Video(frames, [(0, box)]))
+        segmenter._run([lane])
+    assert [(found != logits).sum() for found, logits in zip(lane.logits, expected, strict=True)] == [0] * 24
     tracked = segmenter.track(frames, 0, box)
-    assert [(segment.mask != mask).sum() for segment, mask in zip(tracked, expected, strict=True)] == [0] * 24
+    wanted = [segmenter._masks(logits[None], 256, 256)[0].numpy() for logits in expected]
+    assert [(segment.mask != mask).sum() for segment, mask in zip(tracked, wanted, strict=True)] == [0] * 24
 
 
 class Script:

@@ -4,9 +4,11 @@ transformers projects and rotates the memories of seven frames again for every f
 more time than the attention itself. A key is a linear function of three things: a memory, the positions of its cells, and
 its age in frames. So the part of memory and positions is computed when the frame is seen, and the part of the age, which
 is the same for all frames, when the model is loaded. Results differ from transformers' only by the order of sums.
+
+A CPU would gain little from that. There `PlainMemoryAttention` computes what transformers does, bit by bit, with fewer copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,42 +43,8 @@ def joined(memories: Sequence[Memory]) -> Memory:
     return Memory(keys, values, torch.cat([memory.pointer for memory in memories]))
 
 
-class PlainMemoryAttention:
-    """transformers' own memory attention: for a CPU, where it is as fast, so that masks are transformers' bit by bit.
-
-    Of a memory, keys and values are the features and the position encoding that it is made of, (lanes, cells, 64).
-    """
-
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        """Use the memory attention of a `Sam2VideoModel`."""
-        self._module, self._ages = model.memory_attention, model.memory_temporal_positional_encoding
-
-    def remember(self, features: torch.Tensor, encoding: torch.Tensor, pointer: torch.Tensor) -> Memory:
-        """As `MemoryAttention.remember`."""
-        return Memory([features.transpose(0, 1)], [encoding.transpose(0, 1)], pointer)
-
-    def __call__(
-        self,
-        features: torch.Tensor,
-        encoding: torch.Tensor,
-        memories: Sequence[tuple[int, Memory]],
-        pointers: torch.Tensor,
-        pointer_encoding: torch.Tensor,
-    ) -> torch.Tensor:
-        """As `MemoryAttention`."""
-        remembered = [memory.keys[0].transpose(0, 1) for _, memory in memories]
-        aged = [memory.values[0].transpose(0, 1) + self._ages[age - 1] for age, memory in memories]
-        return self._module(
-            current_vision_features=features,
-            current_vision_position_embeddings=encoding,
-            memory=torch.cat([*remembered, pointers]).float(),
-            memory_posision_embeddings=torch.cat([*aged, pointer_encoding]),
-            num_object_pointer_tokens=len(pointers),
-        )[0]
-
-
 class MemoryAttention:
-    """Computes what a `Sam2VideoMemoryAttention` does."""
+    """Computes what a `Sam2VideoMemoryAttention` does, but for the order of sums."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         """Use the memory attention of a `Sam2VideoModel`, which has its device already and computes in a dtype."""
@@ -84,11 +52,15 @@ class MemoryAttention:
         with torch.inference_mode():
             cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
             self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (cells, channels / 2)
-            cells, ages = len(self._turns), model.memory_temporal_positional_encoding[:, 0]  # (ages, 1, 64)
-            # Of each layer (ages, heads, cells, channels).
-            layers = self._over_memory()
-            keys = [_heads(attention, F.linear(ages, attention.k_proj.weight)) for attention in layers]
-            self._ages = [self._turned(key.expand(-1, -1, cells, -1)).to(dtype) for key in keys]
+            self._ages = self._keys_of_ages(model.memory_temporal_positional_encoding)
+
+    def _keys_of_ages(self, ages: torch.Tensor) -> list[torch.Tensor]:
+        """The part of the keys that comes from the ages, (ages, 1, 1, 64): of each layer (ages, heads, cells, channels)."""
+        found = []
+        for attention in self._over_memory():
+            keys = _heads(attention, F.linear(ages[:, 0], attention.k_proj.weight))
+            found.append(self._turned(keys.expand(-1, -1, len(self._turns), -1)).to(self._dtype))
+        return found
 
     def remember(self, features: torch.Tensor, encoding: torch.Tensor, pointer: torch.Tensor) -> Memory:
         """The memory of a frame.
@@ -123,24 +95,29 @@ class MemoryAttention:
             pointers, pointer_encoding: object pointers as tokens and their encoding in time, (tokens, lanes, 64).
         """
         queries = (features + 0.1 * encoding).transpose(0, 1)
+        remembered = self._remembered(memories, pointers, pointer_encoding)
+        for layer, (keys, values) in zip(self._module.layers, remembered, strict=True):
+            attention, read = layer.self_attn, layer.layer_norm1(queries).to(self._dtype)
+            own = self._turned(_heads(attention, attention.k_proj(read)))
+            queries = queries + self._attend(attention, read, own, _heads(attention, attention.v_proj(read)))
+            read = layer.layer_norm2(queries).to(self._dtype)
+            queries = queries + self._attend(layer.cross_attn_image, read, keys, values)
+            read = layer.layer_norm3(queries)
+            queries = queries + layer.linear2(layer.activation(layer.linear1(read)))
+        return self._module.layer_norm(queries)
+
+    def _remembered(
+        self, memories: Sequence[tuple[int, Memory]], pointers: torch.Tensor, pointer_encoding: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each layer the keys and values of all memories and pointers, (lanes, heads, tokens, channels)."""
         tokens, located = (each.transpose(0, 1).to(self._dtype) for each in (pointers, pointers + pointer_encoding))
         known = len(memories) * len(self._turns)
-        for number, layer in enumerate(self._module.layers):
-            attention, read = layer.self_attn, layer.layer_norm1(queries).to(self._dtype)
-            keys = self._turned(_heads(attention, attention.k_proj(read)))
-            queries = queries + self._attend(attention, read, keys, _heads(attention, attention.v_proj(read)))
-
-            attention, read = layer.cross_attn_image, layer.layer_norm2(queries).to(self._dtype)
+        for number, attention in enumerate(self._over_memory()):
             new = _heads(attention, attention.k_proj(located)), _heads(attention, attention.v_proj(tokens))
             keys = torch.cat([*(memory.keys[number] for _, memory in memories), new[0]], dim=2)
             # The last of the ages is that of the prompted frame.
             keys[:, :, :known] += torch.cat([self._ages[number][age - 1] for age, _ in memories], dim=1)
-            values = torch.cat([*(memory.values[number] for _, memory in memories), new[1]], dim=2)
-            queries = queries + self._attend(attention, read, keys, values)
-
-            read = layer.layer_norm3(queries)
-            queries = queries + layer.linear2(layer.activation(layer.linear1(read)))
-        return self._module.layer_norm(queries)
+            yield keys, torch.cat([*(memory.values[number] for _, memory in memories), new[1]], dim=2)
 
     def _over_memory(self) -> list[Any]:
         return [layer.cross_attn_image for layer in self._module.layers]
@@ -151,9 +128,38 @@ class MemoryAttention:
         return attention.o_proj(found.transpose(1, 2).flatten(2))
 
     def _turned(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rotary position encoding of (..., cells, channels): each pair of channels is turned as a complex number."""
-        pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * self._turns).flatten(-2).to(tokens.dtype)
+        """Rotary position encoding of (..., cells, channels): each pair of channels is turned as a complex number.
+
+        The cells may be those of several frames, one frame after the other.
+        """
+        pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)).unflatten(-3, (-1, len(self._turns))))
+        return torch.view_as_real(pairs * self._turns).flatten(-2).flatten(-3, -2).to(tokens.dtype)
+
+
+class PlainMemoryAttention(MemoryAttention):
+    """Computes what a `Sam2VideoMemoryAttention` does, bit by bit.
+
+    Of a memory, keys and values are the features and the position encoding that it is made of, (lanes, cells, 64).
+    """
+
+    def _keys_of_ages(self, ages: torch.Tensor) -> list[torch.Tensor]:
+        return list(ages)  # no keys yet: the encodings themselves
+
+    def remember(self, features: torch.Tensor, encoding: torch.Tensor, pointer: torch.Tensor) -> Memory:
+        """As `MemoryAttention.remember`."""
+        return Memory([features.transpose(0, 1)], [encoding.transpose(0, 1)], pointer)
+
+    def _remembered(
+        self, memories: Sequence[tuple[int, Memory]], pointers: torch.Tensor, pointer_encoding: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        tokens = torch.cat([*(memory.keys[0] for _, memory in memories), pointers.transpose(0, 1)], dim=1).float()
+        aged = [memory.values[0] + self._ages[age - 1] for age, memory in memories]
+        located = tokens + torch.cat([*aged, pointer_encoding.transpose(0, 1)], dim=1)
+        known = len(memories) * len(self._turns)
+        for attention in self._over_memory():
+            keys = _heads(attention, attention.k_proj(located))
+            keys[:, :, :known] = self._turned(keys[:, :, :known])
+            yield keys, _heads(attention, attention.v_proj(tokens))
 
 
 def _heads(attention: Any, tokens: torch.Tensor) -> torch.Tensor:

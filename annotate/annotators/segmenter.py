@@ -5,12 +5,12 @@ numbers to 2e-7). Masks come out at a quarter of the input's resolution and are 
 
 transformers follows one object at a time and encodes every frame again for each object. Here a frame is encoded once for
 all objects of its video, and a GPU follows many objects of many videos in one forward pass, in both directions (lanes.py).
-A CPU gains nothing from batches: there one lane is taken after the other, and masks are those of transformers bit by bit.
+On a CPU one lane is taken after the other, and masks are those of transformers bit by bit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import Sam2VideoInferenceSession, Sam2VideoModel
-from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoLayerNorm
 
-from annotate.annotators.device import Batches, full_precision, mixed_precision, resized
+from annotate.annotators.device import Batches, mixed_precision, resized
 from annotate.annotators.lanes import Bundle, EncodedVideo, Lane, Prompt, Video
 from annotate.annotators.memory_attention import MemoryAttention, PlainMemoryAttention
 from annotate.annotators.pretrained import load, resolve, torch_dtype
+from annotate.annotators.sam2 import adapt
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
 from pixel160k.format.table import Box
@@ -33,6 +33,7 @@ _BOX_CORNERS = [2, 3]  # the labels by which SAM's prompt encoder knows the two 
 _POINT = [1]
 _ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
 _BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
+_CPU_FRAMES = 4  # encoded at once on a CPU, to the same bits as one by one
 _VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
 
 
@@ -66,16 +67,7 @@ class Segmenter:
         self._batches, self._videos = (Batches(1 if device == "cpu" else size) for size in (_BATCH, _VIDEOS))
         attention = PlainMemoryAttention if device == "cpu" else MemoryAttention
         self._attention = attention(self._model, torch_dtype(settings.dtype))
-        # In bfloat16 a coordinate would be off by up to two of 1,024 pixels; and encoders make their encodings at every call.
-        for encoder in (model.vision_encoder.neck, model.memory_encoder):
-            encoder.position_encoding.forward = _made_once(encoder.position_encoding)
-        for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
-            embedding.forward = full_precision(device)(embedding.forward)
-        if device != "cpu":
-            norms: list[Any] = [module for module in model.modules() if isinstance(module, Sam2VideoLayerNorm)]
-            for norm in norms:
-                if norm.data_format == "channels_first":
-                    norm.forward = partial(_normalised, norm)
+        adapt(model, device)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
@@ -139,7 +131,8 @@ class Segmenter:
 
     def _lanes(self, video: Video) -> list[tuple[Lane, ...]]:
         """The two lanes of each prompt, with their first frame done."""
-        encoded = EncodedVideo(video.frames, self._encode, self._batches.size)
+        at_once = _CPU_FRAMES if self._device == "cpu" else self._batches.size
+        encoded = EncodedVideo(video.frames, self._encode, at_once)
         count = len(video.frames)
         orders = [(range(start, count), range(start, -1, -1)) for start, _ in video.prompts]  # forth and back
         for forth, back in orders:
@@ -207,6 +200,11 @@ class Segmenter:
         fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
         maps[-1] = fused.transpose(1, 2).view_as(maps[-1])
         logits, presence, pointer = self._decode(maps)
+        for number, lane in enumerate(lanes):
+            lane.logits.append(logits[number])
+            lane.presence.append(presence[number])
+        if len(lanes[0].order) == step + 1:  # nobody looks back at the last frame
+            return
         features, encodings = model._encode_new_memory(
             current_vision_feats=current,
             pred_masks_high_res=_scaled(logits, self._size, self._size).to(logits.dtype),
@@ -214,9 +212,6 @@ class Segmenter:
             is_mask_from_pts=False,
         )
         bundle.remember(self._attention.remember(features, encodings, pointer))
-        for number, lane in enumerate(lanes):
-            lane.logits.append(logits[number])
-            lane.presence.append(presence[number])
 
     def _pointers(self, pointers: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time."""
@@ -238,6 +233,17 @@ class Segmenter:
         tokens = pointers.view(frames, lanes, splits, model.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
         return tokens, encoding.repeat_interleave(splits, dim=0)
 
+    @cached_property
+    def _unprompted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the mask decoder reads where nothing is prompted, of one lane: sparse and dense embedding, position encoding."""
+        sparse, dense = self._model.prompt_encoder(
+            input_points=torch.zeros(1, 1, 1, 2, device=self._device),
+            input_labels=-torch.ones(1, 1, 1, dtype=torch.int32, device=self._device),
+            input_boxes=None,
+            input_masks=None,
+        )
+        return sparse, dense, self._model.get_image_wide_positional_embeddings().contiguous()
+
     def _decode(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`Sam2VideoModel._single_frame_forward` without a prompt, which takes the best of several masks for one alone.
 
@@ -248,22 +254,16 @@ class Segmenter:
             Mask logits (lanes, 1, h, w), logits of the object's presence (lanes, 1, 1), object pointer (lanes, channels).
         """
         model, count = self._model, len(maps[-1])
-        points = torch.zeros(count, 1, 1, 2, dtype=maps[-1].dtype, device=maps[-1].device)
-        sparse, dense = model.prompt_encoder(
-            input_points=points,
-            input_labels=-torch.ones(count, 1, 1, dtype=torch.int32, device=points.device),
-            input_boxes=None,
-            input_masks=None,
-        )
+        sparse, dense, positions = (tensor.expand(count, -1, -1, -1) for tensor in self._unprompted)
         logits, overlaps, tokens, presence = model.mask_decoder(
             image_embeddings=maps[-1],
-            image_positional_embeddings=model.get_image_wide_positional_embeddings().repeat(count, 1, 1, 1),
+            image_positional_embeddings=positions,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=model._use_multimask(False, None),
             high_resolution_features=list(maps[:-1]),
         )
-        lanes, best = torch.arange(count, device=points.device), overlaps[:, 0].argmax(-1)
+        lanes, best = torch.arange(count, device=logits.device), overlaps[:, 0].argmax(-1)
         visible = presence > 0
         logits = torch.where(visible[..., None], logits[lanes, :, best], _ABSENT)
         token = tokens[lanes, 0, best if tokens.shape[2] > 1 else 0]
@@ -308,30 +308,6 @@ class Segmenter:
 def _scaled(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Mask logits (masks, 1, h, w) at another size, as float32."""
     return F.interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
-
-
-def _made_once(encoding: Any) -> Callable[..., torch.Tensor]:
-    """The forward pass of a sine position encoding that makes the encoding of each image size once, in float32."""
-    known: dict[Any, torch.Tensor] = {}
-
-    def forward(shape: torch.Size, device: Any, dtype: torch.dtype, mask: None = None) -> torch.Tensor:
-        key = *shape[1:], dtype
-        if key not in known:
-            one = torch.Size([1, *shape[1:]])
-            known[key] = type(encoding).forward(encoding, one, device, torch.float32).to(dtype)
-        return known[key].expand(shape[0], -1, -1, -1)
-
-    return forward
-
-
-def _normalised(norm: torch.nn.LayerNorm, features: torch.Tensor) -> torch.Tensor:
-    """Layer norm over the channels of (images, channels, height, width), float32, where they lie.
-
-    torch's own takes a block of a GPU for each pixel, and of the masks' features that is a million blocks for 4 numbers.
-    """
-    variance, mean = torch.var_mean(features.float(), 1, correction=0, keepdim=True)
-    weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
-    return (features.float() - mean) * (torch.rsqrt(variance + norm.eps) * weight) + bias
 
 
 def _joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
