@@ -28,7 +28,7 @@ def internal_error(row: EpisodeAnnotation, error: Exception) -> EpisodeAnnotatio
         error: the exception, while it is handled or after it was.
     """
     LOGGER.error("%s:", row.episode_id, exc_info=error)
-    return dataclasses.replace(row, status=table.FAILED, reason="internal_error", detail=describe(error))
+    return dataclasses.replace(row, status=table.FAILED, reason="internal_error", detail=describe_error(error))
 
 
 def name_errors(rows: Iterable[EpisodeAnnotation], few: int = 3) -> list[str]:
@@ -36,7 +36,7 @@ def name_errors(rows: Iterable[EpisodeAnnotation], few: int = 3) -> list[str]:
     return [f"{row.episode_id}: {row.detail}" for row in rows if row.reason == "internal_error"][:few]
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Type, message and place (`file:line`, in this package where it passed through it) of an exception, on one line."""
     message = f": {one_line(error)}" if str(error).strip() else ""
     text = f"{type(error).__name__}{message[:500]} ({_place(error)})"

@@ -50,8 +50,8 @@ class _AnnotateFile:
         }
 
 
-def describe(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
-    """Everything that determines the bytes of an annotation part; every part holds it as metadata, and run.json too.
+def describe_run(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
+    """What a run of `annotate` is: everything that determines the bytes of its parts. Each part holds it, and run.json too.
 
     `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
     the kind of a device that is no CPU belongs to it, and parts of both never mix.
@@ -184,7 +184,7 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     check_annotators(settings)
-    identity = describe(source, files[0].dataset, settings, device)
+    identity = describe_run(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     work = _AnnotateFile(source, settings, identity, str(out.resolve()))

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from annotate.accept import accept
-from annotate.jobs.annotate import describe, read_run
+from annotate.jobs.annotate import describe_run, read_run
 from annotate.settings import AnnotateSettings
 from pixel160k.errors import InputError
 from pixel160k.files import copy_folder, new_folder, write_json, write_text
@@ -31,7 +31,7 @@ def refilter(annotations: AnyPath, out: AnyPath, overrides: tuple[str, ...]) -> 
         raise InputError(f"--refilter changes only settings of the filter (filter.KEY=VALUE), not {others[0]!r}")
     run, totals = read_run(annotations)
     settings = AnnotateSettings.load(None, overrides, base=run["settings"])
-    identity = describe(run["source"], run["dataset"], settings, run.get("device", "cpu"))
+    identity = describe_run(run["source"], run["dataset"], settings, run.get("device", "cpu"))
     totals |= {"status": Counter(), "reasons": Counter()}
     with new_folder(out, last="stats.json") as folder:
         copy_folder(annotations, folder)

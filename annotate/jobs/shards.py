@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate.faults import LOGGER, describe, tracebacks_to
+from annotate.faults import LOGGER, describe_error, tracebacks_to
 from annotate.jobs.annotate import read_run
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.unit import log_path
@@ -76,7 +76,7 @@ class _BuildShard:
                         samples, reason = _make_samples(row, tracks.get(row.episode_id, {}), episode, self.horizon)
                     except Exception as error:
                         LOGGER.error("%s:", row.episode_id, exc_info=error)
-                        errors.append(f"{row.episode_id}: {describe(error)}")
+                        errors.append(f"{row.episode_id}: {describe_error(error)}")
                         samples, reason = [], "internal_error"
                     for step, members in samples:
                         writer.append(row, step, members)
