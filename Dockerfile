@@ -14,8 +14,8 @@ COPY model model
 COPY train train
 COPY simulation simulation
 COPY evaluation evaluation
-# The default annotators are models, so torch belongs to it; the same image trains.
-RUN pip install --no-cache-dir --constraint constraints.txt '.[annotate,train]'
+# The default annotators are models, so torch belongs to it; the same image trains, and reads buckets.
+RUN pip install --no-cache-dir --constraint constraints.txt '.[annotate,train,cloud]'
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 # Beam's boot program starts a worker when a runner passes it worker options.
 ENTRYPOINT ["/opt/apache/beam/boot"]

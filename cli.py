@@ -7,6 +7,7 @@ met bugs at single episodes keeps the results of all others and then ends with 3
 
 import errno
 import logging
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ import click
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.stores import StorePath
 
 
 class _Bug(click.ClickException):
@@ -62,11 +65,36 @@ def main(debug: bool) -> None:
     # Beam warns of Google libraries that nothing here needs, and the hub of each retry.
     for noisy in ("", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
 
 
-_directory = click.Path(path_type=Path, file_okay=False)
-_new_file = click.Path(path_type=Path, dir_okay=False)
-_file = click.Path(path_type=Path, dir_okay=False, exists=True)
+class _AnyPath(click.Path):
+    """A local path, or one of an object store, as `open_path` takes it."""
+
+    def convert(
+        self, value: str | os.PathLike[str], parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        path = open_path(os.fspath(value))
+        return path if isinstance(path, StorePath) else super().convert(path, parameter, context)
+
+
+class _LocalPath(_AnyPath):
+    """A local path."""
+
+    def convert(
+        self, value: str | os.PathLike[str], parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        path = super().convert(value, parameter, context)
+        if isinstance(path, StorePath):
+            self.fail(f"{path} is in an object store; here only local paths do", parameter, context)
+        return path
+
+
+_directory = _AnyPath(path_type=Path, file_okay=False)
+_new_file = _AnyPath(path_type=Path, dir_okay=False)
+_local_directory = _LocalPath(path_type=Path, file_okay=False)
+_new_local_file = _LocalPath(path_type=Path, dir_okay=False)
+_file = _LocalPath(path_type=Path, dir_okay=False, exists=True)
 _shards = click.option("--shards", type=_directory, required=True, help="Output of `pixelcli build-shards`.")
 _annotations = click.option("--annotations", type=_directory, required=True, help="Output of `pixelcli annotate`.")
 _data_dir = click.option(
@@ -154,7 +182,7 @@ def _print(*tables: Any) -> None:
 @click.option(
     "--out", type=_directory, required=True, help="Where the annotation parts go; the same run resumes there."
 )
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of settings.")
+@click.option("--config", type=_new_local_file, help="YAML file of settings.")
 @_overrides
 @click.option("--tracks", is_flag=True, help="Also masks at every step (as --set tracks=true).")
 @click.option(
@@ -168,10 +196,10 @@ def _print(*tables: Any) -> None:
 @_execution
 def annotate_command(
     source: str | None,
-    refilter: Path | None,
-    data_dir: Path | None,
+    refilter: AnyPath | None,
+    data_dir: AnyPath | None,
     split: str,
-    out: Path,
+    out: AnyPath,
     config: Path | None,
     overrides: tuple[str, ...],
     tracks: bool,
@@ -224,9 +252,9 @@ def annotate_command(
 @click.option("--include", type=click.Choice(["accepted", "all"]), default="accepted", show_default=True)
 @_execution
 def build_shards_command(
-    annotations: Path,
-    data_dir: Path | None,
-    out: Path,
+    annotations: AnyPath,
+    data_dir: AnyPath | None,
+    out: AnyPath,
     include: str,
     execution: tuple[int, str, tuple[str, ...], tuple[int, int]],
 ) -> None:
@@ -252,7 +280,7 @@ def build_shards_command(
 
 @main.command("verify")
 @_shards
-def verify_command(shards: Path) -> None:
+def verify_command(shards: AnyPath) -> None:
     """Check shards against their manifest, and every sample in them; exit code 1 and one line per fault.
 
     \b
@@ -276,7 +304,7 @@ def verify_command(shards: Path) -> None:
 @click.option(
     "--fps", type=click.FloatRange(0, min_open=True), help="Of lerobot: control rate in Hz [default: the source's own]."
 )
-def export_command(shards: Path, to: str, out: Path, fps: float | None) -> None:
+def export_command(shards: AnyPath, to: str, out: AnyPath, fps: float | None) -> None:
     """Write shards as a LeRobot data set, as COCO instances, or as annotations without images.
 
     \b
@@ -298,7 +326,7 @@ def export_command(shards: Path, to: str, out: Path, fps: float | None) -> None:
 @_shards
 @click.option("--out", type=_new_file, required=True, help="The HTML file to write.")
 @click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="At most this many episodes.")
-def browse_command(shards: Path, out: Path, limit: int) -> None:
+def browse_command(shards: AnyPath, out: AnyPath, limit: int) -> None:
     """Write one self-contained page that shows each episode with its masks, prompts, scores and reason.
 
     \b
@@ -312,7 +340,7 @@ def browse_command(shards: Path, out: Path, limit: int) -> None:
 @main.command("stats")
 @_shards
 @click.option("--out", type=_directory, required=True, help="Where stats.png and stats.json go.")
-def stats_command(shards: Path, out: Path) -> None:
+def stats_command(shards: AnyPath, out: AnyPath) -> None:
     """Draw what shards hold: skills, objects, reasons, scores, lengths, actions (needs the extra [notebook]).
 
     \b
@@ -337,7 +365,7 @@ def stats_command(shards: Path, out: Path) -> None:
 @click.option("--state", metavar="NUMBERS", help="Proprioception, separated by commas; read by policies over π0.")
 @click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics, as bridge_orig.")
 @click.option("--json", "as_json", is_flag=True, help="Print the actions as JSON.")
-@click.option("--draw", "drawing", type=_new_file, help="Write what was pointed at.")
+@click.option("--draw", "drawing", type=_new_local_file, help="Write what was pointed at.")
 @_device
 def predict_command(
     checkpoint: str,
@@ -384,7 +412,7 @@ def predict_command(
 @main.command("train")
 @click.option("--stage", type=click.Choice(["pretrain", "cat", "pue"]), help="[default: the recipe's]")
 @click.option("--shards", multiple=True, required=True, help="Output of `pixelcli build-shards`; repeatable.")
-@click.option("--out", type=_directory, required=True, help="Where checkpoints and logs go.")
+@click.option("--out", type=_local_directory, required=True, help="Where checkpoints and logs go.")
 @click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--init", help="Start from this checkpoint, run, hub id or preset [default: the recipe's].")
 @click.option("--max-steps", type=click.IntRange(1), help="Steps in all [default: the recipe's].")
@@ -420,8 +448,8 @@ def train_command(
 
 
 @main.command("merge")
-@click.option("--checkpoint", type=_directory, required=True, help="A checkpoint of cat or pue, or the run.")
-@click.option("--out", type=_directory, required=True, help="A new folder for the whole policy.")
+@click.option("--checkpoint", type=_local_directory, required=True, help="A checkpoint of cat or pue, or the run.")
+@click.option("--out", type=_local_directory, required=True, help="A new folder for the whole policy.")
 def merge_command(checkpoint: Path, out: Path) -> None:
     """Make a checkpoint of training one policy that stands alone, the LoRA folded into the weights.
 
@@ -444,10 +472,12 @@ def evaluate_group() -> None:
 
 @evaluate_group.command("annotations")
 @_annotations
-@click.option("--truth", type=_new_file, help="truth.parquet [default for sample: its own].")
+@click.option("--truth", type=_new_local_file, help="truth.parquet [default for sample: its own].")
 @_data_dir
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and worst.html go.")
-def evaluate_annotations_command(annotations: Path, truth: Path | None, data_dir: Path | None, out: Path) -> None:
+def evaluate_annotations_command(
+    annotations: AnyPath, truth: Path | None, data_dir: AnyPath | None, out: AnyPath
+) -> None:
     """Compare annotations with the truth of a simulated data set.
 
     \b
@@ -474,7 +504,7 @@ def evaluate_annotations_command(annotations: Path, truth: Path | None, data_dir
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
 @_device
 def evaluate_actions_command(
-    checkpoint: str, shards: Path, split: str | None, prompts: str, out: Path, device: str
+    checkpoint: str, shards: AnyPath, split: str | None, prompts: str, out: AnyPath, device: str
 ) -> None:
     """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
 
@@ -507,7 +537,7 @@ def evaluate_actions_command(
 )
 @click.option("--hz", type=int, default=5, show_default=True, help="5 thins the 20 Hz of the simulator; 20 keeps all.")
 @click.option("--name", default="", help="The data set's name [default: SUITE_simulated, or libero_two_alike].")
-@click.option("--out", type=_directory, required=True, help="A new or empty directory.")
+@click.option("--out", type=_local_directory, required=True, help="A new or empty directory.")
 def sample_command(
     suites: tuple[str, ...], two_alike: bool, episodes: int, seed: int, files: int, hz: int, name: str, out: Path
 ) -> None:

@@ -28,7 +28,7 @@ def internal_error(row: EpisodeAnnotation, error: Exception) -> EpisodeAnnotatio
         error: the exception, while it is handled or after it was.
     """
     LOGGER.error("%s:", row.episode_id, exc_info=error)
-    return dataclasses.replace(row, status=table.FAILED, reason="internal_error", detail=describe(error))
+    return dataclasses.replace(row, status=table.FAILED, reason="internal_error", detail=describe_error(error))
 
 
 def name_errors(rows: Iterable[EpisodeAnnotation], few: int = 3) -> list[str]:
@@ -36,7 +36,7 @@ def name_errors(rows: Iterable[EpisodeAnnotation], few: int = 3) -> list[str]:
     return [f"{row.episode_id}: {row.detail}" for row in rows if row.reason == "internal_error"][:few]
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Type, message and place (`file:line`, in this package where it passed through it) of an exception, on one line."""
     message = f": {one_line(error)}" if str(error).strip() else ""
     text = f"{type(error).__name__}{message[:500]} ({_place(error)})"
@@ -58,7 +58,7 @@ def _place(error: Exception) -> str:
 
 
 @contextmanager
-def tracebacks_to(log: str) -> Iterator[None]:
+def tracebacks_to(log: Path) -> Iterator[None]:
     """Within this block, append what this thread logs of bugs to a file, which is made when there is something to say."""
     handler = logging.FileHandler(log, delay=True, encoding="utf-8")
     this = threading.get_ident()

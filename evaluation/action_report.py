@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from pixel160k.files import write_text
+from pixel160k.paths import AnyPath
 from pixel160k.read.samples import Sample
 from pixel160k.show import drawing
 from train.data import PIXEL_MASK, masks_and_prompts
@@ -49,7 +50,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def write_page(result: dict[str, Any], examples: Sequence[Example], file: Path) -> None:
+def write_page(result: dict[str, Any], examples: Sequence[Example], file: AnyPath) -> None:
     """Write the result of `evaluation.actions.evaluate` as one HTML file: bars, tables of every dimension, and the examples."""
     reach = max((np.abs(move.cumsum(0)).max() for one in examples for move in one.moves.values()), default=0) or 1
     cards = [

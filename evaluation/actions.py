@@ -24,6 +24,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format.prompts import PROMPT_KINDS
 from pixel160k.format.shards import split_of
+from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
@@ -75,8 +76,8 @@ def choose_episodes(directory: ShardDirectory, recipe: TrainSettings | None, spl
 
 def evaluate(
     checkpoint: str | Path,
-    shards: Path,
-    out: Path,
+    shards: AnyPath,
+    out: AnyPath,
     prompts: Sequence[str],
     split: str | None = None,
     device: str = "cpu",
@@ -110,7 +111,7 @@ def measure_policy(
     directory: ShardDirectory,
     episodes: Sequence[str],
     prompts: Sequence[str],
-    out: Path | None = None,
+    out: AnyPath | None = None,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, Any]:
     """Measure a policy on episodes of a shard directory.

@@ -13,6 +13,7 @@ from evaluation.annotation_measures import GOOD_IOU, EpisodeScore
 from pixel160k.files import write_text
 from pixel160k.format import masks, table
 from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.paths import AnyPath
 from pixel160k.show import drawing
 from simulation.truth import StepTruth
 
@@ -113,7 +114,7 @@ def worst_cases(cases: Sequence[Case]) -> list[Case]:
     return sorted(measured, key=lambda case: (case.score.object_iou, case.row.episode_id))[:WORST_CASES]
 
 
-def write_page(path: Path, cases: Sequence[Case], pictures: dict[str, list[Markup]], dataset: str) -> None:
+def write_page(path: AnyPath, cases: Sequence[Case], pictures: dict[str, list[Markup]], dataset: str) -> None:
     """Write the page of the worst masks as one HTML file.
 
     Args:

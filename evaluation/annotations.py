@@ -24,6 +24,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format import masks, table
 from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.paths import AnyPath, open_path
 from simulation import truth as truth_table
 from simulation.truth import StepTruth
 
@@ -32,7 +33,7 @@ _ROBOT = ("gripper", "robot_arm")
 
 
 def evaluate(
-    annotations: Path, truth: Path | None = None, out: Path | None = None, data_dir: Path | None = None
+    annotations: AnyPath, truth: Path | None = None, out: AnyPath | None = None, data_dir: AnyPath | None = None
 ) -> dict[str, Any]:
     """Measure an annotation directory against a truth table.
 
@@ -58,7 +59,7 @@ def evaluate(
         raise InputError(f"the truth is of the camera {main_camera!r}, these annotations are of {settings.camera!r}")
     rows = {row.episode_id: row for row in table.read_annotations(annotations)}
     cases, without_row = _join(rows, truth)
-    frames = _Frames(run["source"], data_dir or Path(stats["data_dir"]))
+    frames = _Frames(run["source"], data_dir or open_path(stats["data_dir"]))
     evidence = _evidence_scores(cases, frames, settings)
     matched = {case.row.episode_id for case in cases}
     result = _rounded(
@@ -148,7 +149,7 @@ class _Frames:
     """The annotated RLDS data, read again for its frames."""
 
     source: str
-    data_dir: Path
+    data_dir: AnyPath
 
     def episodes(self, rows: Sequence[EpisodeAnnotation]) -> Iterator[Episode]:
         """The episodes of these rows, in the data's order; each is checked to be the record that was annotated."""

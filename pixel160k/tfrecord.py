@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.stores import StorePath
+
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 
@@ -31,14 +34,15 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_records(path: str | Path) -> Iterator[Record]:
+def read_records(path: str | AnyPath) -> Iterator[Record]:
     """Yield the records of one file in order, each verified.
 
     A payload with a wrong checksum is yielded with its fault and reading goes on. Where the framing itself is broken
     (a cut file, a wrong length checksum) nothing after it can be trusted: a last record with the fault ends the file.
     """
-    remaining = Path(path).stat().st_size
-    with open(path, "rb", buffering=1 << 20) as file:
+    path = open_path(path)
+    remaining = path.stat().st_size
+    with path.open("rb") if isinstance(path, StorePath) else open(path, "rb", buffering=1 << 20) as file:
         number = 0
         while header := file.read(_HEADER.size):
             remaining -= _HEADER.size

@@ -27,7 +27,7 @@ from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import resized, resized_as_floats  # noqa: E402
 from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
-from annotate.jobs.annotate import describe, load_settings  # noqa: E402
+from annotate.jobs.annotate import describe_run, load_settings  # noqa: E402
 from annotate.settings import FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
 
@@ -201,8 +201,8 @@ def test_a_gpu_computes_in_bfloat16_and_its_parts_say_so(tmp_path):
     assert chosen.foundation.dtype == "bfloat16" and chosen.foundation.detector == "tiny"
     assert load_settings("sample", None, ("foundation.dtype=float32",), device="cuda").foundation.dtype == "float32"
     assert load_settings("libero", config, (), device="cuda").foundation.dtype == "float32"
-    assert "device" not in describe("sample", "drawn", chosen)
-    assert describe("sample", "drawn", chosen, "cuda:1")["device"] == "cuda"
+    assert "device" not in describe_run("sample", "drawn", chosen)
+    assert describe_run("sample", "drawn", chosen, "cuda:1")["device"] == "cuda"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from annotate.annotators.choose import check_annotators, choose_annotators, mode
 from annotate.faults import name_errors, tracebacks_to
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices
+from annotate.jobs.unit import log_path
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
@@ -19,6 +20,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import read_json, write_json
 from pixel160k.format import table
 from pixel160k.format.tracks import write_tracks
+from pixel160k.paths import AnyPath, open_path
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class _AnnotateFile:
     source: str
     settings: AnnotateSettings
     description: dict[str, Any]
-    log: str  # where the tracebacks of `internal_error` go
+    out: str  # whose log gets the tracebacks of `internal_error`
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
         annotators = choose_annotators(self.settings, device)
         annotators.stopwatch.seconds.clear()
-        with tracebacks_to(self.log):
+        with tracebacks_to(log_path(open_path(self.out))):
             episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
             rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
@@ -48,13 +50,8 @@ class _AnnotateFile:
         }
 
 
-def log_of(out: Path) -> Path:
-    """Where a job into `out` writes the tracebacks of all that went wrong."""
-    return out.resolve() / ".done" / "workers.log"
-
-
-def describe(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
-    """Everything that determines the bytes of an annotation part; every part holds it as metadata, and run.json too.
+def describe_run(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
+    """What a run of `annotate` is: everything that determines the bytes of its parts. Each part holds it, and run.json too.
 
     `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
     the kind of a device that is no CPU belongs to it, and parts of both never mix.
@@ -72,14 +69,14 @@ def describe(source: str, dataset: str, settings: AnnotateSettings, device: str 
     }
 
 
-def default_data_dir(source: str, data_dir: str | Path | None) -> Path:
+def default_data_dir(source: str, data_dir: str | AnyPath | None) -> AnyPath:
     """The data directory to read: the one given, or for the source "sample" the one that ships with the package.
 
     Raises:
         InputError: another source, and no directory given.
     """
     if data_dir is not None:
-        return Path(data_dir)
+        return open_path(data_dir)
     if source != "sample":
         raise InputError(f"--src {source} needs --data-dir, the folder that holds its TFRecord files")
     return sample.default_directory()
@@ -121,7 +118,7 @@ _RUN_FILES = {
 }
 
 
-def read_run(annotations: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(annotations: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a finished run says of itself: run.json (source, settings, models, files) and stats.json (counts, paths).
 
     Raises:
@@ -154,8 +151,8 @@ def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> l
 
 def annotate(
     source: str,
-    data_dir: Path,
-    out: Path,
+    data_dir: AnyPath,
+    out: AnyPath,
     settings: AnnotateSettings,
     execution: Execution,
     split: str = "",
@@ -187,10 +184,10 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     check_annotators(settings)
-    identity = describe(source, files[0].dataset, settings, device)
+    identity = describe_run(source, files[0].dataset, settings, device)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
-    work = _AnnotateFile(source, settings, identity, str(log_of(out)))
+    work = _AnnotateFile(source, settings, identity, str(out.resolve()))
     devices = _devices(settings, execution, device)
     title = f"annotate {files[0].dataset}"
     markers = run_job(title, work, files, out, identity | {"files": inputs}, execution, devices)

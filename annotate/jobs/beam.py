@@ -29,11 +29,13 @@ import apache_beam as beam
 
 from annotate.jobs import claims
 from annotate.jobs.local import run_workers
-from annotate.jobs.unit import LOG, Unit, Work, finished, notes, says_disk_is_full
+from annotate.jobs.unit import Unit, Work, finished, log_path, notes, says_disk_is_full, settled
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.files import read_json, write_text
 from pixel160k.owner import TEMPORARY, temporary_name
+from pixel160k.paths import AnyPath
+from pixel160k.stores import StorePath
 
 # Named in full: "DirectRunner" first tries Prism, which downloads a binary.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -55,7 +57,7 @@ def run_job(
     title: str,
     work: Work,
     files: list[SourceFile],
-    out: Path,
+    out: AnyPath,
     description: dict[str, Any],
     execution: Execution,
     devices: Sequence[str] = ("cpu",),
@@ -86,28 +88,34 @@ def run_job(
     claims.remove_leftovers(out)
     index, count = execution.shard
     part = files[index - 1 :: count]
-    if pending := [file for file in part if finished(out, file, fingerprint) is None]:
-        for note in (note for file in pending for note in notes(done, file).values()):
-            note.unlink(missing_ok=True)  # of an earlier command
+    markers = finished(out, files, fingerprint)
+    unfinished = _unfinished(files, markers)
+    if pending := _unfinished(part, markers[index - 1 :: count]):
+        for path in [*done.glob("*.bug"), *done.glob("*.failed")]:
+            if any(path in notes(done, file).values() for file in pending):
+                path.unlink(missing_ok=True)  # of an earlier command
         with (
-            _worker_output_to(done / LOG) as terminal,
+            _worker_output_to(log_path(out)) as terminal,
             _progress(title, done, [f.name for f in files], terminal) as say,
         ):
             unit = Unit(work, str(out.resolve()), fingerprint, devices[0])
             _run_until_settled(unit, pending, execution, list(devices), say)
         claims.remove_leftovers(out)
     _open_run(out, description)  # if two different runs began at the same moment, one of them ends here
-    markers = [finished(out, file, fingerprint) for file in files]
-    lost = [file for file, marker in zip(files, markers, strict=True) if marker is None]
+    done_since = iter(finished(out, unfinished, fingerprint))
+    markers = [next(done_since) if marker is None else marker for marker in markers]
+    lost = _unfinished(files, markers)
     failed = [notes(done, file) for file in lost if file in part]
     bugs, failures = (
-        [note[kind].read_text(encoding="utf-8") for note in failed if note[kind].exists()] for kind in ("bug", "failed")
+        [note[kind].read_text(encoding="utf-8").splitlines()[0] for note in failed if note[kind].exists()]
+        for kind in ("bug", "failed")
     )
     if faults := bugs + failures:
         more = f" (and {len(faults) - 1} more files)" if len(faults) > 1 else ""
         rest = "the other files are done: the same command goes on from there"
         if bugs:
-            raise JobBug(f"this is a bug, met at {faults[0]}{more}; the traceback is in {done / LOG}; {rest}")
+            trace = f"{done}/*.bug" if isinstance(out, StorePath) else log_path(out)
+            raise JobBug(f"this is a bug, met at {faults[0]}{more}; the traceback is in {trace}; {rest}")
         raise InputError(f"{faults[0]}{more}; {rest}")
     if lost:
         raise PartDone(
@@ -123,20 +131,30 @@ def _run_until_settled(
     """Run rounds until each file is done or its failure is noted, by whomever."""
     done, idle, waiting = unit.out / ".done", 0, False
     while pending:
-        free = [file for file in pending if not claims.is_held(claims.claim_path(done, file.name))]
+        claimed = {path.name for path in done.glob("*.claim")}
+        held = (claims.claim_path(done, file.name) for file in pending)
+        free = [
+            file
+            for file, path in zip(pending, held, strict=True)
+            if path.name not in claimed or not claims.is_held(path)
+        ]
         if free:
             failure = _run_round(unit, free, execution, devices, say)
         else:
             if not waiting:
                 say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
             waiting, failure = True, None
-            time.sleep(0.5)
-        left = [file for file in pending if not unit.is_settled(file)]
+            time.sleep(_interval(done))
+        left = [
+            file
+            for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint), strict=True)
+            if not is_settled
+        ]
         idle = idle + 1 if free and len(left) == len(pending) else 0
         if failure is not None:
             if idle:
                 raise failure
-            _log(done, "".join(traceback.format_exception(failure)))
+            _log(unit.out, "".join(traceback.format_exception(failure)))
             say(f"the runner failed and is started again: {one_line(failure)[:200]}")
         if idle == _ROUNDS_WITHOUT_PROGRESS:
             raise InputError(f"{left[0].path.name} was not finished by the runner; run the same command again")
@@ -154,7 +172,7 @@ def _run_round(
     local = [device for _ in range(execution.workers) for device in devices][: len(files)]
 
     def tell(line: str) -> None:
-        _log(unit.out / ".done", line)
+        _log(unit.out, line)
         say(line)
 
     try:
@@ -203,7 +221,7 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
         _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
 
 
-def _open_run(out: Path, description: dict[str, Any]) -> str:
+def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
     """Take `out` for this run, or check that it already is this run's; returns the fingerprint.
 
     Raises:
@@ -212,7 +230,7 @@ def _open_run(out: Path, description: dict[str, Any]) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / temporary_name("probe")
-        probe.touch()
+        probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
@@ -227,7 +245,7 @@ def _open_run(out: Path, description: dict[str, Any]) -> str:
                 f"{out} holds the results of another run (different: {', '.join(differing)}); "
                 "choose another --out, or delete that one"
             )
-    elif any(not path.name.startswith(TEMPORARY) for path in out.iterdir()) and not record.exists():
+    elif any(not path.name.startswith(TEMPORARY) for path in out.glob("*")) and not record.exists():
         raise InputError(f"{out} is not empty and holds no run of this kind; choose another --out")
     else:
         write_text(record, canonical)
@@ -235,8 +253,17 @@ def _open_run(out: Path, description: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _log(done: Path, text: str) -> None:
-    with open(done / LOG, "a", encoding="utf-8") as log:
+def _unfinished(files: Sequence[SourceFile], markers: Sequence[dict[str, Any] | None]) -> list[SourceFile]:
+    return [file for file, marker in zip(files, markers, strict=True) if marker is None]
+
+
+def _interval(folder: AnyPath) -> float:
+    """How many seconds lie between two looks into a folder: in a store each look costs a little."""
+    return 5.0 if isinstance(folder, StorePath) else 0.5
+
+
+def _log(out: AnyPath, text: str) -> None:
+    with open(log_path(out), "a", encoding="utf-8") as log:
         log.write(f"{text}\n")
 
 
@@ -258,7 +285,7 @@ def _worker_output_to(log: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _progress(title: str, done: Path, names: list[str], terminal: TextIO) -> Iterator[Callable[[str], None]]:
+def _progress(title: str, done: AnyPath, names: list[str], terminal: TextIO) -> Iterator[Callable[[str], None]]:
     """A bar that counts the done-markers, which is all that any runner shows of its progress.
 
     Yields what prints a line above the bar.
@@ -277,13 +304,13 @@ def _progress(title: str, done: Path, names: list[str], terminal: TextIO) -> Ite
     ended, wanted = threading.Event(), {f"{name}.json" for name in names}
 
     def count() -> int:
-        return len(wanted.intersection(os.listdir(done)))
+        return len(wanted.intersection(path.name for path in done.glob("*")))
 
     with Progress(*columns, TimeRemainingColumn(), console=Console(file=terminal)) as progress:
         task = progress.add_task(title, total=len(names), completed=count())
 
         def watch() -> None:
-            while not ended.wait(0.5):
+            while not ended.wait(_interval(done)):
                 progress.update(task, completed=count())
 
         watcher = threading.Thread(target=watch, daemon=True)

@@ -5,8 +5,8 @@ and says which process holds it. A process that finds a living claim leaves the 
 taken over. Whether the holder lives is decided so:
 
 - on the same host: by its process id and start time, at once;
-- on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time). A claim that was not
-  renewed for `LEASE` seconds is dead. Both times are the file system's own, so the hosts' clocks need not agree.
+- on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time; in a store it is written anew). A claim that was not
+  renewed for `LEASE` seconds is dead. Both times are the file system's or the store's own, so the hosts' clocks need not agree.
 
 Claims save work, and nothing depends on them for being right: outputs are renamed into place whole, and two processes that
 do the same file all the same write the same bytes.
@@ -23,7 +23,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pixel160k.files import create_file
 from pixel160k.owner import TEMPORARY, is_alive, owner_of, temporary_name, this_process
+from pixel160k.paths import AnyPath
+from pixel160k.stores import StorePath
 
 LEASE = 180.0  # seconds; network file systems may show a modification time up to a minute late
 RENEWAL = 20.0  # seconds
@@ -38,12 +41,12 @@ class Claim:
     died: list[str]
 
 
-def claim_path(done: Path, name: str) -> Path:
+def claim_path(done: AnyPath, name: str) -> AnyPath:
     """Where the claim of the file of this name lies."""
     return done / f"{name}.claim"
 
 
-def read_claim(path: Path) -> Claim | None:
+def read_claim(path: AnyPath) -> Claim | None:
     """The claim in a file; None where there is none. One that cannot be read is of an unknown owner."""
     try:
         return Claim(**json.loads(path.read_bytes()))
@@ -53,13 +56,13 @@ def read_claim(path: Path) -> Claim | None:
         return Claim("", "", [])
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: AnyPath) -> bool:
     """Whether a living process holds the claim at this path."""
     claim = read_claim(path)
     return claim is not None and _lives(path, claim.owner)
 
 
-def take(done: Path, name: str) -> Claim | None:
+def take(done: AnyPath, name: str) -> Claim | None:
     """Claim a file for this process; None where a living process holds it."""
     path, died = claim_path(done, name), []
     if (held := read_claim(path)) is not None:
@@ -67,33 +70,29 @@ def take(done: Path, name: str) -> Claim | None:
             return None
         died = [*held.died, held.owner]
     claim = Claim(this_process(), uuid.uuid4().hex, died)
-    text = json.dumps(asdict(claim))
-    temporary = done / temporary_name(path.name)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        try:
-            os.link(temporary, path)  # appears with its content, and only where there is none
-        except FileExistsError:
-            return None
-        except OSError:  # a file system without hard links
-            with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-                return claim
-            return None
-    finally:
-        temporary.unlink(missing_ok=True)
+        create_file(path, _content(claim))
+    except FileExistsError:
+        return None
     return claim
 
 
+def _content(claim: Claim) -> bytes:
+    return json.dumps(asdict(claim)).encode()
+
+
 @contextmanager
-def renewed(done: Path, name: str, claim: Claim) -> Iterator[None]:
+def renewed(done: AnyPath, name: str, claim: Claim) -> Iterator[None]:
     """Renew a claim while the block runs, and give it up at its end."""
     path, finished = claim_path(done, name), threading.Event()
 
     def renew() -> None:
         while not finished.wait(RENEWAL):
             with contextlib.suppress(OSError):  # another process took it over, or the next time will do
-                os.utime(path)
+                if not isinstance(path, StorePath):
+                    os.utime(path)
+                elif is_ours(done, name, claim):
+                    path.write_bytes(_content(claim))
 
     threading.Thread(target=renew, daemon=True).start()
     try:
@@ -104,12 +103,12 @@ def renewed(done: Path, name: str, claim: Claim) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def is_ours(done: Path, name: str, claim: Claim) -> bool:
+def is_ours(done: AnyPath, name: str, claim: Claim) -> bool:
     """Whether this claim still holds: no other process took it over."""
     return read_claim(claim_path(done, name)) == claim
 
 
-def remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: AnyPath) -> None:
     """Remove the claims and unfinished outputs of dead processes from an output directory; those of others stay.
 
     A process of another host is dead when it holds no living claim and what it left is older than `LEASE`.
@@ -127,23 +126,23 @@ def remove_leftovers(out: Path) -> None:
     for path in unfinished:
         owner = owner_of(path.name)
         if owner not in living and not _lives(path, owner):
-            if path.is_dir():
+            if isinstance(path, Path) and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _lives(path: Path, owner: str) -> bool:
+def _lives(path: AnyPath, owner: str) -> bool:
     """Whether the owner of what lies at `path` lives, as far as can be known."""
     alive = is_alive(owner) if owner else None
     return _age(path) <= LEASE if alive is None else alive
 
 
-def _age(path: Path) -> float:
+def _age(path: AnyPath) -> float:
     """Seconds since `path` was made or renewed, by the clock of the file system."""
     probe = path.with_name(temporary_name("clock"))
     try:
-        probe.touch()
+        probe.write_bytes(b"")
         return probe.stat().st_mtime - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0  # it is gone: its owner was alive just now
@@ -151,8 +150,12 @@ def _age(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _evict(path: Path, claim: Claim) -> bool:
-    """Remove a dead claim; False where another process was quicker."""
+def _evict(path: AnyPath, claim: Claim) -> bool:
+    """Remove a dead claim; False where another process was quicker. In a store it may happen that both have it then."""
+    if isinstance(path, StorePath):
+        if (is_there := read_claim(path) == claim) is True:
+            path.unlink(missing_ok=True)
+        return is_there
     aside = path.with_name(temporary_name(path.name))
     try:
         os.rename(path, aside)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from annotate.jobs.claims import claim_path, read_claim
-from annotate.jobs.unit import LOG, Unit, finished
+from annotate.jobs.unit import Unit, finished, log_path
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError
 from pixel160k.owner import process_id
@@ -83,7 +83,7 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
                 where = f" at {', '.join(names)}, which is done again" if names else ""
                 say(f"worker {worker.pid} ({device}) {_cause(worker.returncode)}{where}")
                 if deaths_without_work == _DEATHS_WITHOUT_WORK:
-                    log = unit.out / ".done" / LOG
+                    log = log_path(unit.out)
                     raise InputError(
                         f"workers end before they begin; the last one {_cause(worker.returncode)}; see {log}"
                     )
@@ -129,7 +129,7 @@ def _files_of(unit: Unit, pid: int, files: list[SourceFile]) -> list[str]:
     for file in files:
         claim, marker = (
             read_claim(claim_path(unit.out / ".done", file.name)),
-            finished(unit.out, file, unit.fingerprint),
+            finished(unit.out, [file], unit.fingerprint)[0],
         )
         owners = [claim.owner, *claim.died] if claim else marker["died"] if marker else []
         if pid in map(process_id, owners):

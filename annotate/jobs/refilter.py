@@ -1,20 +1,19 @@
 """Accept and reject again, with other filter settings and without the models: `pixelcli annotate --refilter`."""
 
 import json
-import shutil
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from annotate.accept import accept
-from annotate.jobs.annotate import describe, read_run
+from annotate.jobs.annotate import describe_run, read_run
 from annotate.settings import AnnotateSettings
 from pixel160k.errors import InputError
-from pixel160k.files import new_folder, write_json, write_text
+from pixel160k.files import copy_folder, new_folder, write_json, write_text
 from pixel160k.format import table
+from pixel160k.paths import AnyPath
 
 
-def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+def refilter(annotations: AnyPath, out: AnyPath, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Write a copy of finished annotations whose rows are accepted by other thresholds.
 
     Args:
@@ -32,10 +31,10 @@ def refilter(annotations: Path, out: Path, overrides: tuple[str, ...]) -> dict[s
         raise InputError(f"--refilter changes only settings of the filter (filter.KEY=VALUE), not {others[0]!r}")
     run, totals = read_run(annotations)
     settings = AnnotateSettings.load(None, overrides, base=run["settings"])
-    identity = describe(run["source"], run["dataset"], settings, run.get("device", "cpu"))
+    identity = describe_run(run["source"], run["dataset"], settings, run.get("device", "cpu"))
     totals |= {"status": Counter(), "reasons": Counter()}
-    with new_folder(out) as folder:
-        shutil.copytree(annotations, folder, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+    with new_folder(out, last="stats.json") as folder:
+        copy_folder(annotations, folder)
         for part in table.list_parts(annotations):
             rows = [accept(row, settings.filter) for row in table.read_part(part)]
             table.write_part(folder / part.name, rows, identity)

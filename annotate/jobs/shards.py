@@ -1,6 +1,7 @@
 """The job of `pixelcli build-shards`: source file k + annotation part k -> shard k, then what stands beside the shards."""
 
 import hashlib
+import io
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from annotate.faults import LOGGER, describe, tracebacks_to
-from annotate.jobs.annotate import log_of, read_run
+from annotate.faults import LOGGER, describe_error, tracebacks_to
+from annotate.jobs.annotate import read_run
 from annotate.jobs.beam import Execution, run_job
+from annotate.jobs.unit import log_path
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
@@ -23,6 +25,7 @@ from pixel160k.format import shards, table
 from pixel160k.format.actions import action_chunk, dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks, read_tracks
+from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
@@ -38,15 +41,16 @@ class _BuildShard:
     annotations: str
     include: str
     horizon: int
-    log: str  # where the tracebacks of `internal_error` go
+    out: str  # whose log gets the tracebacks of `internal_error`
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
-        with tracebacks_to(self.log):
+        with tracebacks_to(log_path(open_path(self.out))):
             return self._build(file, folder)
 
     def _build(self, file: SourceFile, folder: Path) -> dict[str, Any]:
-        rows = table.read_part(Path(self.annotations) / f"part-{file.name}.parquet")
-        tracks = read_tracks(Path(self.annotations) / "tracks" / f"part-{file.name}.parquet")
+        annotations = open_path(self.annotations)
+        rows = table.read_part(annotations / f"part-{file.name}.parquet")
+        tracks = read_tracks(annotations / "tracks" / f"part-{file.name}.parquet")
         episodes = read_episodes(SOURCES[self.source], file, self.camera)
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
@@ -72,7 +76,7 @@ class _BuildShard:
                         samples, reason = _make_samples(row, tracks.get(row.episode_id, {}), episode, self.horizon)
                     except Exception as error:
                         LOGGER.error("%s:", row.episode_id, exc_info=error)
-                        errors.append(f"{row.episode_id}: {describe(error)}")
+                        errors.append(f"{row.episode_id}: {describe_error(error)}")
                         samples, reason = [], "internal_error"
                     for step, members in samples:
                         writer.append(row, step, members)
@@ -133,7 +137,7 @@ def _make_samples(
 
 
 def build_shards(
-    annotations: Path, out: Path, execution: Execution, data_dir: Path | None = None, include: str = "accepted"
+    annotations: AnyPath, out: AnyPath, execution: Execution, data_dir: AnyPath | None = None, include: str = "accepted"
 ) -> dict[str, Any]:
     """Build the shards of an annotation directory and everything beside them.
 
@@ -155,7 +159,9 @@ def build_shards(
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
     annotated = {name for name, _ in run["files"]}
-    files = [file for file in list_files(source, data_dir or Path(stats["data_dir"])) if file.path.name in annotated]
+    files = [
+        file for file in list_files(source, data_dir or open_path(stats["data_dir"])) if file.path.name in annotated
+    ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
     description = {
@@ -173,7 +179,7 @@ def build_shards(
     }
     started = time.monotonic()
     work = _BuildShard(
-        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON, str(log_of(out))
+        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON, str(out.resolve())
     )
     markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
     errors = [error for marker in markers for error in marker["summary"].get("internal_errors", [])]
@@ -182,12 +188,13 @@ def build_shards(
 
 
 def _finish(
-    out: Path, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
+    out: AnyPath, files: list[SourceFile], markers: list[dict[str, Any]], description: dict[str, Any]
 ) -> dict[str, Any]:
     """Write index, statistics, manifest, Croissant description and data card from what the files left in `.work`."""
     dataset = files[0].dataset
     index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
-    transitions = [np.load(out / ".work" / f"{file.name}.npz", allow_pickle=False) for file in files]
+    contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
+    transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
     states = [part["state"] for part in transitions if len(part["state"])]
     if not states:
@@ -231,7 +238,7 @@ def _finish(
     return manifest
 
 
-def _write_card(out: Path, card: str) -> None:
+def _write_card(out: AnyPath, card: str) -> None:
     """Write README.md, unless the user has changed it: then it is theirs and stays.
 
     `.work/README.sha256` holds the SHA-256 of every card that was written here, one per line.

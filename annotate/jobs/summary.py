@@ -1,13 +1,13 @@
 """The end of the jobs: a table of what became of the episodes, and whether one of them met a bug."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from annotate.jobs.annotate import log_of
+from annotate.jobs.unit import name_log
 from pixel160k.errors import JobBug
 from pixel160k.format import table
+from pixel160k.paths import AnyPath
 
 
 def summary_table(totals: dict[str, Any]) -> Table:
@@ -30,7 +30,7 @@ def summary_table(totals: dict[str, Any]) -> Table:
     return summary
 
 
-def check_episodes(first: list[str], count: int, out: Path) -> None:
+def check_episodes(first: list[str], count: int, out: AnyPath) -> None:
     """Check that no episode of a finished job met a bug.
 
     Args:
@@ -44,6 +44,6 @@ def check_episodes(first: list[str], count: int, out: Path) -> None:
     if count:
         more = f" (and {count - 1} more episodes)" if count > 1 else ""
         raise JobBug(
-            f"this is a bug, met at {first[0]}{more}; the traceback is in {log_of(out)}; "
+            f"this is a bug, met at {first[0]}{more}; the traceback is in {name_log(out)}; "
             "all other episodes are done, and these count as internal_error"
         )

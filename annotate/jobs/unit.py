@@ -1,7 +1,8 @@
 """What is done with one source file, in whatever process: claim it, work, publish whole outputs, or note the failure.
 
-A worker writes the outputs of a file into a temporary folder, renames them into the output directory, and writes a
-done-marker last, which holds the fingerprint of the run.
+A worker writes the outputs of a file into a temporary folder on its own disk, moves them into the output directory, and
+writes a done-marker last, which holds the fingerprint of the run. An output directory in an object store works as a local
+one does, but for the log (`log_path`).
 
 A file that fails does not stop the others. What the input or the disk did (InputError, OSError) is noted in
 `.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
@@ -13,19 +14,21 @@ goes to `.done/workers.log`. Two faults are treated otherwise:
 
 import contextlib
 import errno
-import os
-import shutil
+import hashlib
+import json
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from annotate.jobs import claims
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, one_line
-from pixel160k.files import read_json, sha256_of, write_json, write_text
-from pixel160k.owner import temporary_name
+from pixel160k.files import move_file, sha256_of, working_folder, write_json, write_text
+from pixel160k.paths import AnyPath, list_sizes, open_path, read_all
+from pixel160k.stores import StorePath
 
 LOG = "workers.log"  # in .done: what local workers print, and the traceback of every failure
 ATTEMPTS = 3  # a file that this many processes died at is given up
@@ -60,18 +63,58 @@ def says_disk_is_full(error: Exception) -> bool:
     return any(f"[Errno {code}]" in str(error) for code in _FULL)
 
 
-def finished(out: Path, file: SourceFile, fingerprint: str) -> dict[str, Any] | None:
-    """The done-marker of a file whose outputs are all there; None where it must be done (again)."""
-    try:
-        marker = read_json(out / ".done" / f"{file.name}.json")
-    except InputError:  # there is none, or it is damaged
-        return None
-    outputs = marker["outputs"].items()
-    whole = all((out / name).is_file() and (out / name).stat().st_size == output["bytes"] for name, output in outputs)
-    return marker if whole and marker["fingerprint"] == fingerprint else None
+def finished(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> list[dict[str, Any] | None]:
+    """Of each file the done-marker, if its outputs are all there; None where it must be done (again).
+
+    A folder is listed once, and a marker read only where there is one.
+    """
+    sizes = {"": list_sizes(out), ".done": list_sizes(out / ".done")}
+    there = [file.name for file in files if f"{file.name}.json" in sizes[".done"]]
+    contents = dict(zip(there, read_all([out / ".done" / f"{name}.json" for name in there]), strict=True))
+
+    def size_of(name: str) -> int | None:
+        folder, _, last = name.rpartition("/")
+        if folder not in sizes:
+            sizes[folder] = list_sizes(out / folder)
+        return sizes[folder].get(last)
+
+    def marker_of(file: SourceFile) -> dict[str, Any] | None:
+        try:
+            marker = json.loads(contents.get(file.name) or b"")
+        except ValueError:  # there is none, or it is damaged
+            return None
+        if marker["fingerprint"] != fingerprint:
+            return None
+        return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
+
+    return [marker_of(file) for file in files]
 
 
-def notes(done: Path, file: SourceFile) -> dict[str, Path]:
+def settled(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> list[bool]:
+    """Of each file whether it is done, or its failure is noted."""
+    names = {path.name for path in (out / ".done").glob("*")}
+    markers = finished(out, files, fingerprint)
+    return [
+        marker is not None or any(path.name in names for path in notes(out / ".done", file).values())
+        for file, marker in zip(files, markers, strict=True)
+    ]
+
+
+def log_path(out: AnyPath) -> Path:
+    """Where the processes of this machine log their work for an output directory: in its `.done`, or, where that is in an
+    object store, to which nothing can be appended, in this machine's folder for temporary files.
+    """
+    if isinstance(out, StorePath):
+        return Path(tempfile.gettempdir(), f"pixelvla-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}-{LOG}")
+    return out / ".done" / LOG
+
+
+def name_log(out: AnyPath) -> str:
+    """The log for people to find: that of a store may be on any worker's machine."""
+    return f"{log_path(out)}" + (" on the machine that met it" if isinstance(out, StorePath) else "")
+
+
+def notes(done: AnyPath, file: SourceFile) -> dict[str, AnyPath]:
     """Where the failure of a file is noted: `bug` and `failed`."""
     return {kind: done / f"{file.name}.{kind}" for kind in ("bug", "failed")}
 
@@ -80,7 +123,7 @@ class Unit:
     """Does the work of one file, publishes its outputs and notes its failure."""
 
     def __init__(self, work: Work, out: str, fingerprint: str, device: str) -> None:
-        self.work, self.out, self.fingerprint, self.device = work, Path(out), fingerprint, device
+        self.work, self.out, self.fingerprint, self.device = work, open_path(out), fingerprint, device
 
     def __call__(self, file: SourceFile) -> None:
         """Do a file, unless it is done, has failed, or another living process is at it.
@@ -118,18 +161,16 @@ class Unit:
 
     def is_settled(self, file: SourceFile) -> bool:
         """Whether a file is done, or its failure is noted."""
-        noted = any(path.exists() for path in notes(self.out / ".done", file).values())
-        return noted or finished(self.out, file, self.fingerprint) is not None
+        return settled(self.out, [file], self.fingerprint)[0]
 
     def _do(self, file: SourceFile, died: list[str]) -> None:
         """Do the work, and once more for each fault that may pass."""
         started = time.monotonic()
         for retries, wait in enumerate((*WAITS, None)):
-            folder = self.out / temporary_name(file.name)
             try:
-                folder.mkdir()
-                summary = self.work(file, folder, self.device)
-                outputs = self._publish(folder)
+                with working_folder(self.out, file.name) as folder:
+                    summary = self.work(file, folder, self.device)
+                    outputs = self._publish(folder)
                 marker = {
                     "fingerprint": self.fingerprint,
                     "outputs": outputs,
@@ -144,29 +185,31 @@ class Unit:
                 if wait is None or not is_transient(error):
                     raise
                 self._log(f"{file.path.name}: {one_line(error)}; next try in {wait:g} s")
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
             time.sleep(wait)
 
     def _publish(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Rename the outputs into place; returns bytes and SHA-256 of each by its name."""
+        """Move the outputs into place; returns bytes and SHA-256 of each by its name."""
         outputs = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             outputs[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            (self.out / name).parent.mkdir(exist_ok=True)
-            os.replace(path, self.out / name)
+            move_file(path, self.out / name)
         return outputs
 
     def _note(self, file: SourceFile, error: Exception) -> None:
-        """Write the one line by which `run_job` learns of a failure, and its traceback into the log."""
-        self._log(f"{file.path.name}:\n{''.join(traceback.format_exception(error))}")
+        """Write the one line by which `run_job` learns of a failure, and its traceback into the log.
+
+        In a store the traceback follows the line, since the log is on the machine of the worker.
+        """
+        trace = "".join(traceback.format_exception(error))
+        self._log(f"{file.path.name}:\n{trace}")
         ours = not isinstance(error, InputError | OSError)
         cause = f"{type(error).__name__}: {one_line(error)}" if ours else one_line(error)
         if isinstance(error, OSError) and is_transient(error):
             cause += f" (tried {len(WAITS) + 1} times)"
-        write_text(notes(self.out / ".done", file)["bug" if ours else "failed"], f"{file.path.name}: {cause}")
+        rest = f"\n{trace}" if isinstance(self.out, StorePath) else ""
+        write_text(notes(self.out / ".done", file)["bug" if ours else "failed"], f"{file.path.name}: {cause}{rest}")
 
     def _log(self, text: str) -> None:
-        with contextlib.suppress(OSError), open(self.out / ".done" / LOG, "a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), open(log_path(self.out), "a", encoding="utf-8") as log:
             log.write(f"{text}\n")

@@ -12,7 +12,6 @@ exception is a bug, of this module or of a source's `to_episode`; it too costs o
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from pixel160k.files import read_json
 from pixel160k.format import table
 from pixel160k.format.origins import ORIGINS
 from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.paths import AnyPath, open_path
 from pixel160k.tfrecord import read_records
 
 _FILE_NAME = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<shards>\d{5})$")
@@ -39,7 +39,7 @@ class SourceFile:
     `records` is how many records the data set says that the file holds (−1: it does not say).
     """
 
-    path: Path
+    path: AnyPath
     dataset: str
     split: str
     shard: int
@@ -144,7 +144,7 @@ class Columns:
         return int(values[0]) if values else -1
 
 
-def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[SourceFile]:
+def list_files(source: Source, data_dir: str | AnyPath, split: str = "") -> list[SourceFile]:
     """The TFRecord files of a data set, sorted by name.
 
     Args:
@@ -157,7 +157,7 @@ def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[So
         InputError: nothing there, several data sets, another source's data set, no such split, or a features.json or
             dataset_info.json that tensorflow_datasets did not write.
     """
-    directory = _find_dataset(Path(data_dir))
+    directory = _find_dataset(open_path(data_dir))
     columns = set(_column_names(_read_description(directory / "features.json", _Feature)))
     if missing := [feature for feature in source.features if feature not in columns]:
         raise InputError(f"{directory} is not a {source.name} data set: its features.json lacks {', '.join(missing)}")
@@ -167,7 +167,8 @@ def list_files(source: Source, data_dir: str | Path, split: str = "") -> list[So
     if not re.fullmatch(r"[A-Za-z0-9_]+", dataset):
         raise InputError(f"the data set's name {dataset!r} may hold only letters, digits and _; rename its folder")
     files = []
-    for path in sorted(directory.iterdir()):
+    listing: list[AnyPath] = sorted(directory.absolute().iterdir(), key=str)  # absolute: other processes read it
+    for path in listing:
         if (match := _FILE_NAME.match(path.name)) and split in ("", match["split"]):
             shard, shards = int(match["shard"]), int(match["shards"])
             known = lengths.get(match["split"], [])
@@ -228,11 +229,11 @@ def _failed(identity: RecordId, reason: str, detail: str) -> EpisodeAnnotation:
     return EpisodeAnnotation(**asdict(identity), status=table.FAILED, reason=reason, detail=detail)
 
 
-def _find_dataset(data_dir: Path) -> Path:
+def _find_dataset(data_dir: AnyPath) -> AnyPath:
     if not data_dir.is_dir():
         raise InputError(f"{data_dir} is not a directory; --data-dir names the folder with the TFRecord files")
     for depth in ("", "*/", "*/*/"):
-        found = sorted(path.parent for path in data_dir.glob(f"{depth}dataset_info.json"))
+        found = sorted((path.parent for path in data_dir.glob(f"{depth}dataset_info.json")), key=str)
         if len(found) == 1:
             return found[0]
         if found:
@@ -276,7 +277,7 @@ class _Feature(BaseModel):
 Description = TypeVar("Description", bound=BaseModel)
 
 
-def _read_description(path: Path, form: type[Description]) -> Description:
+def _read_description(path: AnyPath, form: type[Description]) -> Description:
     """Read a JSON file of tensorflow_datasets; an InputError names the file and its first fault."""
     try:
         return form.model_validate(read_json(path))

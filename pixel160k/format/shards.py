@@ -23,6 +23,7 @@ from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.table import FAILED, EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
+from pixel160k.paths import AnyPath, open_parquet
 
 FORMAT_VERSION = 1
 MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
@@ -179,9 +180,9 @@ def write_index(path: Path, rows: list[IndexRow]) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read_index(path: Path) -> list[IndexRow]:
+def read_index(path: AnyPath) -> list[IndexRow]:
     """Read index rows back."""
-    return [IndexRow(**row) for row in pq.read_table(path, schema=INDEX_SCHEMA).to_pylist()]
+    return [IndexRow(**row) for row in pq.read_table(open_parquet(path), schema=INDEX_SCHEMA).to_pylist()]
 
 
 def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] = tuple(INDEX_SCHEMA.names)) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.masks import RLE
+from pixel160k.paths import AnyPath, open_parquet, open_path
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -125,39 +126,39 @@ def tally(rows: list[EpisodeAnnotation]) -> dict[str, Counter[str]]:
     return {"status": Counter(row.status for row in rows), "reasons": Counter(row.reason for row in rows if row.reason)}
 
 
-def write_part(path: str | Path, rows: list[EpisodeAnnotation], metadata: dict[str, Any]) -> None:
+def write_part(path: Path, rows: list[EpisodeAnnotation], metadata: dict[str, Any]) -> None:
     """Write one part; the metadata, stored as JSON, may hold only what changes the contents."""
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
     stored = {"pixelvla": json.dumps(metadata, sort_keys=True)}
     pq.write_table(table.replace_schema_metadata(stored), path, compression="zstd")
 
 
-def read_part(path: str | Path) -> list[EpisodeAnnotation]:
+def read_part(path: AnyPath) -> list[EpisodeAnnotation]:
     """Read one part back into rows.
 
     Raises:
         InputError: the file is not a part of an annotation table.
     """
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+        rows = pq.read_table(open_parquet(path), schema=SCHEMA).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is not an annotation part: {one_line(error)}") from None
     return [_from_row(row) for row in rows]
 
 
-def list_parts(directory: str | Path) -> list[Path]:
+def list_parts(directory: str | AnyPath) -> list[AnyPath]:
     """The parts of an annotation directory, in order.
 
     Raises:
         InputError: the directory is missing or holds no part.
     """
-    parts = sorted(Path(directory).glob("part-*.parquet"))
+    parts: list[AnyPath] = sorted(open_path(directory).glob("part-*.parquet"), key=str)
     if not parts:
         raise InputError(f"{directory} holds no annotations (part-*.parquet); make some with `pixelcli annotate`")
     return parts
 
 
-def read_annotations(directory: str | Path) -> Iterator[EpisodeAnnotation]:
+def read_annotations(directory: str | AnyPath) -> Iterator[EpisodeAnnotation]:
     """Yield every row of an annotation directory, part by part."""
     for part in list_parts(directory):
         yield from read_part(part)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.masks import RLE
+from pixel160k.paths import AnyPath, open_parquet
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def write_tracks(path: Path, rows: list[StepMasks]) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read_tracks(path: Path) -> dict[str, dict[int, StepMasks]]:
+def read_tracks(path: AnyPath) -> dict[str, dict[int, StepMasks]]:
     """Read one part: episode id -> raw step -> masks; empty where there is no such file.
 
     Raises:
@@ -48,7 +49,7 @@ def read_tracks(path: Path) -> dict[str, dict[int, StepMasks]]:
     tracks: dict[str, dict[int, StepMasks]] = defaultdict(dict)
     if path.is_file():
         try:
-            rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+            rows = pq.read_table(open_parquet(path), schema=SCHEMA).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path} is not a part of the tracks: {one_line(error)}") from None
         for row in rows:

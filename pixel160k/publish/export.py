@@ -4,29 +4,30 @@ Each exporter streams the shards once, in their order, so memory stays flat and 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pixel160k.errors import InputError
 from pixel160k.files import new_folder
 from pixel160k.format.origins import origin_of
+from pixel160k.paths import AnyPath, open_path
 from pixel160k.publish import annotations_only, coco, lerobot
 from pixel160k.publish.steps import read_episodes
 from pixel160k.read.episodes import ShardDirectory
 
-FORMATS = ("lerobot", "coco", "hf")
+FORMATS = {"lerobot": "meta/info.json", "coco": "annotations.json", "hf": "README.md"}
+"""The formats, and the file of each without which readers see nothing: in an object store it is written last."""
 
 
 def export(
-    directory: str | Path,
+    directory: str | AnyPath,
     to: str,
-    out: str | Path,
+    out: str | AnyPath,
     fps: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
     """Export a shard directory; returns what was written, counted.
 
-    Everything is written beside `out` first and renamed at the end, so that `out` is whole or not there.
+    Everything is written elsewhere first and gets its place at the end, so that `out` is whole or not there.
 
     Args:
         directory: output of `pixelcli build-shards`.
@@ -38,7 +39,7 @@ def export(
     Raises:
         InputError: no shards, no samples in them or damaged ones, an unknown format, an `out` that is not empty, or a missing `fps`.
     """
-    out = Path(out)
+    out = open_path(out)
     shards = ShardDirectory(directory)
     if not shards.episode_ids:
         raise InputError(f"{directory} holds no samples, so there is nothing to export")
@@ -46,7 +47,7 @@ def export(
         raise InputError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
     rate = _control_rate(shards.manifest, fps) if to == "lerobot" else 0.0
     episodes = read_episodes(shards, progress or (lambda samples: None))
-    with new_folder(out) as folder:
+    with new_folder(out, last=FORMATS[to]) as folder:
         if to == "lerobot":
             return lerobot.export(episodes, shards.manifest, folder, rate)
         if to == "coco":

@@ -5,7 +5,7 @@ The index says where each sample lies, so that no tar is ever read from its star
 
 import io
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
+from pixel160k.paths import AnyPath, open_path, read_range
 from pixel160k.read import folder
 from pixel160k.read.foreign import tar_members
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 
 
 class ShardDirectory:
-    """The samples of a local shard directory by episode and step.
+    """The samples of a shard directory by episode and step.
 
     Attributes:
         directory: where it is.
@@ -30,7 +31,7 @@ class ShardDirectory:
     """
 
     def __init__(
-        self, directory: str | Path, members: Collection[str] = tuple(MEMBERS), chunk: int | None = None
+        self, directory: str | AnyPath, members: Collection[str] = tuple(MEMBERS), chunk: int | None = None
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
 
@@ -43,7 +44,7 @@ class ShardDirectory:
             InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member
                 or chunk is asked for that the shards do not have.
         """
-        self.directory = Path(directory)
+        self.directory = open_path(directory)
         self.manifest = folder.read_manifest(self.directory)
         self._members = check_members(members)
         if chunk is not None:
@@ -113,7 +114,7 @@ class ShardDirectory:
         if step not in steps:
             raise InputError(f"{self.directory} holds the steps {steps[0]} to {steps[-1]} of {episode_id}, not {step}")
         row = self.index.slice(start + steps.index(step), 1).to_pylist()[0]
-        path = self.directory / Path(row["shard"]).name  # a name and no path, whatever the index says
+        path = self.directory / PurePosixPath(row["shard"]).name  # a name and no path, whatever the index says
         try:
             members = _read_members(path, row["offset"], row["bytes"], shards.sample_key(episode_id, step))
         except (OSError, InputError) as error:
@@ -129,15 +130,10 @@ class ShardDirectory:
         return self._rows[episode_id]
 
 
-def _read_members(path: Path, offset: int, length: int, key: str) -> dict[str, bytes]:
+def _read_members(path: AnyPath, offset: int, length: int, key: str) -> dict[str, bytes]:
     """The bytes by suffix of the members that lie in this range of a tar, all of which must have this key."""
-    if not 0 <= offset <= offset + length <= path.stat().st_size:
-        raise InputError(f"the file ends before byte {offset + length}")
-    with open(path, "rb") as file:
-        file.seek(offset)
-        content = file.read(length)
     members = {}
-    for member, data in tar_members(io.BytesIO(content)):
+    for member, data in tar_members(io.BytesIO(read_range(path, offset, length))):
         found, _, suffix = member.name.partition(".")
         if found != key or not member.isreg():
             raise InputError(f"there stands {member.name}")

@@ -1,12 +1,13 @@
 """The files beside the tars of a shard folder, checked as they are read: manifest, index and statistics.
 
-A folder is a `Path`, or a text that may be a URL; `webdataset` reads URLs, here as in the loader.
+A folder is a path, or a text that may be a URL. `pixel160k.paths` opens local paths and object stores; `webdataset` reads
+what other URLs there are, here as in the loader.
 """
 
+import errno
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.format.schema import Manifest
+from pixel160k.paths import AnyPath, open_path, opens
+from pixel160k.stores import STORES
 
 
 class _Rows(BaseModel):
@@ -40,7 +43,7 @@ class _Statistics(BaseModel):
     num_trajectories: int
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | AnyPath) -> dict[str, Any]:
     """The manifest of a shard folder, with all keys of `pixel160k.format.schema.Manifest`.
 
     Raises:
@@ -55,7 +58,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def read_unchecked_manifest(folder: str | Path) -> dict[str, Any]:
+def read_unchecked_manifest(folder: str | AnyPath) -> dict[str, Any]:
     """The manifest of a shard folder, of which nothing but the format version is checked.
 
     Raises:
@@ -63,7 +66,11 @@ def read_unchecked_manifest(folder: str | Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(_read(folder, "manifest.json"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EIO):  # there may well be one, which a store does not give us
+            raise InputError(f"cannot read {folder}/manifest.json: {error.strerror}") from None
+        manifest = None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{folder} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
@@ -75,7 +82,7 @@ def read_unchecked_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def read_index(folder: str | Path, columns: Sequence[str] = tuple(shards.INDEX_SCHEMA.names)) -> pa.Table:
+def read_index(folder: str | AnyPath, columns: Sequence[str] = tuple(shards.INDEX_SCHEMA.names)) -> pa.Table:
     """Columns of a shard folder's index, one row per sample; `episode_id`, `status` and `shard` are dictionaries.
 
     Raises:
@@ -94,7 +101,7 @@ def read_index(folder: str | Path, columns: Sequence[str] = tuple(shards.INDEX_S
     return index
 
 
-def read_statistics(folder: str | Path, dataset: str) -> dict[str, Any]:
+def read_statistics(folder: str | AnyPath, dataset: str) -> dict[str, Any]:
     """A data set's statistics as `pixel160k.format.actions.normalise` takes them, with OpenVLA's names.
 
     Raises:
@@ -134,15 +141,14 @@ def explain(error: ValidationError) -> list[str]:
     ]
 
 
-def _read(folder: str | Path, name: str) -> bytes:
+def _read(folder: str | AnyPath, name: str) -> bytes:
     """Read a file of a folder. Raises OSError where it is not there, InputError where no such URL can be read."""
-    scheme = urlparse(folder).scheme if isinstance(folder, str) else ""
-    if not scheme:
-        return Path(folder, name).read_bytes()
+    if opens(folder):
+        return (open_path(folder) / name).read_bytes()
     from webdataset.gopen import gopen, gopen_schemes
 
-    if scheme not in ("file", *gopen_schemes):
-        known = ", ".join(sorted({"file", *gopen_schemes} - {"__default__", "pipe"}))
+    if (scheme := urlparse(str(folder)).scheme) not in gopen_schemes:
+        known = ", ".join(sorted({"file", *STORES, *gopen_schemes} - {"__default__", "pipe"}))
         raise InputError(f"{folder}: URLs with {scheme}: cannot be read; there are {known}")
     with gopen(f"{folder}/{name}") as stream:
         return stream.read()

@@ -11,15 +11,16 @@ import dataclasses
 import hashlib
 import tarfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import webdataset
+from webdataset import tariterators
 from webdataset.pytorch import IterableDataset  # torch's, or an empty class where there is no torch
 
 from pixel160k.errors import InputError
 from pixel160k.format.table import ACCEPTED, REJECTED
+from pixel160k.paths import AnyPath, open_path, opens
 from pixel160k.read.order import Portion, Reader, mixture, portions, quotas, window_shuffle
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 from pixel160k.read.shard_sets import Shard, ShardSet, open_sets
@@ -179,9 +180,11 @@ class ShardLoader(IterableDataset):
     def _read_shard(self, shard_set: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
         """All samples of a tar, encoded: the members that are to be decoded. Each must be the one that the index says."""
         suffixes = {"json", *(MEMBERS[name] for name in self._members)}
-        samples = webdataset.tarfile_to_samples(select_files=lambda name: name.partition(".")[2] in suffixes)
         expected = (shard_set.key(shard, number) for number in range(len(shard.steps)))
-        stream = samples([{"url": shard.url}])
+        files = tariterators.tar_file_expander(
+            _open_tar(shard.url), select_files=lambda name: name.partition(".")[2] in suffixes
+        )
+        stream = tariterators.group_by_keys(files)
         while True:
             key = next(expected, None)
             try:
@@ -224,7 +227,7 @@ class ShardLoader(IterableDataset):
 
 
 def open_shards(
-    sources: str | Path | Sequence[str | Path],
+    sources: str | AnyPath | Sequence[str | AnyPath],
     *,
     members: Collection[str] = tuple(MEMBERS),
     chunk: int = 8,
@@ -271,6 +274,15 @@ def open_shards(
     for shard_set in sets:
         check_chunk(chunk, shard_set.horizon, shard_set.folder)
     return ShardLoader(sets, wanted, chunk, weights, shuffle_buffer, seed, epoch, rank, world_size)
+
+
+def _open_tar(url: str) -> Iterator[dict[str, Any]]:
+    """A tar as webdataset's readers take it, opened when it is asked for."""
+    if opens(url):
+        with open_path(url).open("rb") as stream:
+            yield {"url": url, "stream": stream}
+    else:
+        yield from tariterators.url_opener([{"url": url}])
 
 
 def _fingerprint(sets: Sequence[ShardSet]) -> str:

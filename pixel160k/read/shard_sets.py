@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import braceexpand
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
+from pixel160k.paths import AnyPath
 from pixel160k.read.folder import read_index, read_manifest, read_statistics
 
 
@@ -75,7 +75,9 @@ class ShardSet:
         return shards.sample_key(self.episode_ids[shard.episodes[number]], int(shard.steps[number]))
 
 
-def open_sets(sources: str | Path | Sequence[str | Path], split: str | None, status: str | None) -> list[ShardSet]:
+def open_sets(
+    sources: str | AnyPath | Sequence[str | AnyPath], split: str | None, status: str | None
+) -> list[ShardSet]:
     """Read which shards these sources name: one set per data set, in the order of the sources.
 
     Args:
@@ -88,7 +90,7 @@ def open_sets(sources: str | Path | Sequence[str | Path], split: str | None, sta
             folders.
     """
     folders: dict[str, set[str]] = {}  # with the tars asked for; empty where all are
-    for url in _expand([sources] if isinstance(sources, str | Path) else sources):
+    for url in _expand([sources] if isinstance(sources, str | AnyPath) else sources):
         folder, _, name = url.rpartition("/") if url.endswith(".tar") else (url.rstrip("/"), "", "")
         asked = folders.setdefault(folder or ".", set())
         if name:
@@ -107,7 +109,7 @@ def open_sets(sources: str | Path | Sequence[str | Path], split: str | None, sta
     return list(sets.values())
 
 
-def _expand(sources: Sequence[str | Path]) -> Iterator[str]:
+def _expand(sources: Sequence[str | AnyPath]) -> Iterator[str]:
     for source in sources:
         if str(source).startswith("pipe:"):
             raise InputError(f"{source}: commands are not run; give folders, tars, or URLs of tars")

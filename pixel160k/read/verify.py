@@ -6,7 +6,6 @@ holds in `verify_sample.py`, the statistics in `verify_statistics.py`. docs/form
 be.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,19 @@ from pixel160k.files import sha256_of
 from pixel160k.format import shards
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
+from pixel160k.paths import AnyPath, list_sizes, open_parquet, open_path
 from pixel160k.read.folder import explain, parse_statistics, read_unchecked_manifest
 from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
 from pixel160k.read.verify_statistics import check_statistics
 
 
-def verify(directory: str | Path) -> list[str]:
+def verify(directory: str | AnyPath) -> list[str]:
     """Check every byte of a shard directory and return its faults, one line each; none where all is well.
 
     Raises:
         InputError: the directory holds no shards, or shards of an unknown format version.
     """
-    directory = Path(directory)
+    directory = open_path(directory)
     manifest = read_unchecked_manifest(directory)
     try:
         verification = _Verification(directory, Manifest.model_validate(manifest))
@@ -44,9 +44,10 @@ def verify(directory: str | Path) -> list[str]:
 class _Verification:
     """One walk over a shard directory: shard by shard, sample by sample, in their order. It collects `faults`."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: AnyPath, manifest: Manifest) -> None:
         self.faults: list[str] = []
         self._directory, self._manifest = directory, manifest
+        self._sizes = list_sizes(directory)
         self._statistics = self._read_statistics()
         self._index = self._read_index()
         self._episodes: set[str] = set()
@@ -58,9 +59,8 @@ class _Verification:
         self._check_manifest()
         self._check_files()
         for shard in self._manifest.shards:
-            path = self._directory / shard.name
-            if path.is_file():
-                self._check_shard(path, shard)
+            if shard.name in self._sizes:
+                self._check_shard(shard)
         self._check_statistics()
 
     def _fault(self, subject: str, what: str) -> None:
@@ -88,30 +88,30 @@ class _Verification:
     def _check_files(self) -> None:
         digests = self._manifest.files | {shard.name: shard.sha256 for shard in self._manifest.shards}
         for name, digest in digests.items():
-            path = self._directory / name
-            if not path.is_file():
+            if name not in self._sizes:
                 self._fault(name, "missing")
-            elif sha256_of(path) != digest:
+            elif sha256_of(self._directory / name) != digest:
                 self._fault(name, "differs from the manifest's SHA-256")
-        for path in sorted(self._directory.glob("*.tar")):
-            if path.name not in digests:
-                self._fault(path.name, "not in the manifest")
+        for name in sorted(self._sizes):
+            if name.endswith(".tar") and name not in digests:
+                self._fault(name, "not in the manifest")
 
     def _read_index(self) -> pa.Table | None:
-        path = self._directory / "index.parquet"
+        if "index.parquet" not in self._sizes:
+            return None
         try:
-            return pq.read_table(path, schema=shards.INDEX_SCHEMA) if path.is_file() else None
+            return pq.read_table(open_parquet(self._directory / "index.parquet"), schema=shards.INDEX_SCHEMA)
         except (OSError, pa.ArrowException) as error:
             self._fault("index.parquet", f"cannot be read ({one_line(error)})")
             return None
 
-    def _check_shard(self, path: Path, shard: ShardEntry) -> None:
-        if (size := path.stat().st_size) != shard.bytes:
+    def _check_shard(self, shard: ShardEntry) -> None:
+        if (size := self._sizes[shard.name]) != shard.bytes:
             self._fault(shard.name, f"{size} bytes, the manifest says {shard.bytes}")
         rows: list[dict[str, Any]] = []
         actions, states = [], []
         previous: StoredSample | None = None
-        for sample in stored_samples(path, self._fault):
+        for sample in stored_samples(self._directory / shard.name, self._fault):
             check_sample(sample, self._manifest, self._fault)
             self._check_order(previous, sample)
             if sample.chunk is not None and sample.state is not None:
@@ -197,11 +197,12 @@ class _Verification:
             self._fault(key, "in the index, in no shard")
 
     def _read_statistics(self) -> dict[str, Any] | None:
-        path = self._directory / "dataset_statistics.json"
+        if (name := "dataset_statistics.json") not in self._sizes:
+            return None
         try:
-            return parse_statistics(path.read_bytes(), self._manifest.dataset) if path.is_file() else None
+            return parse_statistics((self._directory / name).read_bytes(), self._manifest.dataset)
         except InputError as error:
-            self._fault(path.name, one_line(error))
+            self._fault(name, one_line(error))
             return None
 
     def _check_statistics(self) -> None:

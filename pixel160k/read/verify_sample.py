@@ -4,7 +4,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from pixel160k.format.actions import ACTION_DIMENSIONS
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.schema import Manifest, check_metadata
 from pixel160k.format.table import ACCEPTED, CONTRADICTED, NOT_APPLICABLE, REASONS, SUPPORTED
+from pixel160k.paths import AnyPath
 from pixel160k.read import foreign
 from pixel160k.read.folder import explain
 
@@ -68,7 +68,7 @@ class _Labels(NamedTuple):
     width: int
 
 
-def stored_samples(path: Path, report: Report) -> Iterator[StoredSample]:
+def stored_samples(path: AnyPath, report: Report) -> Iterator[StoredSample]:
     """The samples of a tar in their order: neighbouring members of one key. Reports what is no sample.
 
     Members are read into memory; nothing is ever unpacked to the disk.
@@ -76,7 +76,7 @@ def stored_samples(path: Path, report: Report) -> Iterator[StoredSample]:
     sample: StoredSample | None = None
     end = 0  # of the last member that could be read
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             for member, content in foreign.tar_members(file):
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 key, _, suffix = member.name.partition(".")

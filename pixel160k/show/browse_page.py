@@ -16,6 +16,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format import masks, table
 from pixel160k.format.metadata import Metadata
+from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.foreign import decode_rle
 from pixel160k.show import drawing
@@ -36,7 +37,7 @@ class EpisodeCard:
     no_close: str  # why `close` is None
 
 
-def write_page(shard_directory: Path, out: Path, title: str = "", limit: int = 200) -> int:
+def write_page(shard_directory: AnyPath, out: AnyPath, title: str = "", limit: int = 200) -> int:
     """Write the HTML page of a shard directory and return the number of episodes on it.
 
     Args:

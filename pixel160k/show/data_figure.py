@@ -6,7 +6,6 @@ Only as many samples of each episode are read as hold its actions: one per chunk
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from pixel160k.errors import InputError
 from pixel160k.files import write_text, written_atomically
 from pixel160k.format import table
+from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 
@@ -24,7 +24,9 @@ _COLOURS = {table.ACCEPTED: "#17713a", table.REJECTED: "#c2492f"}
 _PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
 
 
-def write_figure(shards: Path, out: Path, progress: Callable[[int], None] = lambda episodes: None) -> dict[str, Any]:
+def write_figure(
+    shards: AnyPath, out: AnyPath, progress: Callable[[int], None] = lambda episodes: None
+) -> dict[str, Any]:
     """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers of `figure_numbers`.
 
     Args:

@@ -7,7 +7,6 @@ What it shows follows from the values of its widgets, and these can be set from 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 try:
     import ipywidgets as widgets
@@ -17,6 +16,7 @@ except ImportError as error:
 from markupsafe import Markup
 
 from pixel160k.errors import InputError
+from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.show.sample_html import LAYERS, sample_html
 
@@ -34,7 +34,7 @@ class _Episode:
     target_object: str
 
 
-def browse(shards: str | Path, limit: int = 1000) -> "Viewer":
+def browse(shards: str | AnyPath, limit: int = 1000) -> "Viewer":
     """An interactive viewer of a shard directory, for Jupyter; `Viewer` says what can be set from Python.
 
     Args:

@@ -1,0 +1,308 @@
+"""Objects of the stores `s3://`, `gs://` and `hf://`, behind those methods of `pathlib.Path` that this project needs.
+
+`pixel160k.paths` makes them. They talk to the store through fsspec and the store's package, which are imported when they
+are first needed. Stores have no folders, no renaming and no appending: an object appears whole when it is written, and a
+folder is a common beginning of names.
+"""
+
+import errno
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pixel160k.errors import one_line
+
+STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
+"""The schemes of object stores, and the package that reads and writes each."""
+
+_BLOCK = 8 << 20  # bytes per request when an object is read from front to back
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "LocalTokenNotFoundError",
+}
+
+
+class Stat(NamedTuple):
+    """What a store says of a name.
+
+    Attributes:
+        st_size: in bytes.
+        st_mtime: when it was written, in seconds by the store's clock; 0 where the store does not say.
+        is_folder: whether it is a common beginning of names.
+    """
+
+    st_size: int
+    st_mtime: float
+    is_folder: bool
+
+
+@dataclass(frozen=True, order=True)
+class StorePath:
+    """An object of a store, or a folder of objects. Its methods do what those of `pathlib.Path` do.
+
+    A path that `iterdir` or `glob` gave remembers what the listing said: it answers `exists`, `is_dir`, `is_file` and
+    `stat` as it was then, without another request. It forgets that when it is pickled.
+
+    Every failure of a store is an OSError that names the path.
+
+    Attributes:
+        scheme: a key of `STORES`.
+        key: the bucket and the object's name in it, without a slash at either end.
+    """
+
+    scheme: str
+    key: str
+    _listed: Stat | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StorePath, (self.scheme, self.key)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __truediv__(self, name: str) -> "StorePath":
+        return StorePath(
+            self.scheme, "/".join(part for part in f"{self.key}/{name}".split("/") if part not in ("", "."))
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return Path(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The last part's suffix with its dot."""
+        return Path(self.name).suffix
+
+    @property
+    def parent(self) -> "StorePath":
+        """The folder that holds it; a bucket is its own parent."""
+        return StorePath(self.scheme, self.key.rpartition("/")[0] or self.key)
+
+    def with_name(self, name: str) -> "StorePath":
+        """Another name in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> "StorePath":
+        """Itself."""
+        return self
+
+    def resolve(self) -> "StorePath":
+        """Itself."""
+        return self
+
+    def stat(self) -> Stat:
+        """What the store says of it.
+
+        Raises:
+            FileNotFoundError: there is no such object, and no object in such a folder.
+        """
+        if self._listed is not None:
+            return self._listed
+        with self._translated() as store:
+            return _stat(store.info(self.key))
+
+    def exists(self) -> bool:
+        """Whether there is such an object, or an object in such a folder."""
+        return self._find() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there is an object in this folder."""
+        found = self._find()
+        return found is not None and found.is_folder
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        found = self._find()
+        return found is not None and not found.is_folder
+
+    def _find(self) -> Stat | None:
+        try:
+            return self.stat()
+        except FileNotFoundError:
+            return None
+
+    def iterdir(self) -> Iterator["StorePath"]:
+        """What lies in the folder, from one listing.
+
+        Raises:
+            FileNotFoundError: nothing lies there.
+        """
+        with self._translated() as store:
+            listing = store.ls(self.key, detail=True)
+        for entry in listing:
+            name = entry["name"].strip("/")
+            if name != self.key:  # some tools mark a folder by an empty object of its name
+                yield StorePath(self.scheme, name, _stat(entry))
+
+    def glob(self, pattern: str) -> Iterator["StorePath"]:
+        """What lies in the folder under a pattern as `*/part-*.parquet`; nothing where there is no folder."""
+        first, _, rest = pattern.partition("/")
+        try:
+            found = [path for path in self.iterdir() if fnmatchcase(path.name, first)]
+        except FileNotFoundError:
+            return
+        for path in found:
+            if not rest:
+                yield path
+            elif path.is_dir():
+                yield from path.glob(rest)
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as it holds an object."""
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Open an object for reading bytes; from front to back it is read in large blocks.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        if mode != "rb":
+            raise ValueError(
+                f"objects are opened to read bytes, not as {mode!r}; write_bytes and upload write them whole"
+            )
+        return io.BufferedReader(_Object(self, self.stat().st_size), _BLOCK)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`, in one request. Both must lie within the object."""
+        if start == stop:
+            return b""
+        with self._translated() as store:
+            content = bytes(store.cat_file(self.key, start=start, end=stop))
+        if len(content) != stop - start:
+            raise OSError(errno.EIO, f"{len(content)} bytes came from {start}, not {stop - start}", str(self))
+        return content
+
+    def read_bytes(self) -> bytes:
+        """The whole object, in one request."""
+        with self._translated() as store:
+            return bytes(store.cat_file(self.key, **_WHOLE.get(self.scheme, {})))
+
+    def read_with(self, paths: "Sequence[StorePath]") -> list[bytes | None]:
+        """The whole objects at these paths of the same store, asked for together; None where there is none."""
+        with self._translated() as store:
+            contents = store.cat_ranges([path.key for path in paths], None, None, **_WHOLE.get(self.scheme, {}))
+            for content in contents:
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+        return [None if isinstance(content, Exception) else bytes(content) for content in contents]
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes) -> int:
+        """Write the object, which appears whole."""
+        with self._translated() as store:
+            store.pipe_file(self.key, content)
+        return len(content)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> int:
+        """Write the object as text."""
+        return self.write_bytes(text.encode(encoding))
+
+    def upload(self, file: Path) -> None:
+        """Write the object from a local file; it appears whole."""
+        with self._translated() as store:
+            store.put_file(str(file), self.key)
+
+    def create(self, content: bytes) -> None:
+        """Write the object only where there is none.
+
+        Raises:
+            FileExistsError: there is one. Of several that create it at once, one succeeds (on s3 and gs).
+        """
+        if self.scheme == "hf" and self.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+        with self._translated() as store:
+            store.pipe_file(self.key, content, mode="overwrite" if self.scheme == "hf" else "create")
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
+        try:
+            with self._translated() as store:
+                store.rm_file(self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[Any]:
+        """Yield fsspec's file system of the scheme; what its calls raise becomes an OSError that names this path."""
+        import fsspec
+
+        try:
+            # No cached listings: other processes write there too. fsspec keeps one such object per process and thread.
+            store = fsspec.filesystem(self.scheme, use_listings_cache=False, **_SETTINGS.get(self.scheme, {}))
+            store.invalidate_cache()  # of hf, which has a cache of its own
+            yield store
+        except (AssertionError, AttributeError, NameError, TypeError):  # bugs, ours or theirs
+            raise
+        except Exception as error:
+            number = next((number for kind, number in _ERRORS.items() if isinstance(error, kind)), errno.EIO)
+            if type(error).__name__ in _NO_CREDENTIALS:
+                number = errno.EACCES
+            what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
+            raise OSError(number, what, str(self)) from None  # FileNotFoundError and so on, by the number
+
+
+# A host that does not answer is given up after half a minute. Credentials, endpoints and regions are those of the
+# environment, as the store's own tools read them.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
+}
+_WHOLE = {"s3": {"max_concurrency": 1}}  # of whole objects: else s3fs asks for the size first
+_ERRORS: dict[type[Exception], int] = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    PermissionError: errno.EACCES,
+}
+
+
+def _stat(entry: dict[str, Any]) -> Stat:
+    written = entry.get("LastModified") or entry.get("mtime") or getattr(entry.get("last_commit"), "date", None)
+    modified = written.timestamp() if isinstance(written, datetime) else 0.0
+    return Stat(int(entry.get("size") or 0), modified, entry["type"] == "directory")
+
+
+class _Object(io.RawIOBase):
+    """The bytes of an object by position; each read is one request."""
+
+    def __init__(self, path: StorePath, size: int) -> None:
+        self._path, self._size, self._position = path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._size, self._position + len(buffer))
+        if stop <= self._position:
+            return 0
+        content = self._path.read_range(self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
