@@ -47,8 +47,15 @@ OVERRIDDEN = [
 # (their class or module, the private name, the parameters that we give it; None for an attribute)
 PRIVATE = [
     (SAM2_VIDEO, "_single_frame_forward", ["image_embeddings", "input_points", "input_labels", "multimask_output"]),
-    (SAM2_VIDEO, "_encode_new_memory", 4),
+    (
+        SAM2_VIDEO,
+        "_encode_new_memory",
+        ["current_vision_feats", "pred_masks_high_res", "object_score_logits", "is_mask_from_pts"],
+    ),
     (SAM2_VIDEO, "_process_object_pointers", 6),
+    (SAM2_VIDEO, "_use_multimask", 2),
+    ("transformers.models.sam2.modeling_sam2:Sam2HieraDetModel", "_get_pos_embed", 1),
+    ("os", "_exit", 1),
     ("transformers.loss.loss_for_object_detection", "_set_aux_loss", 2),
     ("transformers:PreTrainedModel", "_hf_peft_config_loaded", None),
     (f"{ROBOSUITE}:MjModel", "_model", None),
