@@ -124,6 +124,7 @@ def test_a_run_does_not_go_on_with_another_commit(hub, data, tmp_path):
     code, output = run_annotate(data, tmp_path / "out", "org/seg")
     assert code == 1
     assert f"(different: revisions.foundation.segmenter was org/seg@{A}, is org/seg@{B});" in line_of(output)
+    assert run_annotate(data, tmp_path / "out", f"org/seg@{A}")[0] == 0
 
 
 def test_a_setting_may_say_the_revision(hub, folder):

@@ -32,7 +32,8 @@ class LanguageModelNamer:
         """Load a model.
 
         Args:
-            model: hub id or local folder, with or without `@REVISION`, in the layout of transformers' `save_pretrained`, tokenizer included.
+            model: hub id or local folder, with or without `@REVISION`, in the layout of transformers' `save_pretrained`,
+                tokenizer included.
             device: as torch names it.
             dtype: "float32" or "bfloat16".
             generate: let the model answer freely (greedily) instead of ranking the instruction's noun phrases.

@@ -106,7 +106,7 @@ def _split(model: str) -> tuple[str, str]:
 def _digest(folder: str) -> str:
     """The revision of a folder: of the files in it that may be loaded, what `sha256sum NAMES | sha256sum` says, sorted.
 
-    The files are read once per process, 900 MB in about a second.
+    The files are read once per process, 900 MB in 0.7 s on a core with SHA instructions.
     """
     found = sorted(path for path in Path(folder).iterdir() if path.suffix in _LOADED and path.is_file())
     return _digest_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found))

@@ -61,8 +61,11 @@ def describe_run(
 
     `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
     the kind of a device that is no CPU belongs to it, and parts of both never mix. So do the `revisions` of the models that
-    are loaded, as `pin_models` returns them.
+    are loaded, as `pin_models` returns them; the settings hold the names alone, so that a run goes on with a revision that
+    is asked for by a setting.
     """
+    names = {setting: model.rpartition("@")[0] for setting, model in (revisions or {}).items()}
+    settings = AnnotateSettings.load(base=settings.model_dump(), values=names)
     kind = device.partition(",")[0].partition(":")[0]
     return {
         "job": "annotate",

@@ -7,7 +7,8 @@ taken over. Whether the holder lives is decided so:
 - on the same host: by its process id and start time, at once;
 - a process that stops and puts its file back (`put_back`) says so in its claim;
 - on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time; in a store it is written
-  anew). A claim that was not renewed for `LEASE` seconds is dead. Both times are the file system's or the store's own, so the hosts' clocks need not agree.
+  anew). A claim that was not renewed for `LEASE` seconds is dead. Both times are the file system's or the store's own, so
+  the hosts' clocks need not agree.
 
 Claims save work, and nothing depends on them for being right: outputs are renamed into place whole, and two processes that
 do the same file all the same write the same bytes.
