@@ -78,16 +78,18 @@ def finished(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> lis
             sizes[folder] = list_sizes(out / folder)
         return sizes[folder].get(last)
 
-    def marker_of(file: SourceFile) -> dict[str, Any] | None:
-        try:
-            marker = json.loads(contents.get(file.name) or b"")
-        except ValueError:  # there is none, or it is damaged
-            return None
-        if marker["fingerprint"] != fingerprint:
-            return None
-        return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
+    return [_marker(contents.get(file.name), fingerprint, size_of) for file in files]
 
-    return [marker_of(file) for file in files]
+
+def _marker(content: bytes | None, fingerprint: str, size_of: Callable[[str], int | None]) -> dict[str, Any] | None:
+    """A done-marker, if it is of this run and the outputs that it names have their sizes."""
+    try:
+        marker = json.loads(content or b"")
+    except ValueError:  # there is none, or it is damaged
+        return None
+    if marker["fingerprint"] != fingerprint:
+        return None
+    return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
 
 
 def settled(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> list[bool]:
@@ -160,8 +162,20 @@ class Unit:
                     self._note(file, error)
 
     def is_settled(self, file: SourceFile) -> bool:
-        """Whether a file is done, or its failure is noted."""
-        return settled(self.out, [file], self.fingerprint)[0]
+        """Whether a file is done, or its failure is noted.
+
+        Every worker asks this of every file, so nothing is listed here: folders grow with the number of files.
+        """
+        done = self.out / ".done"
+        content, *failures = read_all([done / f"{file.name}.json", *notes(done, file).values()])
+
+        def size_of(name: str) -> int | None:
+            try:
+                return (self.out / name).stat().st_size
+            except FileNotFoundError:
+                return None
+
+        return any(note is not None for note in failures) or _marker(content, self.fingerprint, size_of) is not None
 
     def _do(self, file: SourceFile, died: list[str]) -> None:
         """Do the work, and once more for each fault that may pass."""
