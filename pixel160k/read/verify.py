@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -50,6 +49,7 @@ class _Verification:
         self._sizes = list_sizes(directory)
         self._statistics = self._read_statistics()
         self._index = self._read_index()
+        self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
         self._actions: list[np.ndarray] = []  # one array per shard: float32 (samples, 7),
         self._states: list[np.ndarray] = []  # and float32 (samples, S)
@@ -186,7 +186,7 @@ class _Verification:
         """The index rows of a shard are its samples, with the very offsets and lengths."""
         if self._index is None:
             return
-        indexed = {row["key"]: row for row in self._index.filter(pc.field("shard") == name).to_pylist()}
+        indexed = {row["key"]: row for row in self._index.take(self._indexed.get(name, np.zeros(0, int))).to_pylist()}
         for row in rows:
             listed = indexed.pop(row["key"], None)
             if listed is None:
@@ -213,3 +213,11 @@ class _Verification:
         actions, states = np.concatenate(self._actions), np.concatenate(self._states)
         for fault in check_statistics(self._statistics, actions, states, len(self._episodes)):
             self._fault("dataset_statistics.json", fault)
+
+
+def _rows_by_value(column: pa.ChunkedArray) -> dict[str, np.ndarray]:
+    """Of each value of a column the rows that have it, in their order: one walk, however many values there are."""
+    codes = column.fill_null("").dictionary_encode().combine_chunks()
+    order = np.argsort(codes.indices.to_numpy(), kind="stable")
+    ends = np.cumsum(np.bincount(codes.indices, minlength=len(codes.dictionary)))
+    return dict(zip(codes.dictionary.to_pylist(), np.split(order, ends[:-1]), strict=False))
