@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
-from pixel160k.format import shards
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
-from pixel160k.paths import AnyPath, list_sizes, open_parquet, open_path
-from pixel160k.read.folder import explain, parse_statistics, read_unchecked_manifest
+from pixel160k.paths import AnyPath, list_sizes, open_path
+from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
 from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
 from pixel160k.read.verify_statistics import check_statistics
 
@@ -100,9 +98,9 @@ class _Verification:
         if "index.parquet" not in self._sizes:
             return None
         try:
-            return pq.read_table(open_parquet(self._directory / "index.parquet"), schema=shards.INDEX_SCHEMA)
-        except (OSError, pa.ArrowException) as error:
-            self._fault("index.parquet", f"cannot be read ({one_line(error)})")
+            return read_index(self._directory)
+        except InputError as error:
+            self._fault("index.parquet", one_line(error))
             return None
 
     def _check_shard(self, shard: ShardEntry) -> None:
@@ -216,8 +214,9 @@ class _Verification:
 
 
 def _rows_by_value(column: pa.ChunkedArray) -> dict[str, np.ndarray]:
-    """Of each value of a column the rows that have it, in their order: one walk, however many values there are."""
-    codes = column.fill_null("").dictionary_encode().combine_chunks()
-    order = np.argsort(codes.indices.to_numpy(), kind="stable")
-    ends = np.cumsum(np.bincount(codes.indices, minlength=len(codes.dictionary)))
-    return dict(zip(codes.dictionary.to_pylist(), np.split(order, ends[:-1]), strict=False))
+    """Of each value of a dictionary column the rows that have it, in order: one walk, however many values there are."""
+    if not len(column):
+        return {}
+    values, codes = column.chunk(0).dictionary.to_pylist(), column.chunk(0).indices.to_numpy()
+    ends = np.cumsum(np.bincount(codes, minlength=len(values)))
+    return dict(zip(values, np.split(np.argsort(codes, kind="stable"), ends[:-1]), strict=True))
