@@ -5,6 +5,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from pixel160k.publish.croissant import croissant
 
 _MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
 HORIZON = 50  # actions per sample; loaders slice the first N_c
+_AT_ONCE = 16  # parts that are hashed at the same time
 
 
 @dataclass(frozen=True)
@@ -165,16 +167,15 @@ def build_shards(
     ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
+    folders = ("", "tracks/") if run["settings"]["tracks"] else ("",)
+    parts = [f"{folder}part-{file.name}.parquet" for folder in folders for file in files]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store each of thousands of parts takes a while to answer
+        digests = list(pool.map(sha256_of, (annotations / name for name in parts)))
     description = {
         "job": "build-shards",
         "software": version("pixelvla"),
         "annotations": {key: run[key] for key in _MADE_BY if key in run},
-        "parts": {
-            name: sha256_of(annotations / name)
-            for folder in ("", "tracks/")
-            if not folder or run["settings"]["tracks"]
-            for name in (f"{folder}part-{file.name}.parquet" for file in files)
-        },
+        "parts": dict(zip(parts, digests, strict=True)),
         "include": include,
         "horizon": HORIZON,
     }
@@ -193,7 +194,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Write index, statistics, manifest, Croissant description and data card from what the files left in `.work`."""
     dataset = files[0].dataset
-    index = [row for file in files for row in shards.read_index(out / ".work" / f"{file.name}.parquet")]
+    with written_atomically(out / "index.parquet") as temporary:
+        listed = [out / ".work" / f"{file.name}.parquet" for file in files]
+        samples, episodes = shards.join_indices(listed, temporary)
     contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
     transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
@@ -214,8 +217,8 @@ def _finish(
         "dataset": dataset,
         "include": description["include"],
         "horizon": HORIZON,
-        "samples": len(index),
-        "episodes": len({row.episode_id for row in index}),
+        "samples": samples,
+        "episodes": episodes,
         "shards": [
             {"name": name, **output, "samples": marker["summary"]["samples"]}
             for marker in markers
@@ -227,8 +230,6 @@ def _finish(
         "annotations": description["annotations"],
         "software": description["software"],
     }
-    with written_atomically(out / "index.parquet") as temporary:
-        shards.write_index(temporary, index)
     write_json(out / "dataset_statistics.json", {dataset: statistics})
     described = croissant(manifest, sha256_of(out / "index.parquet"))
     write_json(out / "croissant.json", described)
