@@ -170,7 +170,7 @@ def sample_episodes(count: int) -> list[Episode]:
 
 def annotated(device: str, dtype: Dtype, episodes: list[Episode]) -> tuple[list[Any], list[Any], float]:
     """Rows and tracks of episodes by the tiny checkpoints, and the seconds that they take."""
-    tiny = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar", "tracks=true")
+    tiny = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar", "tracks=all")
     settings = AnnotateSettings.load(None, (*tiny, f"foundation.dtype={dtype}"))
     annotators = choose_annotators(settings, device)
     use_tf32(False)
@@ -293,7 +293,7 @@ def followed(segmenter: Segmenter, several: list[Video]) -> list[Any]:
     return list(segmenter.follow(several))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
 def segmenting(size: str, device: str) -> dict[str, Any]:
     """SAM 2 in a published size, bfloat16: the encoder alone, masks from boxes, tracks before and now."""
     plain, segmenter = random_sam2(size, device), random_segmenter(size, device, "bfloat16")

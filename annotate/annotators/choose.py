@@ -1,12 +1,12 @@
 """Who fills the three roles: from the settings to loaded annotators, once per process."""
 
 import threading
-from contextlib import nullcontext
 from functools import lru_cache, partial
+from typing import Any
 
 import cv2
 
-from annotate.annotator import Annotators, Tracker
+from annotate.annotator import Annotators
 from annotate.annotators.grammar import GrammarNamer
 from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
 from annotate.annotators.pretrained import check_device, check_model, resolve
@@ -16,6 +16,9 @@ from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
 _CHOOSING = threading.Lock()
+# Episodes that go through the models together, and that are read ahead. On a CPU a group goes alone, so that what stands in a
+# batch beside a frame, and with it the last bits, is the group's own.
+_ON_A_CPU, _ON_A_GPU = (1, 2), (32, 32)
 
 
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
@@ -38,8 +41,8 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
 
 @lru_cache(maxsize=1)
 def _choose(settings: AnnotateSettings, device: str) -> Annotators:
-    if settings.annotators == "motion" and not settings.tracks:
-        return _motion_annotators(settings, Stopwatch(), None)
+    if settings.annotators == "motion" and settings.tracks == "none":
+        return _motion_annotators(settings, Stopwatch())
 
     import torch
 
@@ -52,9 +55,10 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         torch.set_float32_matmul_precision("high")  # TF32: float32's range, and eight times the speed
     stopwatch = Stopwatch(device)
     segmenter = Segmenter(settings.foundation, device, stopwatch)
-    track = partial(track_episodes, segmenter=segmenter) if settings.tracks else None
+    sizes = _ON_A_CPU if device == "cpu" else _ON_A_GPU
+    track = None if settings.tracks == "none" else partial(track_episodes, segmenter=segmenter)
     if settings.annotators == "motion":
-        return _motion_annotators(settings, stopwatch, track)
+        return _motion_annotators(settings, stopwatch, track, threading.RLock(), *sizes)
 
     from annotate.annotators.detector import Detector
     from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder
@@ -69,14 +73,14 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         stopwatch,
         track,
         threading.RLock(),
+        *sizes,
     )
 
 
-def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: Tracker | None) -> Annotators:
+def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, *more: Any) -> Annotators:
     objects = MotionObjectFinder(settings.detections)
     expansion = settings.motion.region_expansion
-    lock = nullcontext() if track is None else threading.RLock()
-    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track, lock)
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, *more)
 
 
 def check_annotators(settings: AnnotateSettings) -> None:
@@ -85,7 +89,7 @@ def check_annotators(settings: AnnotateSettings) -> None:
     Raises:
         InputError: the packages or a model are missing; one line that says how to get them.
     """
-    if settings.annotators == "motion" and not settings.tracks:
+    if settings.annotators == "motion" and settings.tracks == "none":
         return
     require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
     check_model("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
