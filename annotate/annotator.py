@@ -3,8 +3,8 @@
 The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
 Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
-size that the gripper finder wants, and several groups together where a model takes them as one batch. A thread reads and
-decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead, those that wait for others
+size that the gripper finder wants, and several groups together where a GPU takes them as one batch. There a thread reads
+and decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead, those that wait for others
 of their viewpoint, and those at work.
 
 A bug that an episode meets costs that episode: a failed row, `internal_error`. Groups that fail together are done again

@@ -16,9 +16,9 @@ from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
 _CHOOSING = threading.Lock()
-# Episodes that go through the models together, and that are read ahead. On a CPU a group goes alone, so that what stands in a
-# batch beside a frame, and with it the last bits, is the group's own.
-_ON_A_CPU, _ON_A_GPU = (1, 2), (32, 32)
+# Episodes that go through the models together, and that a thread reads ahead. On a CPU a group goes alone, so that what stands
+# in a batch beside a frame, and with it the last bits, is the group's own; and a thread would take the core from the models.
+_ON_A_CPU, _ON_A_GPU = (1, 0), (32, 32)
 
 
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:

@@ -101,9 +101,9 @@ class Segmenter:
         return [Segment(part.reshape(shape), score) for part, shape, score in zip(parts, shapes, scores, strict=True)]
 
     @property
-    def videos_at_once(self) -> int:
-        """How many videos `follow` takes into one forward pass."""
-        return self._videos.size
+    def videos_ahead(self) -> int:
+        """How many videos should be ready when `follow` asks for more; none on a CPU, which has better things to do."""
+        return 0 if self._device == "cpu" else self._videos.size
 
     def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
         """Follow one object through frames, both ways from the frame on which it is prompted.

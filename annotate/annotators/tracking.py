@@ -43,8 +43,8 @@ def track_episodes(
                 yield Video(list(frames.values()), prompts)
 
     tracks: list[list[StepMasks]] = [[] for _ in episodes]
-    # While the videos of one forward pass are followed, a thread decodes those of the next.
-    with closing(ahead(videos(), segmenter.videos_at_once)) as decoded:
+    # While a GPU follows some videos, a thread decodes the next.
+    with closing(ahead(videos(), segmenter.videos_ahead)) as decoded:
         for number, followed in enumerate(segmenter.follow(decoded)):
             index, seen = sound[number]
             unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
