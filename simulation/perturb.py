@@ -88,7 +88,8 @@ def _rewrite(
         dataset = find_dataset(src_dir)
         name, version = dataset.parent.name, dataset.name
         known = truth.read(src_dir / truth.FILE_NAME)
-        truth.write(map(change_truth, known.values()), out / truth.FILE_NAME)
+        versions = truth.read_versions(src_dir / truth.FILE_NAME)
+        truth.write(map(change_truth, known.values()), out / truth.FILE_NAME, versions)
         paths = sorted(dataset.glob(f"{name}-train.tfrecord-*"))
         files = [changed_payloads(file, path) for file, path in enumerate(paths)]
         write_encoded_rlds(out, name, version, features, {"train": files})

@@ -15,7 +15,14 @@ from pixel160k.errors import InputError
 from pixel160k.files import check_new_folder, new_folder
 from simulation import truth
 from simulation.demonstration import attempt_until_solved, render_demonstration
-from simulation.environment import CONTROL_HZ, PICK_AND_PLACE_TASKS, TaskEnvironment, check_suite, import_libero
+from simulation.environment import (
+    CONTROL_HZ,
+    PICK_AND_PLACE_TASKS,
+    TaskEnvironment,
+    check_suite,
+    import_libero,
+    simulator_versions,
+)
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
@@ -134,12 +141,14 @@ def record_data_set(
         spool = Path(spool_folder)
         summary = _spool_groups(spool, groups, hz, progress, instruction)
         ids = [episode_id for files in splits.values() for ids_of_file in files for episode_id in ids_of_file]
-        truth.write((_spooled_truth(spool, episode_id) for episode_id in ids), folder / truth.FILE_NAME)
+        versions = simulator_versions()
+        truth.write((_spooled_truth(spool, episode_id) for episode_id in ids), folder / truth.FILE_NAME, versions)
         payloads = {
             split: [(_spooled_record(spool, id_).read_bytes() for id_ in ids_of_file) for ids_of_file in files]
             for split, files in splits.items()
         }
-        write_encoded_rlds(folder, name, VERSION, libero_features(), payloads)
+        made_with = "Recorded with " + ", ".join(f"{name} {number}" for name, number in versions.items())
+        write_encoded_rlds(folder, name, VERSION, libero_features(), payloads, made_with)
     return summary
 
 
@@ -255,7 +264,7 @@ def _spool_episode(
         return False
     demonstration = render_demonstration(environment, initial_state, attempts, episode_id, hz)
     _spooled_record(spool, episode_id).write_bytes(encode_episode(demonstration.episode, libero_features()))
-    truth.write([demonstration.truth], spool / f"{episode_id}.parquet")
+    truth.write([demonstration.truth], spool / f"{episode_id}.parquet", {})
     return True
 
 

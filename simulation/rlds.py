@@ -89,6 +89,7 @@ def write_encoded_rlds(
     version: str,
     features: "tfds.features.FeaturesDict",
     splits: Mapping[str, Sequence[Iterable[bytes]]],
+    description: str = "",
 ) -> None:
     """Write the data set `<directory>/<name>/<version>/` from encoded episodes (see `encode_episode`).
 
@@ -101,7 +102,7 @@ def write_encoded_rlds(
     split_infos = [_write_split(folder, name, split, files) for split, files in splits.items()]
     features.save_config(str(folder))
     info = {
-        "description": "",
+        "description": description,
         "fileFormat": "tfrecord",
         "name": name,
         "splits": split_infos,

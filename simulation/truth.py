@@ -4,7 +4,7 @@ One Parquet file `truth.parquet` beside the RLDS folder, one row per episode. Ma
 (agent view, 256 x 256, turned by 180 degrees), visible pixels only, at every recorded step.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,28 @@ def phrase_of(instance_category: str, instruction: str) -> str:
     return " ".join(longest)
 
 
-def write(rows: Iterable[EpisodeTruth], path: Path) -> None:
-    """Write the table. Each episode is one row group, so that memory stays flat; equal rows give equal bytes."""
-    with written_atomically(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+def write(rows: Iterable[EpisodeTruth], path: Path, versions: Mapping[str, str]) -> None:
+    """Write the table. Each episode is one row group, so that memory stays flat; equal rows give equal bytes.
+
+    `versions` are those of the simulator that made the recording, by distribution; the table keeps them.
+    """
+    schema = SCHEMA.with_metadata(dict(versions))
+    with written_atomically(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
         for row in rows:
-            writer.write_table(pa.Table.from_pylist([_to_record(row)], schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist([_to_record(row)], schema=schema))
+
+
+def read_versions(path: Path) -> dict[str, str]:
+    """The versions of the simulator that made a recording, by distribution; none for tables that do not say.
+
+    Raises:
+        InputError: the file is missing or is no Parquet file.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the truth table {path}: {one_line(error)}") from None
+    return {name.decode(): value.decode() for name, value in metadata.items() if not name.startswith(b"ARROW:")}
 
 
 def read(path: Path) -> dict[str, EpisodeTruth]:

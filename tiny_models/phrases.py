@@ -10,6 +10,10 @@ _OTHER_PHRASES = {
     "cookies": ("cookie box", "cookies"),
     "flat_stove": ("stove",),
     "glazed_rim_porcelain_ramekin": ("ramekin",),
+    "top_drawer_handle": ("drawer handle", "handle"),
+    "middle_drawer_handle": ("drawer handle", "handle"),
+    "bottom_drawer_handle": ("drawer handle", "handle"),
+    "stove_knob": ("stove knob", "knob"),
     "wine_rack": ("wine rack", "rack"),
     "wooden_cabinet": ("cabinet", "wooden cabinet"),
 }
