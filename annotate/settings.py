@@ -54,9 +54,11 @@ class ChoiceSettings(Settings):
     """How the target is chosen among the detector's boxes: score + nearness_weight * nearness + motion_weight * agreement."""
 
     distinct: Share = 0.8  # of two boxes that overlap by more than this IoU the better one is kept
-    nearness: Annotated[float, Field(gt=0)] = 0.1  # how fast nearness falls with the distance, share of the image height
+    nearness: Annotated[float, Field(gt=0)] = (
+        0.1  # how fast nearness falls with the distance, share of the image height
+    )
     nearness_weight: Annotated[float, Field(ge=0)] = 1.0
-    motion_weight: Annotated[float, Field(ge=0)] = 2.0  # of the IoU of the mask and what left its place there
+    motion_weight: Annotated[float, Field(ge=0)] = 3.0  # of the IoU of the mask and what left its place there
 
 
 class PromptSamplingSettings(Settings):
@@ -75,6 +77,7 @@ class FilterSettings(Settings):
     max_mask_area: Share = 0.2
     min_inside_region: Share = 0.5  # of the object's mask
     min_evidence: Share = 0.3  # motion evidence below this contradicts the mask
+    min_coverage: Share = 0.5  # of what left its place there, by the mask
 
 
 class AnnotateSettings(Settings):

@@ -114,7 +114,8 @@ def region_curve(boxes_and_targets: Sequence[tuple[Box, np.ndarray]]) -> list[di
     curve: list[dict[str, float | None]] = []
     for factor in REGION_FACTORS:
         regions = [
-            masks.inside_box(propose_region(box, factor, *target.shape), *target.shape) for box, target in boxes_and_targets
+            masks.inside_box(propose_region(box, factor, *target.shape), *target.shape)
+            for box, target in boxes_and_targets
         ]
         recalls = [
             _share(target & region, target) for region, (_, target) in zip(regions, boxes_and_targets, strict=True)

@@ -239,14 +239,17 @@ class Motion:
     def evidence(self, mask: np.ndarray, min_score: float) -> Evidence:
         """The share of a mask, bool (height, width), that left its place, and whether it supports or contradicts the mask.
 
-        The mask's rim, where blur mixes object and background, is left out. A share below `min_score` contradicts.
+        The mask's rim, where blur mixes object and background, is left out. A share below `min_score` contradicts. A part of
+        the right object is supported, too; `coverage` tells it from the whole.
         """
         if self.unusable:
             return Evidence()
         inner = self._eroded(mask)
         inner = inner if np.count_nonzero(inner) >= 10 else mask
         score = float(self.left_its_place[inner].mean())
-        return Evidence(SUPPORTED, score, self.keyframes.evidence_steps[-1]).judged(min_score)
+        moved = self.moved_with(mask)
+        coverage = float(mask[moved].mean()) if moved.any() else 1.0
+        return Evidence(SUPPORTED, score, self.keyframes.evidence_steps[-1], coverage).judged(min_score)
 
     @cached_property
     def arm_entry(self) -> np.ndarray:
