@@ -36,9 +36,17 @@ from simulation import truth
 TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 WEIGHTS = {  # detector's score alone, each of the others added alone, all
     "score alone": {"nearness_weight": 0.0, "motion_weight": 0.0},
-    **{f"nearness {weight:g}": {"nearness_weight": weight, "motion_weight": 0.0} for weight in (0.25, 0.5, 1.0, 2.0, 4.0)},
-    **{f"motion {weight:g}": {"nearness_weight": 0.0, "motion_weight": weight} for weight in (0.25, 0.5, 1.0, 3.0, 6.0)},
-    **{f"nearness 1, motion {weight:g}": {"nearness_weight": 1.0, "motion_weight": weight} for weight in (1.0, 3.0, 6.0)},
+    **{
+        f"nearness {weight:g}": {"nearness_weight": weight, "motion_weight": 0.0}
+        for weight in (0.25, 0.5, 1.0, 2.0, 4.0)
+    },
+    **{
+        f"motion {weight:g}": {"nearness_weight": 0.0, "motion_weight": weight} for weight in (0.25, 0.5, 1.0, 3.0, 6.0)
+    },
+    **{
+        f"nearness 1, motion {weight:g}": {"nearness_weight": 1.0, "motion_weight": weight}
+        for weight in (1.0, 3.0, 6.0)
+    },
     **{f"nearness 1 over {length:g}": {"nearness": length, "motion_weight": 0.0} for length in (0.05, 0.2, 0.4)},
 }
 
@@ -99,9 +107,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with one recorded data set per suite")
     arguments = parser.parse_args()
     settings = AnnotateSettings.load(None, TINY)
-    found = {
-        path.name: list(chances(path, settings)) for path in sorted(arguments.data.iterdir()) if path.is_dir()
-    }
+    found = {path.name: list(chances(path, settings)) for path in sorted(arguments.data.iterdir()) if path.is_dir()}
     report = Table("choice by", *(f"{name}, right of {len(several)}; IoU" for name, several in found.items()))
 
     def row(name: str, overlap_of: dict[str, list[float]]) -> None:
@@ -112,7 +118,10 @@ def main() -> None:
 
     for name, weights in WEIGHTS.items():
         choice = settings.choice.model_copy(update=weights)
-        row(name, {suite: [0.0 if one is None else one.overlap(choice) for one in some] for suite, some in found.items()})
+        row(
+            name,
+            {suite: [0.0 if one is None else one.overlap(choice) for one in some] for suite, some in found.items()},
+        )
     row("possible", {suite: [0.0 if one is None else one.possible() for one in some] for suite, some in found.items()})
     Console(width=160).print(report)
 

@@ -52,8 +52,8 @@ VALUES = {
 # Each rule about masks, switched off.
 RULES = {
     "all rules": nullcontext,
-    "pieces outside the box stay": lambda: patch.object(foundation, "parts_in", lambda mask, box: mask),
-    "cut boxes stay in the crop": lambda: patch.object(foundation, "touches_edge", lambda *_: False),
+    "what sticks out of the box stays": lambda: patch.object(foundation, "near_box", lambda mask, box: mask),
+    "cut boxes stay in the crop": lambda: patch.object(foundation, "reaches_out", lambda *_: False),
 }
 
 
@@ -116,7 +116,9 @@ def main() -> None:
         for name, chosen in (("", settings), (" (no motion)", plain))
     }
     columns = [
-        f"{kind}{name}, of {sum(one.kind == kind for one in found)}" for name, (found, _) in ways.items() for kind in KINDS
+        f"{kind}{name}, of {sum(one.kind == kind for one in found)}"
+        for name, (found, _) in ways.items()
+        for kind in KINDS
     ]
     report = Table("threshold", "value", *columns)
     for name, values in VALUES.items():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scene import episode, object_mask, write_scenes
 
 from annotate.annotators.candidates import Candidate, distinct, fingers_end, ranked
-from annotate.annotators.mask_cleaning import parts_in
+from annotate.annotators.mask_cleaning import near_box
 from annotate.annotators.motion import Motion, decode_keyframes
-from annotate.annotators.regions import propose_region, touches_edge
+from annotate.annotators.regions import opened, propose_region, reaches_out
 from annotate.settings import AnnotateSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Detection
@@ -105,17 +105,26 @@ def test_a_flat_hands_region_reaches_down_to_what_it_holds():
 
 
 @pytest.mark.parametrize(
-    ("box", "touches"),
-    [((20, 20, 40, 40), False), ((10.5, 20, 40, 40), True), ((20, 20, 40, 99.2), True), ((20, 20, 100, 40), False)],
+    ("box", "expected"),
+    [
+        ((20, 20, 40, 40), (20, 20, 40, 40)),
+        ((10.5, 20, 40, 40), (0, 20, 40, 40)),
+        ((20, 20, 40, 99.2), (20, 20, 40, 200)),
+        ((20, 0.5, 100, 40), (20, 0, 100, 40)),  # the image's own edges
+    ],
 )
-def test_a_box_at_the_windows_edge_is_told_from_one_at_the_images(box, touches):
-    assert touches_edge(box, (10, 0, 100, 100), 200, 100) is touches
+def test_a_box_that_a_window_cut_is_open_there(box, expected):
+    window = (10, 0, 100, 100)
+    assert opened(box, window, 200, 100) == expected
+    assert reaches_out(expected, window) is (expected[0] < 10 or expected[3] > 100)
 
 
-def test_pieces_outside_the_box_go_and_what_sticks_out_of_it_stays():
+def test_what_lies_off_the_box_goes_and_what_sticks_out_a_little_stays():
     mask = np.zeros((60, 60), bool)
-    mask[10:30, 10:20] = True
+    mask[9:31, 10:20] = True
     stray = mask.copy()
-    stray[40:50, 40:55] = True
-    np.testing.assert_array_equal(parts_in(stray, (5, 5, 25, 25)), mask)
-    assert not parts_in(mask, (40, 40, 50, 50)).any()
+    stray[40:50, 40:55] = True  # a piece of its own
+    stray[31:45, 12:15] = True  # and one that hangs on to it
+    np.testing.assert_array_equal(near_box(stray, (10, 10, 20, 30)) & stray, near_box(stray, (10, 10, 20, 30)))
+    assert not (near_box(stray, (10, 10, 20, 30)) & ~mask)[32:].any()
+    np.testing.assert_array_equal(near_box(mask, (10, 10, 20, 30)), mask)

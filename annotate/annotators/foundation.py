@@ -7,9 +7,9 @@ import numpy as np
 
 from annotate.annotators.candidates import Candidate, distinct, fingers_end, ranked
 from annotate.annotators.detector import Detector
-from annotate.annotators.mask_cleaning import parts_in, tidy
+from annotate.annotators.mask_cleaning import near_box, tidy
 from annotate.annotators.motion import Motion
-from annotate.annotators.regions import Window, centre_inside, crop_window, shift_box, touches_edge
+from annotate.annotators.regions import Window, centre_inside, crop_window, opened, reaches_out, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.settings import ChoiceSettings, FoundationSettings
@@ -120,31 +120,33 @@ class DetectedObjectFinder:
         self, frames: dict[int, np.ndarray], windows: dict[int, Window], boxes: dict[int, list[Detection]]
     ) -> list[list[Candidate]]:
         """The candidates of every frame that has boxes; each frame is encoded once."""
+        limits = {
+            index: [opened(item.box, windows[index], *frames[index].shape[:2]) for item in detections]
+            for index, detections in boxes.items()
+        }
         seen = {
             index: (0, 0, frames[index].shape[1], frames[index].shape[0])
-            if any(touches_edge(item.box, windows[index], *frames[index].shape[:2]) for item in detections)
+            if any(reaches_out(limit, windows[index]) for limit in limits[index])
             else windows[index]
-            for index, detections in boxes.items()
+            for index in boxes
         }
         prompts = [
             [shift_box(item.box, -seen[index][0], -seen[index][1]) for item in detections]
             for index, detections in boxes.items()
         ]
         cut = self._segmenter.segment_each([_crop(frames[index], seen[index]) for index in boxes], prompts)
-        return [
-            [
-                Candidate(
-                    detection,
-                    _paste(tidy(parts_in(segment.mask, prompt)), seen[index], frames[index].shape[:2]),
-                    segment.score,
-                )
-                for detection, prompt, segment in zip(boxes[index], several, segments, strict=True)
+        candidates = []
+        for (index, detections), segments in zip(boxes.items(), cut, strict=True):
+            shape = frames[index].shape[:2]
+            found = [
+                (detection, tidy(near_box(_paste(segment.mask, seen[index], shape), limit)), segment.score)
+                for detection, limit, segment in zip(detections, limits[index], segments, strict=True)
             ]
-            for index, several, segments in zip(boxes, prompts, cut, strict=True)
-        ]
+            candidates.append([Candidate(*one) for one in found])
+        return candidates
 
     def _ranked(self, candidates: list[Candidate], gripper: Gripper, motion: Motion | None) -> list[Candidate]:
-        """The candidates, the best first; an empty mask is worse than any other."""
+        """The candidates, the best first."""
         entry = None if motion is None or motion.camera_moved else motion.arm_entry
         fingers = fingers_end(gripper.box, None if entry is None else (float(entry[0]), float(entry[1])))
         usable = motion if motion is not None and not motion.unusable else None

@@ -49,14 +49,19 @@ def centre_inside(box: Box, region: Box) -> bool:
     return region[0] <= x < region[2] and region[1] <= y < region[3]
 
 
-def touches_edge(box: Box, window: Window, height: int, width: int) -> bool:
-    """Whether a box ends at an edge of a window, within a pixel, that is no edge of the image: what it shows may go on there."""
+def opened(box: Box, window: Window, height: int, width: int) -> Box:
+    """A box whose sides at a window's edge, within a pixel, are moved to the image's edge: what it shows may go on there."""
     return (
-        (0 < window[0] >= box[0] - 1)
-        or (0 < window[1] >= box[1] - 1)
-        or (width > window[2] <= box[2] + 1)
-        or (height > window[3] <= box[3] + 1)
+        0.0 if box[0] <= window[0] + 1 else box[0],
+        0.0 if box[1] <= window[1] + 1 else box[1],
+        float(width) if box[2] >= window[2] - 1 else box[2],
+        float(height) if box[3] >= window[3] - 1 else box[3],
     )
+
+
+def reaches_out(box: Box, window: Window) -> bool:
+    """Whether a box reaches beyond a window."""
+    return box[0] < window[0] or box[1] < window[1] or box[2] > window[2] or box[3] > window[3]
 
 
 def box_iou(first: Box, second: Box) -> float:
