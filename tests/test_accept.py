@@ -40,7 +40,9 @@ def test_a_good_row_is_accepted():
         ({"target_object": ""}, "no_target_object"),
         ({"gripper_mask": None, "region_box": None, "object_mask": None}, "gripper_not_found"),
         ({"object_mask": None}, "not_detected"),
-        ({"detection_score": 0.1}, "low_confidence"),
+        ({"detection_score": 0.05}, "low_confidence"),
+        ({"detection_score": 0.15}, ""),  # motion supports the mask
+        ({"detection_score": 0.15, "evidence": Evidence()}, "low_confidence"),
         ({"mask_score": 0.1}, "low_confidence"),
         ({"object_mask": square(2)}, "mask_too_small"),
         ({"object_mask": square(50)}, "mask_too_large"),
