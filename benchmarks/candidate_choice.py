@@ -83,7 +83,7 @@ def chances(data_dir: Path, settings: AnnotateSettings) -> Iterator[Chance | Non
     size = annotators.group_size
     groups = [episodes[start : start + size] for start in range(0, len(episodes), size)]
     for group in track(groups, data_dir.name, console=Console(stderr=True)):
-        for keyframed, gripper in zip(group, annotators.gripper.find_grippers(group), strict=True):
+        for keyframed, gripper in zip(group, annotators.gripper.find_grippers([group])[0], strict=True):
             asked: list[tuple[Sequence[Candidate], Point, Motion | None]] = []
 
             def remember(

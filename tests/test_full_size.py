@@ -88,7 +88,7 @@ def test_full_size_models_take_the_same_path(tmp_path):
     candidate = SimpleNamespace(
         keyframes=SimpleNamespace(initial=frame, close=frame), episode=SimpleNamespace(base_moves=True)
     )
-    (gripper,) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([candidate])
+    ((gripper,),) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([[candidate]])
     held = Gripper((100.0, 60.0, 220.0, 180.0), np.ones((256, 320), bool))
     finder = DetectedObjectFinder(detector, segmenter, 5, ChoiceSettings())
     (found,) = finder.find_objects([candidate], [held], [(0, 0, 320, 256)], ["red disc"])

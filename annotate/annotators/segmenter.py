@@ -59,7 +59,7 @@ class Segmenter:
             model = load(
                 "foundation.segmenter",
                 resolve(settings.segmenter, "segmenter"),
-                lambda path: Sam2VideoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True),
+                partial(Sam2VideoModel.from_pretrained, dtype=torch.float32, use_safetensors=True),
             )
         self._model = model.to(device).eval()
         self._size = int(model.config.image_size)
@@ -73,7 +73,7 @@ class Segmenter:
         """Cut out what a box encloses, one box per image; see `segment_each`. Returns one segment per image."""
         return [segment for (segment,) in self.segment_each(images, [[box] for box in boxes])]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
     def segment_each(self, images: Sequence[np.ndarray], boxes: Sequence[Sequence[Box]]) -> list[list[Segment]]:
         """Cut out what each of several boxes encloses. An image is encoded once, however many its boxes are.
 
@@ -112,6 +112,11 @@ class Segmenter:
             segments[index].append(Segment(part.reshape(shape), score))
         return segments
 
+    @property
+    def videos_ahead(self) -> int:
+        """How many videos should be ready when `follow` asks for more; none on a CPU, which has better things to do."""
+        return 0 if self._device == "cpu" else self._videos.size
+
     def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
         """Follow one object through frames, both ways from the frame on which it is prompted.
 
@@ -126,7 +131,7 @@ class Segmenter:
         ((segments,),) = self.follow([Video(frames, [(start, prompt)])])
         return segments
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
     def follow(self, videos: Iterable[Video]) -> Iterator[list[list[Segment]]]:
         """Follow what is prompted in videos, both ways; as many videos are asked for as are followed together.
 
