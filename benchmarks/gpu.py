@@ -208,8 +208,9 @@ def sharing(device: str, models: tuple[Any, Segmenter] | None = None) -> dict[st
     settings = AnnotateSettings.load(None, (*TINY, *any_gripper))
     annotators = choose_annotators(settings, device)
     if models is not None:
-        finders = TrackedGripperFinder(*models, settings.foundation), DetectedObjectFinder(*models, settings.detections)
-        annotators = replace(annotators, gripper=finders[0], object=finders[1])
+        gripper = TrackedGripperFinder(*models, settings.foundation)
+        cutter = DetectedObjectFinder(*models, settings.detections, settings.choice)
+        annotators = replace(annotators, gripper=gripper, object=cutter)
     episodes = [
         replace(episode, viewpoint=str(place))
         for place, episode in enumerate(sample_episodes(8) * 8 if models else sample_episodes(3))

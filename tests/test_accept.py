@@ -40,12 +40,16 @@ def test_a_good_row_is_accepted():
         ({"target_object": ""}, "no_target_object"),
         ({"gripper_mask": None, "region_box": None, "object_mask": None}, "gripper_not_found"),
         ({"object_mask": None}, "not_detected"),
-        ({"detection_score": 0.1}, "low_confidence"),
+        ({"detection_score": 0.05}, "low_confidence"),
+        ({"detection_score": 0.15}, ""),  # motion supports the mask
+        ({"detection_score": 0.15, "evidence": Evidence()}, "low_confidence"),
         ({"mask_score": 0.1}, "low_confidence"),
         ({"object_mask": square(2)}, "mask_too_small"),
         ({"object_mask": square(50)}, "mask_too_large"),
         ({"object_mask": square(10, at=(80, 80))}, "outside_region"),
         ({"evidence": Evidence("contradicted", 0.1, 8)}, "contradicted_by_motion"),
+        ({"evidence": Evidence("contradicted", 0.1, 8, 0.2)}, "contradicted_by_motion"),
+        ({"evidence": Evidence("supported", 0.9, 8, 0.4)}, "mask_incomplete"),
         ({"evidence": Evidence("not_applicable", 0.0, -1)}, ""),  # only a contradiction rejects
         ({"close_step": -1, "object_mask": None}, "no_gripper_close"),  # the earliest stage's reason wins
     ],

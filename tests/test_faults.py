@@ -304,9 +304,9 @@ class Faulty:
             self.meet("gripper", [keyframed.episode for group in groups for keyframed in group])
             return motion.gripper.find_grippers(groups)
 
-        def find_objects(episodes, regions, targets):
+        def find_objects(episodes, *more):
             self.meet("object", [keyframed.episode for keyframed in episodes])
-            return motion.object.find_objects(episodes, regions, targets)
+            return motion.object.find_objects(episodes, *more)
 
         def track(episodes, rows):
             self.meet("tracks", episodes)

@@ -1,9 +1,10 @@
-"""Masks of models have specks and pinholes; here they go."""
+"""Masks of models have specks, pinholes and stray pieces; here they go."""
 
 import cv2
 import numpy as np
 
 from pixel160k.format import masks
+from pixel160k.format.table import Box
 
 
 def tidy(mask: np.ndarray) -> np.ndarray:
@@ -22,6 +23,16 @@ def tidy(mask: np.ndarray) -> np.ndarray:
     clean = np.zeros_like(mask)
     clean[y0:y1, x0:x1] = (filled & (areas >= smallest)[labels])[1:-1, 1:-1]
     return clean
+
+
+def near_box(mask: np.ndarray, box: Box) -> np.ndarray:
+    """A mask, bool (height, width), without what lies outside of its box by more than a tenth of the box's sides.
+
+    That is stray pieces, and shadows that hang on to the object. Anything from a twentieth to a fifth does as well
+    (docs/results.md).
+    """
+    dx, dy = 0.1 * (box[2] - box[0]), 0.1 * (box[3] - box[1])
+    return mask & masks.inside_box((box[0] - dx, box[1] - dy, box[2] + dx, box[3] + dy), *mask.shape)
 
 
 def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
