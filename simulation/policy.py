@@ -60,7 +60,7 @@ def run_attempt(
     fingers touch another movable object before the target: it would demonstrate something else than the instruction.
     """
     environment.reset(initial_state)
-    arm = _Arm(environment)
+    arm = Arm(environment)
     try:
         _pick_and_place(arm, variation)
     except AttemptFailed as failure:
@@ -69,7 +69,7 @@ def run_attempt(
     return arm.attempt
 
 
-class _Arm:
+class Arm:
     """Moves the tool by proportional control of its position and of the hand's rotation, and stores every step."""
 
     def __init__(self, environment: TaskEnvironment) -> None:
@@ -130,7 +130,7 @@ def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> n
     return position + _up(min(rise, LEAST_RISE))
 
 
-def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
+def _pick_and_place(arm: Arm, variation: GraspVariation) -> None:
     environment = arm.environment
     home = environment.tool_position()
     height_before = environment.body_position(environment.target)[2]
@@ -140,14 +140,10 @@ def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
     if arm.attempt.touched != environment.target:
         raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
     _place(arm, grasp)
-    _return_home(arm, home)
-    if not environment.succeeded():
-        raise AttemptFailed("the environment reports no success at the end")
-    if np.linalg.norm(environment.tool_position() - home) > HOME_TOLERANCE:
-        raise AttemptFailed("the arm did not come home")
+    return_home(arm, home)
 
 
-def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
+def _pick_up(arm: Arm, variation: GraspVariation) -> Grasp:
     """Grasp the target and lift it clear of its surroundings."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -170,7 +166,7 @@ def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
     return grasp
 
 
-def _place(arm: _Arm, grasp: Grasp) -> None:
+def _place(arm: Arm, grasp: Grasp) -> None:
     """Carry the held object over its destination, set it down and let go."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -224,8 +220,16 @@ def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.nd
     return moved
 
 
-def _return_home(arm: _Arm, home: np.ndarray) -> None:
-    """Move the arm out of the picture's middle, back to where it started, and rest there."""
+def return_home(arm: Arm, home: np.ndarray) -> None:
+    """Move the arm out of the picture's middle, back to where it started, and rest there.
+
+    Raises:
+        AttemptFailed: the task is not solved then, or the arm did not come home.
+    """
     arm.attempt.home_step = len(arm.attempt.actions)
     arm.move(home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
     arm.hold(RESTING_STEPS, OPEN)
+    if not arm.environment.succeeded():
+        raise AttemptFailed("the environment reports no success at the end")
+    if np.linalg.norm(arm.environment.tool_position() - home) > HOME_TOLERANCE:
+        raise AttemptFailed("the arm did not come home")

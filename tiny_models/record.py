@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulation.environment import PICK_AND_PLACE_TASKS
+from simulation.environment import HANDLE_TASKS, PICK_AND_PLACE_TASKS
 from simulation.recording import record_sample
 
 HELD_OUT_TASKS = {"libero_object": (9,), "libero_spatial": (3,), "libero_goal": (2,)}
@@ -49,6 +49,8 @@ EVALUATION_PARTS = (
     RecordingPart("unseen_tasks", "libero_object", HELD_OUT_TASKS["libero_object"], EVALUATION_STATES, 8, seed=3),
     RecordingPart("unseen_tasks", "libero_spatial", HELD_OUT_TASKS["libero_spatial"], EVALUATION_STATES, 8, seed=3),
     RecordingPart("unseen_tasks", "libero_goal", HELD_OUT_TASKS["libero_goal"], EVALUATION_STATES, 8, seed=3),
+    # Things that are not carried away; all of these scenes are recorded.
+    RecordingPart("handles", "libero_goal", tuple(HANDLE_TASKS["libero_goal"]), EVALUATION_STATES, 40, seed=3),
 )
 
 
