@@ -9,7 +9,7 @@ from PIL import Image
 
 from pixel160k.format.masks import encode
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
-from simulation.fixtures import FIXTURE_ATTEMPTS, run_fixture_attempt
+from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
 from simulation.policy import Attempt, run_attempt
 from simulation.rlds import RldsEpisode
@@ -32,13 +32,10 @@ def attempt_until_solved(environment: TaskEnvironment, initial_state: int) -> li
 
     Returns all attempts in order. The last one is the solved one, unless all of them failed.
     """
-    if environment.destination:
-        tries = (run_attempt(environment, initial_state, variation) for variation in GRASP_VARIATIONS)
-    else:
-        tries = (run_fixture_attempt(environment, initial_state, number) for number in range(FIXTURE_ATTEMPTS))
+    script = None if environment.destination else operate_fixture(initial_state)
     attempts: list[Attempt] = []
-    for attempt in tries:
-        attempts.append(attempt)
+    for variation in GRASP_VARIATIONS:
+        attempts.append(run_attempt(environment, initial_state, variation, script))
         if attempts[-1].solved:
             break
     return attempts

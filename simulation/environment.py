@@ -282,8 +282,7 @@ class TaskEnvironment:
 
     def restore(self, state: np.ndarray) -> None:
         """Put the simulator back into a state of the current episode, which can then be rendered or read."""
-        self._env.sim.set_state_from_flattened(state)
-        self._env.sim.forward()
+        self._env.regenerate_obs_from_state(state)  # also lets the stove glow or not, which is no part of the state
 
     def touched_object(self) -> str | None:
         """The name of the movable instance that a finger touches now, None if there is none.

@@ -7,19 +7,17 @@ is a knob, held across its blade from above and turned. As in policy.py, the att
 import numpy as np
 
 from pixel160k.seeding import seeded_generator
-from simulation.environment import CLOSE, OPEN, TaskEnvironment
-from simulation.grasping import downward_rotation
-from simulation.policy import CLOSING_STEPS, HOVER, LIFT, OPENING_STEPS, Arm, Attempt, AttemptFailed, return_home
+from simulation.environment import CLOSE, OPEN
+from simulation.grasping import GraspVariation, downward_rotation
+from simulation.policy import CLOSING_STEPS, HOVER, LIFT, OPENING_STEPS, Arm, AttemptFailed, Script, return_home
 from simulation.rotations import matrix_from_vector
-
-FIXTURE_ATTEMPTS = 6
 
 _SLIDE = 2  # mjtJoint
 _UP = np.array([0.0, 0.0, 1.0])
 _BAR_BEFORE_MIDDLE = 0.006  # m, from the middle of a handle's mesh to its bar
 # The hand's tilt from straight down, rad: at less, the upper finger meets the handle above; at more, the palm what stands
 # before the drawer.
-_TILTS = (1.31, 1.4)
+_TILTS = (1.34, 1.42)
 _ALONG_BAR = 0.012  # m, at most, from the middle of the bar
 _BEYOND = 0.01  # m, pulled beyond the end of the drawer's way
 _BLADE_ABOVE_MIDDLE = 0.012  # m: the finger tips stay above the knob's dish
@@ -28,26 +26,24 @@ _TURNS = (0.9, 1.2)  # rad: a stove is on from 0.5 on
 _TURNING_STEPS = 33
 
 
-def run_fixture_attempt(environment: TaskEnvironment, initial_state: int, number: int = 0) -> Attempt:
-    """Reset the scene to an initial state and attempt a task of `HANDLE_TASKS` once.
+def operate_fixture(seed: int) -> Script:
+    """The script for a task of `HANDLE_TASKS`: move the target as far as the task wants, let go, go home.
 
-    `number` counts the attempts on a scene: each holds the part somewhat otherwise. Solved and failed are as in
-    `policy.run_attempt`.
+    `seed` and the attempt decide where exactly the part is held; equal seeds give equal demonstrations.
     """
-    environment.reset(initial_state)
-    arm = Arm(environment)
-    random = seeded_generator("fixture", environment.suite, environment.task_id, initial_state, number)
-    slides = environment.model.jnt_type[environment.part_joint(environment.target)] == _SLIDE
-    home = environment.tool_position()
-    try:
+
+    def script(arm: Arm, variation: GraspVariation) -> None:
+        environment = arm.environment
+        random = seeded_generator("fixture", environment.suite, environment.task_id, seed, variation.randomness)
+        slides = environment.model.jnt_type[environment.part_joint(environment.target)] == _SLIDE
         (_pull if slides else _turn)(arm, random)
         if arm.attempt.touched != environment.target:
             raise AttemptFailed(f"the fingers touched {arm.attempt.touched or 'nothing'} first")
-        return_home(arm, home)
-    except AttemptFailed as failure:
-        arm.attempt.failure = str(failure)
-    arm.attempt.solved = not arm.attempt.failure
-    return arm.attempt
+        return_home(arm)
+        if not environment.succeeded():
+            raise AttemptFailed("the environment reports no success at the end")
+
+    return script
 
 
 def _pull(arm: Arm, random: np.random.Generator) -> None:
