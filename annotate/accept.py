@@ -46,4 +46,6 @@ def _reason(row: EpisodeAnnotation, settings: FilterSettings) -> str:
         return "outside_region"
     if row.evidence.status == table.CONTRADICTED:
         return "contradicted_by_motion"
+    if row.evidence.coverage < settings.min_coverage:
+        return "mask_incomplete"
     return ""

@@ -18,7 +18,8 @@ from typing import Any
 
 from annotate.accept import accept
 from annotate.annotators.grammar import verb_class
-from annotate.annotators.motion import decode_keyframes, expand_box
+from annotate.annotators.motion import decode_keyframes
+from annotate.annotators.regions import propose_region
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
 from annotate.faults import LOGGER, internal_error, is_of_the_device
 from annotate.settings import AnnotateSettings
@@ -45,7 +46,7 @@ class Annotators:
     target: TargetNamer
     object: ObjectFinder
     group_size: int
-    region_expansion: float  # the gripper box is scaled by this to propose a region
+    region_expansion: float  # the region's side, in longer sides of the gripper's box
     stopwatch: Stopwatch  # measures the seconds per stage
     track: Tracker | None = None  # masks at every step, if wanted
     lock: AbstractContextManager[Any] = _NO_LOCK  # held while a model is used: one thread at a time
@@ -163,7 +164,7 @@ def _annotate(
     with stopwatch("gripper"), annotators.lock:
         grippers = annotators.gripper.find_grippers(episodes)
     regions = [
-        None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
+        None if gripper is None else propose_region(gripper.box, annotators.region_expansion, *gripper.mask.shape)
         for gripper in grippers
     ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
@@ -171,6 +172,7 @@ def _annotate(
     with stopwatch("object"), annotators.lock:
         found = annotators.object.find_objects(
             [episodes[index] for index in ready],
+            [gripper for gripper in grippers if gripper is not None],
             [region for region in regions if region is not None],
             [rows[index].target_object for index in ready],
         )

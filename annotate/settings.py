@@ -22,7 +22,7 @@ class MotionSettings(Settings):
     lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object was lifted
     gripper_half_size: Share = 0.1  # half the side of the gripper box
     nearness: Annotated[float, Field(gt=0)] = 0.4  # how fast a changed region's weight falls with its distance
-    region_expansion: Expansion = 1.7  # the gripper box is scaled by this to propose a region
+    region_expansion: Expansion = 1.7  # the side of the region proposal, in longer sides of the gripper's box
     moved_camera_share: Share = 0.5  # more of the image than this changed, even after registration: the camera moved
 
 
@@ -43,13 +43,22 @@ class FoundationSettings(Settings):
     gripper_prompt: tuple[float, ...] = ()  # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
     box_threshold: Share = 0.05
     text_threshold: Share = 0.05
-    region_expansion: Expansion = (
-        2.5  # more than motion's: the box of a mask is tighter than a box around the arm's end
-    )
+    region_expansion: Expansion = 2.0  # more than motion's: the box of a mask is tighter than one around the arm's end
     video_length: Annotated[int, Field(ge=1, le=64)] = 8  # N_e: close frames strung into one discrete video
     min_video_length: Annotated[int, Field(ge=2)] = 4  # shorter groups are handled frame by frame
     min_gripper_score: Share = 0.5  # of a tracked mask; below it the detector prompts that frame anew
     max_gripper_area: Share = 0.35  # of the image; a larger mask is no gripper
+
+
+class ChoiceSettings(Settings):
+    """How the target is chosen among the detector's boxes: score + nearness_weight * nearness + motion_weight * agreement."""
+
+    distinct: Share = 0.8  # of two boxes that overlap by more than this IoU the better one is kept
+    nearness: Annotated[float, Field(gt=0)] = (
+        0.1  # how fast nearness falls with the distance, share of the image height
+    )
+    nearness_weight: Annotated[float, Field(ge=0)] = 1.0
+    motion_weight: Annotated[float, Field(ge=0)] = 3.0  # of the IoU of the mask and what left its place there
 
 
 class PromptSamplingSettings(Settings):
@@ -68,6 +77,7 @@ class FilterSettings(Settings):
     max_mask_area: Share = 0.2
     min_inside_region: Share = 0.5  # of the object's mask
     min_evidence: Share = 0.3  # motion evidence below this contradicts the mask
+    min_coverage: Share = 0.5  # of what left its place there, by the mask
 
 
 class AnnotateSettings(Settings):
@@ -81,6 +91,7 @@ class AnnotateSettings(Settings):
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidate boxes kept per episode
     target: TargetSettings = TargetSettings()
     foundation: FoundationSettings = FoundationSettings()
+    choice: ChoiceSettings = ChoiceSettings()
     motion: MotionSettings = MotionSettings()
     prompts: PromptSamplingSettings = PromptSamplingSettings()
     filter: FilterSettings = FilterSettings()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate.annotators.motion import expand_box
+from annotate.annotators.regions import propose_region
 from pixel160k.errors import InputError
 from pixel160k.format import masks, table
 from pixel160k.format.table import Box, EpisodeAnnotation
@@ -114,7 +114,8 @@ def region_curve(boxes_and_targets: Sequence[tuple[Box, np.ndarray]]) -> list[di
     curve: list[dict[str, float | None]] = []
     for factor in REGION_FACTORS:
         regions = [
-            masks.inside_box(expand_box(box, factor, *target.shape), *target.shape) for box, target in boxes_and_targets
+            masks.inside_box(propose_region(box, factor, *target.shape), *target.shape)
+            for box, target in boxes_and_targets
         ]
         recalls = [
             _share(target & region, target) for region, (_, target) in zip(regions, boxes_and_targets, strict=True)

@@ -46,6 +46,8 @@ def test_a_good_row_is_accepted():
         ({"object_mask": square(50)}, "mask_too_large"),
         ({"object_mask": square(10, at=(80, 80))}, "outside_region"),
         ({"evidence": Evidence("contradicted", 0.1, 8)}, "contradicted_by_motion"),
+        ({"evidence": Evidence("contradicted", 0.1, 8, 0.2)}, "contradicted_by_motion"),
+        ({"evidence": Evidence("supported", 0.9, 8, 0.4)}, "mask_incomplete"),
         ({"evidence": Evidence("not_applicable", 0.0, -1)}, ""),  # only a contradiction rejects
         ({"close_step": -1, "object_mask": None}, "no_gripper_close"),  # the earliest stage's reason wins
     ],

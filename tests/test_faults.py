@@ -302,9 +302,9 @@ class Faulty:
             self.meet("gripper", [keyframed.episode for keyframed in episodes])
             return motion.gripper.find_grippers(episodes)
 
-        def find_objects(episodes, regions, targets):
+        def find_objects(episodes, *more):
             self.meet("object", [keyframed.episode for keyframed in episodes])
-            return motion.object.find_objects(episodes, regions, targets)
+            return motion.object.find_objects(episodes, *more)
 
         def track(episodes, rows):
             self.meet("tracks", episodes)

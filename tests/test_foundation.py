@@ -5,21 +5,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene import episode, write_scenes
+from scene import episode, object_mask, write_scenes
 
 torch = pytest.importorskip("torch", reason="needs the extra [foundation]")
 pytest.importorskip("transformers", reason="needs the extra [foundation]")
 
 from random_models import write_detector, write_segmenter  # noqa: E402
 
-from annotate.annotators.detector import Detector, crop_window, shift_box  # noqa: E402
+from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
 from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.mask_cleaning import tidy  # noqa: E402
+from annotate.annotators.motion import decode_keyframes  # noqa: E402
+from annotate.annotators.regions import crop_window, shift_box  # noqa: E402
+from annotate.annotators.roles import Gripper, KeyframedEpisode  # noqa: E402
 from annotate.annotators.segmenter import Segment, Segmenter  # noqa: E402
-from annotate.settings import FoundationSettings  # noqa: E402
+from annotate.settings import AnnotateSettings, ChoiceSettings, FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
 from cli import main  # noqa: E402
 from pixel160k.format import masks  # noqa: E402
@@ -109,8 +113,13 @@ def test_coordinates_come_back_within_a_pixel(exact, shape, corner, size, offset
         max(0.0, centre_x - half), max(0.0, centre_y - half),
         min(float(width), centre_x + half), min(float(height), centre_y + half),
     )  # fmt: skip
-    keyframed = SimpleNamespace(keyframes=SimpleNamespace(initial=image))
-    (found,) = DetectedObjectFinder(*exact, detections=3).find_objects([keyframed], [region], ["red disc"])
+    keyframed = SimpleNamespace(
+        keyframes=SimpleNamespace(initial=image),
+        episode=SimpleNamespace(base_moves=True),  # so nothing asks for motion
+    )
+    gripper = Gripper(region, np.zeros(shape, bool))
+    finder = DetectedObjectFinder(*exact, 3, ChoiceSettings())
+    (found,) = finder.find_objects([keyframed], [gripper], [region], ["red disc"])
     np.testing.assert_allclose(found.detections[0].box, truth, atol=1)
     np.testing.assert_allclose(masks.box_of(found.mask), truth, atol=1)
     assert found.mask.shape == shape
@@ -231,6 +240,93 @@ def test_a_users_prompt_goes_to_the_first_frame():
     grippers = TrackedGripperFinder(script, script, chosen).find_grippers(keyframed_episodes(2))
     assert script.asked == [("track", 0, (7.0, 8.0))]
     assert all(grippers)
+
+
+class TwoThings:
+    """A detector that sees two things in every crop, the wrong one best, and a segmenter that fills their boxes."""
+
+    def __init__(self, *boxes):
+        self.boxes, self.given = boxes, []
+
+    def readable(self, phrase):
+        return phrase
+
+    def detect(self, images, phrases):
+        self.sizes = [image.shape[:2] for image in images]
+        corner = crop_window(self.region, 256, 256)[:2]
+        return [
+            [
+                detection(0.9 - 0.3 * number, shift_box(box, -corner[0], -corner[1]))[0]
+                for number, box in enumerate(self.boxes)
+            ]
+            for _ in images
+        ]
+
+    def segment_each(self, images, boxes):
+        self.given += [(image.shape[:2], several) for image, several in zip(images, boxes, strict=True)]
+        return [
+            [Segment(masks.inside_box(box, *image.shape[:2]), 0.8) for box in several]
+            for image, several in zip(images, boxes, strict=True)
+        ]
+
+    def find(self, read, region, gripper):
+        self.region, keyframes = region, decode_keyframes(read, AnnotateSettings())
+        (found,) = DetectedObjectFinder(self, self, 5, ChoiceSettings()).find_objects(
+            [KeyframedEpisode(read, keyframes, AnnotateSettings().motion)],
+            [Gripper(gripper, masks.inside_box(gripper, 256, 256))],
+            [region],
+            ["red disc"],
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory):
+    """Episodes whose disc at (90, 150) is carried away, and is left standing."""
+    files = [episode(centre=(90, 150))], [episode(centre=(90, 150), carry=False)]
+    return read_all("libero", write_scenes(tmp_path_factory.mktemp("carried"), *files))
+
+
+RIGHT, WRONG, REGION = (76.0, 136.0, 105.0, 165.0), (116.0, 136.0, 145.0, 165.0), (50.0, 90.0, 170.0, 210.0)
+
+
+def test_the_chosen_one_is_first_and_the_others_stay_with_their_scores(carried):
+    """By what was carried away, whatever the gripper's place; and by that, where nothing was."""
+    models = TwoThings(WRONG, RIGHT)
+    found = models.find(carried[0], REGION, (120.0, 120.0, 141.0, 140.0))
+    assert [(item.box, item.score) for item in found.detections] == [(RIGHT, pytest.approx(0.6)), (WRONG, 0.9)]
+    assert masks.iou(found.mask, object_mask((90, 150))) > 0.7 and found.mask_score == 0.8
+    for gripper, first in (((78.0, 120.0, 100.0, 140.0), RIGHT), ((120.0, 120.0, 141.0, 140.0), WRONG)):
+        found = models.find(carried[1], REGION, gripper)
+        assert found.detections[0].box == first and len(found.detections) == 2
+
+
+def test_a_box_at_the_crops_edge_is_cut_out_of_the_whole_frame(carried):
+    models = TwoThings(WRONG, (50.0, 136.0, 105.0, 165.0))
+    found = models.find(carried[0], REGION, RIGHT)
+    assert models.sizes == [(120, 120)] and [shape for shape, _ in models.given] == [(256, 256)]
+    assert models.given[0][1][1] == (50.0, 136.0, 105.0, 165.0)
+    assert masks.box_of(found.mask) == (50, 136, 105, 165)
+    inside = TwoThings(WRONG, RIGHT)
+    inside.find(carried[0], REGION, RIGHT)
+    assert [shape for shape, _ in inside.given] == [(120, 120)]
+
+
+def test_an_image_is_encoded_once_however_many_its_boxes(models, monkeypatch):
+    segmenter, encoded = models[1], []
+    original = segmenter._model.get_image_embeddings
+    monkeypatch.setattr(
+        segmenter._model, "get_image_embeddings", lambda pixels: encoded.append(len(pixels)) or original(pixels)
+    )
+    images = [np.random.default_rng(seed).integers(0, 255, (96, 128, 3)).astype(np.uint8) for seed in range(2)]
+    boxes = [[(10.0, 10.0, 60.0, 60.0), (30.0, 5.0, 90.0, 80.0), (0.0, 0.0, 128.0, 96.0)], [(5.0, 6.0, 70.0, 80.0)]]
+    several = segmenter.segment_each(images, boxes)
+    assert sum(encoded) == 2 and [len(found) for found in several] == [3, 1]
+    for image, wanted, found in zip(images, boxes, several, strict=True):
+        for box, segment in zip(wanted, found, strict=True):
+            (alone,) = segmenter.segment([image], [box])
+            assert segment.mask.shape == (96, 128) and segment.score == pytest.approx(alone.score, abs=1e-4)
+            assert np.mean(segment.mask != alone.mask) < 1e-3
 
 
 def run_annotate(folders, data, out, *more):

@@ -14,8 +14,9 @@ from test_language_model import MUG_ON_PLATE, TEMPLATE, save_tokenizer  # noqa: 
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
 from annotate.annotators.language_model import LanguageModelNamer  # noqa: E402
+from annotate.annotators.roles import Gripper  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
-from annotate.settings import FoundationSettings  # noqa: E402
+from annotate.settings import ChoiceSettings, FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
 
 
@@ -84,9 +85,13 @@ def test_full_size_models_take_the_same_path(tmp_path):
     )  # fmt: skip
     detector, segmenter = (model(chosen, "cpu", Stopwatch()) for model in (Detector, Segmenter))
     frame = np.random.default_rng(0).integers(0, 255, (256, 320, 3)).astype(np.uint8)
-    candidate = SimpleNamespace(keyframes=SimpleNamespace(initial=frame, close=frame))
+    candidate = SimpleNamespace(
+        keyframes=SimpleNamespace(initial=frame, close=frame), episode=SimpleNamespace(base_moves=True)
+    )
     (gripper,) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([candidate])
-    (found,) = DetectedObjectFinder(detector, segmenter, 5).find_objects([candidate], [(0, 0, 320, 256)], ["red disc"])
+    held = Gripper((100.0, 60.0, 220.0, 180.0), np.ones((256, 320), bool))
+    finder = DetectedObjectFinder(detector, segmenter, 5, ChoiceSettings())
+    (found,) = finder.find_objects([candidate], [held], [(0, 0, 320, 256)], ["red disc"])
     assert gripper is None or gripper.mask.shape == (256, 320)
     assert 1 <= len(found.detections) <= 5
     assert all(

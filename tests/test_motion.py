@@ -12,7 +12,7 @@ from scene import CLOSE, episode, object_mask, write_scenes
 from annotate.accept import accept
 from annotate.annotator import annotate_episodes
 from annotate.annotators.choose import choose_annotators
-from annotate.annotators.motion import Motion, _percentile, decode_keyframes, expand_box
+from annotate.annotators.motion import Motion, _percentile, decode_keyframes
 from annotate.settings import AnnotateSettings
 from annotate.sources import sample
 from pixel160k.format import masks
@@ -87,11 +87,6 @@ def test_a_camera_that_moves_away_is_noticed(write_fractal):
 def test_percentile_is_numpys(count, percent, seed):
     images = np.random.default_rng(seed).integers(0, 256, (count, 9, 11)).astype(np.uint8)
     np.testing.assert_allclose(_percentile(list(images), percent), np.percentile(images, percent, axis=0), atol=1e-3)
-
-
-def test_expanded_boxes_are_clipped():
-    assert expand_box((10, 10, 20, 30), 2, 100, 100) == (5, 0, 25, 40)
-    assert expand_box((90, 90, 100, 100), 3, 100, 100) == (80, 80, 100, 100)
 
 
 def test_sample_against_its_truth():

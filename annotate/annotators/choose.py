@@ -63,7 +63,7 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
     return Annotators(
         TrackedGripperFinder(detector, segmenter, settings.foundation),
         _namer(settings, device),
-        DetectedObjectFinder(detector, segmenter, settings.detections),
+        DetectedObjectFinder(detector, segmenter, settings.detections, settings.choice),
         settings.foundation.video_length,
         settings.foundation.region_expansion,
         stopwatch,

@@ -20,7 +20,7 @@ from annotate.annotators.device import Batches, mixed_precision, resized
 from annotate.annotators.pretrained import load, resolve
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
-from pixel160k.format.table import Box, Detection
+from pixel160k.format.table import Detection
 
 _BATCH = 64  # images in one forward pass
 
@@ -140,22 +140,6 @@ class Detector:
 
 def _as_trained(phrase: str) -> str:
     return f"{phrase.lower().strip(' .')}."
-
-
-def crop_window(region: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """The square of whole pixels around a region, moved into the image and clipped to it: x0, y0, x1, y1.
-
-    Square, so that a detector's fixed input size does not distort what lies in it.
-    """
-    side = int(np.ceil(max(region[2] - region[0], region[3] - region[1])))
-    x0 = int(np.clip(round((region[0] + region[2] - side) / 2), 0, max(0, width - side)))
-    y0 = int(np.clip(round((region[1] + region[3] - side) / 2), 0, max(0, height - side)))
-    return x0, y0, min(width, x0 + side), min(height, y0 + side)
-
-
-def shift_box(box: Box, dx: float, dy: float) -> Box:
-    """A box moved by dx, dy: from a crop's pixels to the image's by the crop's corner, and back by its negative."""
-    return box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy
 
 
 def _sorted(boxes: np.ndarray, scores: np.ndarray, height: int, width: int) -> list[Detection]:

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from annotate.annotators.detector import Detector, crop_window, shift_box
-from annotate.annotators.mask_cleaning import tidy
+from annotate.annotators.candidates import Candidate, distinct, fingers_end, ranked
+from annotate.annotators.detector import Detector
+from annotate.annotators.mask_cleaning import parts_in, tidy
+from annotate.annotators.motion import Motion
+from annotate.annotators.regions import Window, centre_inside, crop_window, shift_box, touches_edge
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
-from annotate.settings import FoundationSettings
+from annotate.settings import ChoiceSettings, FoundationSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection
 
@@ -62,53 +65,96 @@ class TrackedGripperFinder:
 
 
 class DetectedObjectFinder:
-    """Grounding DINO finds the noun in the region proposal, SAM 2 cuts it out there."""
+    """Grounding DINO finds the noun in the region proposal, SAM 2 cuts the best boxes out, and one of them is chosen."""
 
-    def __init__(self, detector: Detector, segmenter: Segmenter, detections: int) -> None:
-        """Use these models and keep up to `detections` candidate boxes per episode."""
-        self._detector, self._segmenter, self._detections = detector, segmenter, detections
+    def __init__(self, detector: Detector, segmenter: Segmenter, detections: int, choice: ChoiceSettings) -> None:
+        """Use these models, cut out up to `detections` boxes per episode, and choose as candidates.py says."""
+        self._detector, self._segmenter, self._detections, self._choice = detector, segmenter, detections, choice
 
     def find_objects(
-        self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
+        self,
+        episodes: Sequence[KeyframedEpisode],
+        grippers: Sequence[Gripper],
+        regions: Sequence[Box],
+        targets: Sequence[str],
     ) -> list[FoundObject]:
         """One answer per episode.
 
-        The detector sees the square around the region; a box counts if its centre lies in the region.
+        The detector sees the square around the region; a box counts if its centre lies in the region. SAM 2 sees the same
+        square, or the whole frame where one of the boxes ends at an edge of the square.
         """
         found = [FoundObject() for _ in episodes]
         asked = [index for index, target in enumerate(targets) if target]
         frames = {index: episodes[index].keyframes.initial for index in asked}
         windows = {index: crop_window(regions[index], *frames[index].shape[:2]) for index in asked}
-        crops = {index: _crop(frames[index], windows[index]) for index in asked}
         phrases = {index: self._detector.readable(targets[index]) for index in asked}
-        detected = self._detector.detect(list(crops.values()), list(phrases.values()))
-        inside = {
-            index: [item for item in detections if _centre_inside(_on_frame(item, windows[index]).box, regions[index])]
-            for index, detections in zip(asked, detected, strict=True)
-        }
-        for index, phrase in phrases.items():
-            if phrase != targets[index]:
-                detail = (
-                    f"the detector was asked for the target's first {len(phrase)} of {len(targets[index])} characters"
+        detected = self._detector.detect(
+            [_crop(frames[index], windows[index]) for index in asked], list(phrases.values())
+        )
+        boxes: dict[int, list[Detection]] = {}
+        for index, detections in zip(asked, detected, strict=True):
+            if phrases[index] != targets[index]:
+                found[index] = FoundObject(
+                    detail=f"the detector was asked for the target's first {len(phrases[index])} of "
+                    f"{len(targets[index])} characters"
                 )
-                found[index] = FoundObject(detail=detail)
-        cut = [index for index in asked if inside[index]]
-        segments = self._segmenter.segment([crops[index] for index in cut], [inside[index][0].box for index in cut])
-        for index, segment in zip(cut, segments, strict=True):
-            detections = [_on_frame(item, windows[index]) for item in inside[index][: self._detections]]
-            mask = _paste(tidy(segment.mask), windows[index], frames[index].shape[:2])
+            on_frame = [_shifted(item, windows[index]) for item in detections]
+            inside = [item for item in on_frame if centre_inside(item.box, regions[index])]
+            if kept := distinct(inside, self._choice.distinct, self._detections):
+                boxes[index] = kept
+        for index, candidates in zip(boxes, self._cut_out(frames, windows, boxes), strict=True):
+            # A driving base moves the camera with it, and the arm's way through the image means nothing then.
+            motion = None if episodes[index].episode.base_moves else episodes[index].motion
+            best = self._ranked(candidates, grippers[index], motion)
             found[index] = replace(
-                found[index], detections=detections, mask=mask if mask.any() else None, mask_score=segment.score
+                found[index],
+                detections=[candidate.detection for candidate in best],
+                mask=best[0].mask if best[0].mask.any() else None,
+                mask_score=best[0].mask_score,
             )
         return found
 
+    def _cut_out(
+        self, frames: dict[int, np.ndarray], windows: dict[int, Window], boxes: dict[int, list[Detection]]
+    ) -> list[list[Candidate]]:
+        """The candidates of every frame that has boxes; each frame is encoded once."""
+        seen = {
+            index: (0, 0, frames[index].shape[1], frames[index].shape[0])
+            if any(touches_edge(item.box, windows[index], *frames[index].shape[:2]) for item in detections)
+            else windows[index]
+            for index, detections in boxes.items()
+        }
+        prompts = [
+            [shift_box(item.box, -seen[index][0], -seen[index][1]) for item in detections]
+            for index, detections in boxes.items()
+        ]
+        cut = self._segmenter.segment_each([_crop(frames[index], seen[index]) for index in boxes], prompts)
+        return [
+            [
+                Candidate(
+                    detection,
+                    _paste(tidy(parts_in(segment.mask, prompt)), seen[index], frames[index].shape[:2]),
+                    segment.score,
+                )
+                for detection, prompt, segment in zip(boxes[index], several, segments, strict=True)
+            ]
+            for index, several, segments in zip(boxes, prompts, cut, strict=True)
+        ]
 
-def _crop(frame: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    def _ranked(self, candidates: list[Candidate], gripper: Gripper, motion: Motion | None) -> list[Candidate]:
+        """The candidates, the best first; an empty mask is worse than any other."""
+        entry = None if motion is None or motion.camera_moved else motion.arm_entry
+        fingers = fingers_end(gripper.box, None if entry is None else (float(entry[0]), float(entry[1])))
+        usable = motion if motion is not None and not motion.unusable else None
+        return ranked(candidates, fingers, usable, self._choice)
+
+
+def _crop(frame: np.ndarray, window: Window) -> np.ndarray:
     x0, y0, x1, y1 = window
     return frame[y0:y1, x0:x1]
 
 
-def _paste(mask: np.ndarray, window: tuple[int, int, int, int], shape: tuple[int, ...]) -> np.ndarray:
+def _paste(mask: np.ndarray, window: Window, shape: tuple[int, ...]) -> np.ndarray:
     """A crop's mask as a mask of the whole frame, False outside the crop."""
     x0, y0, x1, y1 = window
     full = np.zeros(shape, bool)
@@ -116,10 +162,6 @@ def _paste(mask: np.ndarray, window: tuple[int, int, int, int], shape: tuple[int
     return full
 
 
-def _on_frame(detection: Detection, window: tuple[int, int, int, int]) -> Detection:
+def _shifted(detection: Detection, window: Window) -> Detection:
+    """A detection on a crop as one on the frame."""
     return Detection(shift_box(detection.box, window[0], window[1]), detection.score)
-
-
-def _centre_inside(box: Box, region: Box) -> bool:
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return region[0] <= x < region[2] and region[1] <= y < region[3]

@@ -1,9 +1,10 @@
-"""Masks of models have specks and pinholes; here they go."""
+"""Masks of models have specks, pinholes and stray pieces; here they go."""
 
 import cv2
 import numpy as np
 
 from pixel160k.format import masks
+from pixel160k.format.table import Box
 
 
 def tidy(mask: np.ndarray) -> np.ndarray:
@@ -22,6 +23,13 @@ def tidy(mask: np.ndarray) -> np.ndarray:
     clean = np.zeros_like(mask)
     clean[y0:y1, x0:x1] = (filled & (areas >= smallest)[labels])[1:-1, 1:-1]
     return clean
+
+
+def parts_in(mask: np.ndarray, box: Box) -> np.ndarray:
+    """The connected parts of a mask, bool (height, width), that lie at least in part in a box; the others are stray pieces."""
+    labels, _ = _parts(mask)
+    inside = np.unique(labels[masks.inside_box(box, *mask.shape) & mask])
+    return np.isin(labels, inside)
 
 
 def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -108,8 +108,15 @@ class Motion:
             return "no frame follows the gripper's close"
         if not self.keyframes.lifted:
             return "nothing was carried away: the gripper stayed where it closed"
+        return "the camera moved" if self.camera_moved else ""
+
+    @cached_property
+    def camera_moved(self) -> bool:
+        """Whether more of the image changed after the close than things in it could change."""
+        if not self._evidence_change:
+            return False
         changed = np.mean(np.stack(self._evidence_change) > self.settings.change_threshold)
-        return "the camera moved" if changed > self.settings.moved_camera_share else ""
+        return bool(changed > self.settings.moved_camera_share)
 
     @cached_property
     def change_after(self) -> np.ndarray:
@@ -172,8 +179,7 @@ class Motion:
 
         The weight is the region's summed change times its nearness to `near`, a point (x, y) in pixels: the gripper.
         """
-        found = self._opened(self._closed(self.left_its_place, 5), 3)
-        count, labels, statistics, centres = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=8)
+        count, labels, statistics, centres = self._moved_regions
         strength = np.clip((self.change_after - self.change_before) / self.settings.change_threshold, 0, 1.5)
         regions = []
         for label in range(1, count):
@@ -183,6 +189,24 @@ class Motion:
             distance = np.hypot(*(centres[label] - near)) / (self.settings.nearness * self.height)
             regions.append((float(strength[mask].sum() * (np.exp(-(distance**2)) + 0.02)), mask))
         return sorted(regions, key=lambda region: -region[0])
+
+    @cached_property
+    def _moved_regions(self) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        """The connected regions that left their place, specks left out, as OpenCV gives them: count, labels, statistics, centres."""
+        found = self._opened(self._closed(self.left_its_place, 5), 3)
+        return cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=8)
+
+    def moved_with(self, mask: np.ndarray) -> np.ndarray:
+        """All of the regions that left their place and share at least a tenth of the smaller of the two with a mask.
+
+        Both are bool (height, width). Where no region does, the result is empty.
+        """
+        count, labels, statistics, _ = self._moved_regions
+        shared = np.bincount(labels[mask], minlength=count)
+        smaller = np.minimum(statistics[:, cv2.CC_STAT_AREA], max(1, np.count_nonzero(mask)))
+        moved = shared >= 0.1 * smaller
+        moved[0] = False  # what stayed
+        return moved[labels]
 
     def outline(self, region: np.ndarray) -> np.ndarray:
         """The exact mask, bool (height, width), of a moved region, by GrabCut on the first frame.
@@ -215,16 +239,20 @@ class Motion:
     def evidence(self, mask: np.ndarray, min_score: float) -> Evidence:
         """The share of a mask, bool (height, width), that left its place, and whether it supports or contradicts the mask.
 
-        The mask's rim, where blur mixes object and background, is left out. A share below `min_score` contradicts.
+        The mask's rim, where blur mixes object and background, is left out. A share below `min_score` contradicts. A part of
+        the right object is supported, too; `coverage` tells it from the whole.
         """
         if self.unusable:
             return Evidence()
         inner = self._eroded(mask)
         inner = inner if np.count_nonzero(inner) >= 10 else mask
         score = float(self.left_its_place[inner].mean())
-        return Evidence(SUPPORTED, score, self.keyframes.evidence_steps[-1]).judged(min_score)
+        moved = self.moved_with(mask)
+        coverage = float(mask[moved].mean()) if moved.any() else 1.0
+        return Evidence(SUPPORTED, score, self.keyframes.evidence_steps[-1], coverage).judged(min_score)
 
-    def _arm_entry(self) -> np.ndarray:
+    @cached_property
+    def arm_entry(self) -> np.ndarray:
         """Where the arm enters the image (x, y): the border pixels that ever change, or else the middle of the top."""
         changes = [*self._approach_change, self._close_change, *self._evidence_change]
         changed = np.max(changes, axis=0) > self.settings.change_threshold
@@ -238,7 +266,7 @@ class Motion:
         areas = statistics[1:, cv2.CC_STAT_AREA]
         large = np.isin(labels, 1 + np.flatnonzero(areas >= 0.15 * areas.max()))
         ys, xs = np.nonzero(large)
-        entry = self._arm_entry()
+        entry = self.arm_entry
         distance = np.hypot(xs - entry[0], ys - entry[1])
         far = distance >= np.percentile(distance, 97)
         return np.array([xs[far].mean(), ys[far].mean()])
@@ -279,17 +307,6 @@ class Motion:
         )
         better = np.median(_difference(moved, self._initial)) < np.median(_difference(blurred, self._initial))
         return moved if better else blurred
-
-
-def expand_box(box: Box, factor: float, height: int, width: int) -> Box:
-    """Scale a box, xyxy in pixels, about its centre and clip it to an image of this size: the region proposal."""
-    x0, y0, x1, y1 = box
-    centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
-    half_x, half_y = (x1 - x0) / 2 * factor, (y1 - y0) / 2 * factor
-    return (
-        max(0.0, centre_x - half_x), max(0.0, centre_y - half_y),
-        min(float(width), centre_x + half_x), min(float(height), centre_y + half_y),
-    )  # fmt: skip
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:

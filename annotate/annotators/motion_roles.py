@@ -26,7 +26,11 @@ class MotionObjectFinder:
         self._detections = detections
 
     def find_objects(
-        self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
+        self,
+        episodes: Sequence[KeyframedEpisode],
+        grippers: Sequence[Gripper],
+        regions: Sequence[Box],
+        targets: Sequence[str],
     ) -> list[FoundObject]:
         """One answer per episode; see `Motion.moved_objects` and `Motion.outline`."""
         return [self._find(episode, region) for episode, region in zip(episodes, regions, strict=True)]

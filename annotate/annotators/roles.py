@@ -41,7 +41,7 @@ class Gripper:
 
 @dataclass(frozen=True)
 class FoundObject:
-    """The target on the first valid frame: candidate boxes, best first, and the mask of the best, bool (height, width).
+    """The target on the first valid frame: candidate boxes, the chosen one first, and its mask, bool (height, width).
 
     Where there is no mask, `detail` may say why. `mask_score` is the annotator's own estimate of the mask's quality.
     """
@@ -72,12 +72,17 @@ class ObjectFinder(Protocol):
     """Finds the target on each episode's first valid frame and makes its mask."""
 
     def find_objects(
-        self, episodes: Sequence[KeyframedEpisode], regions: Sequence[Box], targets: Sequence[str]
+        self,
+        episodes: Sequence[KeyframedEpisode],
+        grippers: Sequence[Gripper],
+        regions: Sequence[Box],
+        targets: Sequence[str],
     ) -> list[FoundObject]:
         """One answer per episode.
 
         Args:
             episodes: of one viewpoint.
+            grippers: per episode the gripper that closes around the target.
             regions: per episode where to look: a box xyxy in pixels of the first valid frame.
             targets: per episode the noun phrase to look for; "" where the instruction names none.
         """

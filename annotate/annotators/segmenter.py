@@ -69,36 +69,48 @@ class Segmenter:
         self._attention = attention(self._model, torch_dtype(settings.dtype))
         adapt(model, device)
 
-    @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
-        """Cut out what a box encloses, one box per image.
+        """Cut out what a box encloses, one box per image; see `segment_each`. Returns one segment per image."""
+        return [segment for (segment,) in self.segment_each(images, [[box] for box in boxes])]
+
+    @torch.inference_mode()
+    def segment_each(self, images: Sequence[np.ndarray], boxes: Sequence[Sequence[Box]]) -> list[list[Segment]]:
+        """Cut out what each of several boxes encloses. An image is encoded once, however many its boxes are.
 
         Args:
             images: RGB, uint8 (height, width, 3), of one size or several.
-            boxes: x0, y0, x1, y1 in pixels of their image.
+            boxes: per image at least one x0, y0, x1, y1 in pixels of it.
 
         Returns:
-            One segment per image, of its size; the score is SAM's own estimate of the mask's IoU.
+            Per image one segment per box, of its size; the score is SAM's own estimate of the mask's IoU.
         """
         with self._stages("segmenter forward"), mixed_precision(self._device, self._dtype):
             return self._batches(list(zip(images, boxes, strict=True)), self._cut_out)
 
-    def _cut_out(self, batch: Sequence[tuple[np.ndarray, Box]]) -> list[Segment]:
-        """`segment` for as many as the device takes at once."""
-        images, boxes = zip(*batch, strict=True)
-        shapes = [image.shape[:2] for image in images]
+    def _cut_out(self, batch: Sequence[tuple[np.ndarray, Sequence[Box]]]) -> list[list[Segment]]:
+        """`segment_each` for as many images as the device takes at once."""
+        images = [image for image, _ in batch]
+        owners = [index for index, (_, boxes) in enumerate(batch) for _ in boxes]
+        shapes = [images[index].shape[:2] for index in owners]
+        boxes = [box for _, several in batch for box in several]
         corners = [self._coordinates(box, *shape) for box, shape in zip(boxes, shapes, strict=True)]
+        embeddings = self._model.get_image_embeddings(self._pixels(images))
+        if len(owners) > len(images):
+            embeddings = [level[owners] for level in embeddings]
         outputs = self._model._single_frame_forward(
-            image_embeddings=self._model.get_image_embeddings(self._pixels(images)),
+            image_embeddings=embeddings,
             input_points=torch.cat(corners).to(self._device),
-            input_labels=torch.tensor([[_BOX_CORNERS]] * len(images), device=self._device, dtype=torch.int32),
+            input_labels=torch.tensor([[_BOX_CORNERS]] * len(boxes), device=self._device, dtype=torch.int32),
             multimask_output=False,
         )
         scores = outputs.iou_scores.float().flatten(1)[:, 0].clamp(0, 1).tolist()
         found = [self._masks(logits[None], *shape)[0] for logits, shape in zip(outputs.pred_masks, shapes, strict=True)]
         flat = torch.cat([mask.flatten() for mask in found]).cpu().numpy()
         parts = np.split(flat, np.cumsum([mask.numel() for mask in found])[:-1])
-        return [Segment(part.reshape(shape), score) for part, shape, score in zip(parts, shapes, scores, strict=True)]
+        segments: list[list[Segment]] = [[] for _ in images]
+        for index, part, shape, score in zip(owners, parts, shapes, scores, strict=True):
+            segments[index].append(Segment(part.reshape(shape), score))
+        return segments
 
     def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
         """Follow one object through frames, both ways from the frame on which it is prompted.

@@ -46,6 +46,7 @@ REASONS: dict[str, str] = {
     "mask_too_large": "the object's mask is larger than the largest allowed",
     "outside_region": "too little of the object's mask lies in the region proposal",
     "contradicted_by_motion": "what the mask shows did not leave its place when the gripper carried the object away",
+    "mask_incomplete": "the mask covers too little of what left its place there",
 }
 """The closed list of reasons for a row that is not accepted, each with its meaning."""
 
@@ -60,11 +61,15 @@ class Detection:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Whether the object's mask agrees with what moved; `step` is the raw step that was compared with the first."""
+    """Whether the object's mask agrees with what moved; `step` is the raw step that was compared with the first.
+
+    `score` is the share of the mask that left its place, `coverage` the share that the mask has of what left its place there.
+    """
 
     status: str = NOT_APPLICABLE
     score: float = 0.0
     step: int = -1
+    coverage: float = 1.0
 
     def judged(self, min_score: float) -> "Evidence":
         """The same evidence, supporting or contradicting by a threshold; what does not apply stays so."""
@@ -109,7 +114,9 @@ class EpisodeAnnotation:
     gripper_mask: Annotated[RLE | None, "the gripper on the close frame"] = None
     region_box: Annotated[Box | None, "the region proposal on x_0, where the object is looked for"] = None
     target_object: Annotated[str, "the words of the object that is to be grasped"] = ""
-    detections: Annotated[list[Detection], "candidate boxes of the object, best first"] = field(default_factory=list)
+    detections: Annotated[
+        list[Detection], "candidate boxes of the object with the detector's scores, the chosen one first"
+    ] = field(default_factory=list)
     object_box: Annotated[Box | None, "the object on x_0"] = None
     detection_score: Annotated[float, "score of the object's box, 0 to 1"] = 0.0
     object_mask: Annotated[RLE | None, "the object on x_0"] = None

@@ -1,0 +1,74 @@
+"""Which of several candidates is the target: by the detector's score, by nearness to the gripper, by what left its place.
+
+A detector knows words, not which of two alike things is meant. The gripper closes around the one that is meant, and that one
+leaves its place afterwards. Each says something where the others are silent: the score where motion is unusable and
+things stand close together, nearness where nothing is carried away, motion where alike things stand side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from annotate.annotators.motion import Motion
+from annotate.annotators.regions import box_iou, centre_of
+from annotate.settings import ChoiceSettings
+from pixel160k.format import masks
+from pixel160k.format.table import Box, Detection, Point
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A detected box with what was cut out of it: the mask, bool (height, width) of the frame, and its score."""
+
+    detection: Detection
+    mask: np.ndarray
+    mask_score: float
+
+
+def distinct(detections: Sequence[Detection], overlap: float, count: int) -> list[Detection]:
+    """The first `count` boxes that overlap no earlier one by more than this IoU: a detector often sees a thing twice."""
+    kept: list[Detection] = []
+    for one in detections:
+        if len(kept) < count and all(box_iou(one.box, other.box) <= overlap for other in kept):
+            kept.append(one)
+    return kept
+
+
+def fingers_end(gripper: Box, entry: Point | None) -> Point:
+    """Where the fingers end: the point of the gripper's box that lies farthest from where the arm enters the image.
+
+    Both are x, y in pixels; the way goes from the entry through the box's centre. Without an entry it is the centre.
+    """
+    x, y = centre_of(gripper)
+    if entry is None:
+        return x, y
+    dx, dy = x - entry[0], y - entry[1]
+    reach = min(
+        (gripper[2] - gripper[0]) / 2 / max(abs(dx), 1e-6),
+        (gripper[3] - gripper[1]) / 2 / max(abs(dy), 1e-6),
+    )
+    return x + reach * dx, y + reach * dy
+
+
+def ranked(
+    candidates: Sequence[Candidate], fingers: Point, motion: Motion | None, settings: ChoiceSettings
+) -> list[Candidate]:
+    """The candidates, the best first; equally good ones stay in their order.
+
+    Args:
+        candidates: of one frame.
+        fingers: where the fingers were when they closed, x, y in pixels of that frame.
+        motion: of the episode; None where it says nothing, and the other two decide.
+        settings: the weights.
+    """
+
+    def merit(candidate: Candidate) -> float:
+        x, y = centre_of(masks.box_of(candidate.mask))
+        distance = np.hypot(x - fingers[0], y - fingers[1]) / (settings.nearness * len(candidate.mask))
+        total = candidate.detection.score + settings.nearness_weight * float(np.exp(-(distance**2)))
+        if motion is not None:
+            total += settings.motion_weight * masks.iou(candidate.mask, motion.moved_with(candidate.mask))
+        return total
+
+    return sorted(candidates, key=merit, reverse=True)
