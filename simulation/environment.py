@@ -174,6 +174,8 @@ class TaskEnvironment:
             )
         self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
         part = HANDLE_TASKS.get(suite, {}).get(task_id, "")
+        self.target: str
+        self.destination: str
         self.target, self.destination = (part, "") if part else self._env.obj_of_interest
         self._index_scene()
         self._set_fast_rendering()
