@@ -8,14 +8,14 @@ from scene import object_mask
 
 pytest.importorskip("torch", reason="needs the extra [foundation]")
 
-from annotate.annotators.candidates import Candidate  # noqa: E402
-from annotate.annotators.foundation import DetectedObjectFinder  # noqa: E402
-from annotate.annotators.roles import Gripper  # noqa: E402
-from annotate.annotators.segmenter import Segment  # noqa: E402
-from annotate.annotators.touched import part_of, ranked_parts  # noqa: E402
-from annotate.settings import ChoiceSettings  # noqa: E402
-from pixel160k.format import masks  # noqa: E402
-from pixel160k.format.table import Detection  # noqa: E402
+from annotate.annotators.candidates import Candidate
+from annotate.annotators.foundation import DetectedObjectFinder
+from annotate.annotators.roles import Gripper
+from annotate.annotators.segmenter import Segment
+from annotate.annotators.touched import part_of, ranked_parts
+from annotate.settings import ChoiceSettings
+from pixel160k.format import masks
+from pixel160k.format.table import Detection
 
 CHOICE = ChoiceSettings()
 TOP, MIDDLE, BOTTOM = (90, 60), (90, 100), (90, 140)
