@@ -35,7 +35,9 @@ def _reason(row: EpisodeAnnotation, settings: FilterSettings) -> str:
         return "gripper_not_found"
     if row.object_mask is None:
         return "not_detected"
-    if row.detection_score < settings.min_detection_score or row.mask_score < settings.min_mask_score:
+    supported = row.evidence.status == table.SUPPORTED
+    min_score = settings.min_supported_score if supported else settings.min_detection_score
+    if row.detection_score < min_score or row.mask_score < settings.min_mask_score:
         return "low_confidence"
     mask = masks.decode(row.object_mask)
     if mask.mean() < settings.min_mask_area:

@@ -43,7 +43,7 @@ class FoundationSettings(Settings):
     gripper_prompt: tuple[float, ...] = ()  # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
     box_threshold: Share = 0.05
     text_threshold: Share = 0.05
-    region_expansion: Expansion = 2.0  # more than motion's: the box of a mask is tighter than one around the arm's end
+    region_expansion: Expansion = 1.75  # sides of the gripper's box, as motion's
     video_length: Annotated[int, Field(ge=1, le=64)] = 8  # N_e: close frames strung into one discrete video
     min_video_length: Annotated[int, Field(ge=2)] = 4  # shorter groups are handled frame by frame
     min_gripper_score: Share = 0.5  # of a tracked mask; below it the detector prompts that frame anew
@@ -53,6 +53,7 @@ class FoundationSettings(Settings):
 class ChoiceSettings(Settings):
     """How the target is chosen among the detector's boxes: score + nearness_weight * nearness + motion_weight * agreement."""
 
+    context: Expansion = 1.25  # the models see a square of this many sides of the region proposal
     distinct: Share = 0.8  # of two boxes that overlap by more than this IoU the better one is kept
     nearness: Annotated[float, Field(gt=0)] = (
         0.1  # how fast nearness falls with the distance, share of the image height
@@ -73,6 +74,7 @@ class FilterSettings(Settings):
     """The last step: what is accepted. Repeatable over the stored columns, without any model."""
 
     min_detection_score: Share = 0.2
+    min_supported_score: Share = 0.1  # the same for a mask that motion supports
     min_mask_score: Share = 0.2
     min_mask_area: Share = 0.001  # of the image: 66 pixels at 256 x 256
     max_mask_area: Share = 0.2

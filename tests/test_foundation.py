@@ -128,14 +128,15 @@ def test_coordinates_come_back_within_a_pixel(exact, shape, corner, size, offset
 @given(
     region=st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(1, 400), st.floats(1, 300)),
     shape=st.tuples(st.integers(32, 480), st.integers(32, 640)),
+    context=st.sampled_from([1.0, 1.25, 2.0]),
 )
-def test_crop_windows_lie_in_the_image_and_are_square_where_they_can_be(region, shape):
+def test_crop_windows_lie_in_the_image_and_are_square_where_they_can_be(region, shape, context):
     height, width = shape
     x0, y0 = min(region[0], width - 1), min(region[1], height - 1)
     box = (x0, y0, min(width, x0 + region[2]), min(height, y0 + region[3]))
-    left, top, right, bottom = crop_window(box, height, width)
+    left, top, right, bottom = crop_window(box, context, height, width)
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1])))
+    side = int(np.ceil(max(box[2] - box[0], box[3] - box[1]) * context))
     assert right - left == min(side, width) and bottom - top == min(side, height)
     assert shift_box(shift_box(box, -left, -top), left, top) == pytest.approx(box)
 
@@ -253,7 +254,7 @@ class TwoThings:
 
     def detect(self, images, phrases):
         self.sizes = [image.shape[:2] for image in images]
-        corner = crop_window(self.region, 256, 256)[:2]
+        corner = crop_window(self.region, 1.0, 256, 256)[:2]
         return [
             [
                 detection(0.9 - 0.3 * number, shift_box(box, -corner[0], -corner[1]))[0]
@@ -271,7 +272,7 @@ class TwoThings:
 
     def find(self, read, region, gripper):
         self.region, keyframes = region, decode_keyframes(read, AnnotateSettings())
-        (found,) = DetectedObjectFinder(self, self, 5, ChoiceSettings()).find_objects(
+        (found,) = DetectedObjectFinder(self, self, 5, ChoiceSettings(context=1)).find_objects(
             [KeyframedEpisode(read, keyframes, AnnotateSettings().motion)],
             [Gripper(gripper, masks.inside_box(gripper, 256, 256))],
             [region],

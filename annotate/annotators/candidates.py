@@ -36,19 +36,17 @@ def distinct(detections: Sequence[Detection], overlap: float, count: int) -> lis
 
 
 def fingers_end(gripper: Box, entry: Point | None) -> Point:
-    """Where the fingers end: the point of the gripper's box that lies farthest from where the arm enters the image.
+    """Where the fingers end: the middle of that side of the gripper's box that lies away from where the arm enters the image.
 
-    Both are x, y in pixels; the way goes from the entry through the box's centre. Without an entry it is the centre.
+    Both are x, y in pixels. Without an entry it is the box's centre.
     """
     x, y = centre_of(gripper)
     if entry is None:
         return x, y
-    dx, dy = x - entry[0], y - entry[1]
-    reach = min(
-        (gripper[2] - gripper[0]) / 2 / max(abs(dx), 1e-6),
-        (gripper[3] - gripper[1]) / 2 / max(abs(dy), 1e-6),
-    )
-    return x + reach * dx, y + reach * dy
+    x0, y0, x1, y1 = gripper
+    if abs(y - entry[1]) * (x1 - x0) >= abs(x - entry[0]) * (y1 - y0):  # the arm's line leaves the box above or below
+        return x, (y1 if y >= entry[1] else y0)
+    return (x1 if x >= entry[0] else x0), y
 
 
 def ranked(

@@ -82,7 +82,7 @@ class DetectedObjectFinder:
     ) -> list[FoundObject]:
         """One answer per episode.
 
-        The detector sees the square around the region; a box counts if its centre lies in the region. SAM 2 sees the same
+        The detector sees a square around the region; a box counts if its centre lies in the region. SAM 2 sees the same
         square, or the whole frame where one of the boxes ends at an edge of the square. Where nothing is carried away,
         the part that the hand takes hold of is looked for first, and then the target itself (touched.py).
         """
@@ -116,7 +116,9 @@ class DetectedObjectFinder:
         found = [FoundObject(part=part) for part in parts]
         asked = [index for index, target in enumerate(targets) if target]
         frames = {index: episodes[index].keyframes.initial for index in asked}
-        windows = {index: crop_window(regions[index], *frames[index].shape[:2]) for index in asked}
+        windows = {
+            index: crop_window(regions[index], self._choice.context, *frames[index].shape[:2]) for index in asked
+        }
         phrases = {index: self._detector.readable(parts[index] or targets[index]) for index in asked}
         detected = self._detector.detect(
             [_crop(frames[index], windows[index]) for index in asked], list(phrases.values())

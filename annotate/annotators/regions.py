@@ -21,12 +21,13 @@ def propose_region(gripper: Box, factor: float, height: int, width: int) -> Box:
     return max(0.0, x - half), max(0.0, y - half), min(float(width), x + half), min(float(height), y + half)
 
 
-def crop_window(region: Box, height: int, width: int) -> Window:
+def crop_window(region: Box, context: float, height: int, width: int) -> Window:
     """The square of whole pixels around a region, moved into the image and clipped to it: x0, y0, x1, y1.
 
-    Square, so that a detector's fixed input size does not distort what lies in it.
+    Its side is the region's longer one times `context`, so that things at the region's edge are seen whole. Square, so that a
+    detector's fixed input size does not distort what lies in it.
     """
-    side = int(np.ceil(max(region[2] - region[0], region[3] - region[1])))
+    side = int(np.ceil(max(region[2] - region[0], region[3] - region[1]) * context))
     x0 = int(np.clip(round((region[0] + region[2] - side) / 2), 0, max(0, width - side)))
     y0 = int(np.clip(round((region[1] + region[3] - side) / 2), 0, max(0, height - side)))
     return x0, y0, min(width, x0 + side), min(height, y0 + side)
