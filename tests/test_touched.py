@@ -10,6 +10,7 @@ pytest.importorskip("torch", reason="needs the extra [foundation]")
 
 from annotate.annotators.candidates import Candidate
 from annotate.annotators.foundation import DetectedObjectFinder
+from annotate.annotators.regions import crop_window, shift_box
 from annotate.annotators.roles import Gripper
 from annotate.annotators.segmenter import Segment
 from annotate.annotators.touched import part_of, ranked_parts
@@ -86,10 +87,10 @@ class Words:
 
     def detect(self, images, phrases):
         self.asked += phrases
-        # The frame's left upper corner lies in the crop at (-40, -40).
+        x0, y0 = crop_window(REGION, CHOICE.context, 200, 260)[:2]
         return [
             [
-                Detection(tuple(side - 40 for side in box), score)
+                Detection(shift_box(box, -x0, -y0), score)
                 for box, score in ([self.known[phrase]] if phrase in self.known else [])
             ]
             for phrase in phrases
