@@ -251,7 +251,7 @@ def _finish(
     """Store what was found, ask motion whether it agrees, accept or reject, sample prompts."""
     if gripper is not None:
         row = dataclasses.replace(row, gripper_box=gripper.box, gripper_mask=masks.encode(gripper.mask))
-    row = dataclasses.replace(row, detections=found.detections, detail=found.detail)
+    row = dataclasses.replace(row, detections=found.detections, detail=found.detail, target_part=found.part)
     if found.mask is None:
         return accept(row, settings.filter)
     # What is opened, turned, pushed or wiped need not move away; a driving base moves the camera.

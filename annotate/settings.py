@@ -70,6 +70,7 @@ class ChoiceSettings(Settings):
         0.1  # how fast nearness falls with the distance, share of the image height
     )
     nearness_weight: Annotated[float, Field(ge=0)] = 1.0
+    min_part_score: Share = 0.2  # a handle or knob below it counts as not found; then the thing itself is looked for
     motion_weight: Annotated[float, Field(ge=0)] = 3.0  # of the IoU of the mask and what left its place there
 
 

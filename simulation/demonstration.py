@@ -9,6 +9,7 @@ from PIL import Image
 
 from pixel160k.format.masks import encode
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
+from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
 from simulation.policy import Attempt, run_attempt
 from simulation.rlds import RldsEpisode
@@ -27,13 +28,14 @@ class Demonstration:
 
 
 def attempt_until_solved(environment: TaskEnvironment, initial_state: int) -> list[Attempt]:
-    """Attempt a task from an initial state, each time with another variation of the grasp, until it is solved.
+    """Attempt a task from an initial state, each time with another variation, until it is solved.
 
     Returns all attempts in order. The last one is the solved one, unless all of them failed.
     """
+    script = None if environment.destination else operate_fixture(initial_state)
     attempts: list[Attempt] = []
     for variation in GRASP_VARIATIONS:
-        attempts.append(run_attempt(environment, initial_state, variation))
+        attempts.append(run_attempt(environment, initial_state, variation, script))
         if attempts[-1].solved:
             break
     return attempts

@@ -46,6 +46,9 @@ PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_goal": (1, 2, 4, 6, 8),
 }
 
+# The tasks in which the hand takes hold of a part of a fixture, each with that part: nothing is carried away.
+HANDLE_TASKS: dict[str, dict[int, str]] = {"libero_goal": {0: "middle_drawer_handle", 7: "stove_knob"}}
+
 _INSTANCE_PARTS = {"PandaGripper0": GRIPPER} | dict.fromkeys(
     ("Panda0", "MountedPanda0", "OnTheGroundPanda0", "RethinkMount0"), ROBOT_ARM
 )
@@ -135,7 +138,8 @@ class TaskEnvironment:
     """One task of a LIBERO suite in the simulator; a context manager, since it holds a rendering context.
 
     Positions are in metres in the world frame (z up). `target` is the instance to pick up; `destination` is the instance,
-    or the region (a "site" of MuJoCo), to put it on.
+    or the region (a "site" of MuJoCo), to put it on. In a task of `HANDLE_TASKS`, `target` is the part of a fixture that
+    is to be moved, and `destination` is "".
     """
 
     def __init__(self, suite: str, task_id: int, target: str = "") -> None:
@@ -169,7 +173,10 @@ class TaskEnvironment:
                 control_freq=CONTROL_HZ,
             )
         self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
-        self.target, self.destination = self._env.obj_of_interest
+        part = HANDLE_TASKS.get(suite, {}).get(task_id, "")
+        self.target: str
+        self.destination: str
+        self.target, self.destination = (part, "") if part else self._env.obj_of_interest
         self._index_scene()
         self._set_fast_rendering()
 
@@ -203,7 +210,11 @@ class TaskEnvironment:
         self._hand_body = self._bodies["robot0_right_hand"]
         self._shoulder_body = self._bodies["robot0_link2"]
         self._finger_geoms = np.array([geom for geom in range(model.ngeom) if self._is_finger(geom)])
-        self._movable_geoms = np.array([geom for geom in instance_of_geom if self._is_movable(geom)])
+        self._part_geoms = {part: geom for geom in instance_of_geom if (part := self._part_of_geom(geom))}
+        touchable = {geom: name for geom, name in instance_of_geom.items() if self._is_movable(geom)}
+        if self.target in self._part_geoms:
+            touchable |= self._colliding_parts()
+        self._touchable_geoms, self._touchable_names = np.array(list(touchable)), list(touchable.values())
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
 
@@ -212,6 +223,19 @@ class TaskEnvironment:
         mesh = int(self.model.geom_dataid[geom])
         name = self.model.mesh(mesh).name if mesh >= 0 else ""
         return next((part for ending, part in _PART_OF_MESH.items() if name.endswith(ending)), "")
+
+    def _colliding_parts(self) -> dict[int, str]:
+        """Geom -> part: the geoms by which handles and knobs collide, for their meshes are only shown.
+
+        They are those of the same body that are no longer than the part: a drawer's own walls are.
+        """
+        model = self.model
+        return {
+            geom: part
+            for part, mesh in self._part_geoms.items()
+            for geom in np.flatnonzero(model.geom_bodyid == model.geom_bodyid[mesh]).tolist()
+            if model.geom_contype[geom] and model.geom_size[geom].max() <= model.geom_size[mesh].max()
+        }
 
     def _is_finger(self, geom: int) -> bool:
         return "finger" in self.model.body(self.model.geom_bodyid[geom]).name
@@ -260,16 +284,18 @@ class TaskEnvironment:
 
     def restore(self, state: np.ndarray) -> None:
         """Put the simulator back into a state of the current episode, which can then be rendered or read."""
-        self._env.sim.set_state_from_flattened(state)
-        self._env.sim.forward()
+        self._env.regenerate_obs_from_state(state)  # also lets the stove glow or not, which is no part of the state
 
     def touched_object(self) -> str | None:
-        """The name of the movable instance that a finger touches now, None if there is none."""
+        """The name of the movable instance that a finger touches now, None if there is none.
+
+        Where the target is a part of a fixture, handles and knobs are such instances, too.
+        """
         first, second = self.data.contact.geom1, self.data.contact.geom2
         for finger_side, other_side in ((first, second), (second, first)):
-            touching = np.isin(finger_side, self._finger_geoms) & np.isin(other_side, self._movable_geoms)
+            touching = np.isin(finger_side, self._finger_geoms) & np.isin(other_side, self._touchable_geoms)
             if touching.any():
-                return self.instances[self._instance_index_of_geom[other_side[touching][0]]]
+                return self._touchable_names[int(np.argmax(self._touchable_geoms == other_side[touching][0]))]
         return None
 
     # --- true poses
@@ -289,6 +315,14 @@ class TaskEnvironment:
     def body_position(self, instance: str) -> np.ndarray:
         """The position (3,) of an instance."""
         return self.data.xpos[self.root_body(instance)].copy()
+
+    def part_position(self, part: str) -> np.ndarray:
+        """The position (3,) of the middle of a handle or knob."""
+        return self.data.geom_xpos[self._part_geoms[part]].copy()
+
+    def part_joint(self, part: str) -> int:
+        """MuJoCo's id of the joint by which a handle or knob moves, together with what it is fixed to."""
+        return int(self.model.body_jntadr[self.model.geom_bodyid[self._part_geoms[part]]])
 
     def root_body(self, instance: str) -> int:
         """MuJoCo's id of an instance's root body."""

@@ -52,28 +52,31 @@ class AttemptFailed(Exception):
 
 
 def run_attempt(
-    environment: TaskEnvironment, initial_state: int, variation: GraspVariation = GRASP_VARIATIONS[0]
+    environment: TaskEnvironment,
+    initial_state: int,
+    variation: GraspVariation = GRASP_VARIATIONS[0],
+    script: "Script | None" = None,
 ) -> Attempt:
-    """Reset the scene to an initial state and attempt the task once.
+    """Reset the scene to an initial state and run a script once, by default `pick_and_place`.
 
-    The attempt is solved if the environment reports success while the arm is back home. It counts as failed if the
-    fingers touch another movable object before the target: it would demonstrate something else than the instruction.
+    The attempt is solved if the script ends without `AttemptFailed`.
     """
     environment.reset(initial_state)
-    arm = _Arm(environment)
+    arm = Arm(environment)
     try:
-        _pick_and_place(arm, variation)
+        (script or pick_and_place)(arm, variation)
     except AttemptFailed as failure:
         arm.attempt.failure = str(failure)
     arm.attempt.solved = not arm.attempt.failure
     return arm.attempt
 
 
-class _Arm:
+class Arm:
     """Moves the tool by proportional control of its position and of the hand's rotation, and stores every step."""
 
     def __init__(self, environment: TaskEnvironment) -> None:
         self.environment = environment
+        self.home = environment.tool_position()
         self.attempt = Attempt()
 
     def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
@@ -118,6 +121,10 @@ class _Arm:
             self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper)
 
 
+Script = Callable[[Arm, GraspVariation], None]
+"""What the arm does in one attempt; it raises `AttemptFailed` as soon as that cannot succeed."""
+
+
 def _up(height: float) -> np.ndarray:
     return np.array([0, 0, height])
 
@@ -130,9 +137,14 @@ def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> n
     return position + _up(min(rise, LEAST_RISE))
 
 
-def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
+def pick_and_place(arm: Arm, variation: GraspVariation) -> None:
+    """Pick up the target, place it, go home.
+
+    Raises:
+        AttemptFailed: the environment reports no success, the arm is not home, or the fingers touched another movable
+            object before the target: that would demonstrate something else than the instruction.
+    """
     environment = arm.environment
-    home = environment.tool_position()
     height_before = environment.body_position(environment.target)[2]
     grasp = _pick_up(arm, variation)
     if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
@@ -140,14 +152,12 @@ def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
     if arm.attempt.touched != environment.target:
         raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
     _place(arm, grasp)
-    _return_home(arm, home)
+    return_home(arm)
     if not environment.succeeded():
         raise AttemptFailed("the environment reports no success at the end")
-    if np.linalg.norm(environment.tool_position() - home) > HOME_TOLERANCE:
-        raise AttemptFailed("the arm did not come home")
 
 
-def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
+def _pick_up(arm: Arm, variation: GraspVariation) -> Grasp:
     """Grasp the target and lift it clear of its surroundings."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -170,7 +180,7 @@ def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
     return grasp
 
 
-def _place(arm: _Arm, grasp: Grasp) -> None:
+def _place(arm: Arm, grasp: Grasp) -> None:
     """Carry the held object over its destination, set it down and let go."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -224,8 +234,14 @@ def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.nd
     return moved
 
 
-def _return_home(arm: _Arm, home: np.ndarray) -> None:
-    """Move the arm out of the picture's middle, back to where it started, and rest there."""
+def return_home(arm: Arm) -> None:
+    """Move the arm out of the picture's middle, back to where it started, and rest there.
+
+    Raises:
+        AttemptFailed: it did not come home.
+    """
     arm.attempt.home_step = len(arm.attempt.actions)
-    arm.move(home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
+    arm.move(arm.home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
     arm.hold(RESTING_STEPS, OPEN)
+    if np.linalg.norm(arm.environment.tool_position() - arm.home) > HOME_TOLERANCE:
+        raise AttemptFailed("the arm did not come home")

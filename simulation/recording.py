@@ -17,6 +17,7 @@ from simulation import truth
 from simulation.demonstration import attempt_until_solved, render_demonstration
 from simulation.environment import (
     CONTROL_HZ,
+    HANDLE_TASKS,
     PICK_AND_PLACE_TASKS,
     TaskEnvironment,
     check_suite,
@@ -96,7 +97,8 @@ def record_sample(
         files: how many TFRecord files to write.
         hz: frames per second: 20, the control rate, or a divisor of it.
         progress: called after every recorded episode.
-        tasks: suite -> the task ids to draw from; by default all of `PICK_AND_PLACE_TASKS`.
+        tasks: suite -> the task ids to draw from, of `PICK_AND_PLACE_TASKS` and `HANDLE_TASKS`; by default all of the
+            former.
         initial_states: the initial states to draw from. Training and evaluation sets must not share a scene.
 
     Raises:
@@ -174,11 +176,10 @@ def _check_scenes(
         if suite not in chosen_tasks:
             raise InputError(f"tasks are restricted for {suite!r}, which is not among the recorded suites")
     for suite, tasks in chosen_tasks.items():
-        unknown = sorted(set(tasks) - set(PICK_AND_PLACE_TASKS[suite]))
-        if unknown or not tasks or len(set(tasks)) < len(tasks):
+        possible = sorted({*PICK_AND_PLACE_TASKS[suite], *HANDLE_TASKS.get(suite, ())})
+        if not set(tasks) <= set(possible) or not tasks or len(set(tasks)) < len(tasks):
             raise InputError(
-                f"cannot record tasks {list(tasks)} of {suite}: choose one or more of "
-                f"{list(PICK_AND_PLACE_TASKS[suite])}, each once"
+                f"cannot record tasks {list(tasks)} of {suite}: choose one or more of {possible}, each once"
             )
     if not set(initial_states) <= set(ALL_INITIAL_STATES) or not initial_states:
         raise InputError(f"cannot draw from initial states {initial_states}: a task has {ALL_INITIAL_STATES}")

@@ -56,3 +56,11 @@ def vector_from_matrix(matrix: np.ndarray) -> np.ndarray:
         quaternion[1 + j] = matrix[j, i] + matrix[i, j]
         quaternion[1 + k] = matrix[k, i] + matrix[i, k]
     return vector_from_quaternion(quaternion / np.linalg.norm(quaternion))
+
+
+def matrix_from_vector(vector: np.ndarray) -> np.ndarray:
+    """The rotation matrix (3, 3) of an axis-angle vector (3,) in radians."""
+    scalar, *imaginary = quaternion_from_vector(vector)
+    x, y, z = imaginary
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * scalar * cross + 2 * cross @ cross

@@ -53,7 +53,7 @@ class StepTruth:
     """The masks of what is visible at one recorded step."""
 
     gripper: RLE  # hand and fingers
-    target: RLE  # the object to be picked
+    target: RLE  # the object to be picked, or the handle or knob to be moved
     others: dict[str, RLE]  # every other visible instance by its name; `robot_arm` is the rest of the robot
 
 
@@ -66,7 +66,7 @@ class EpisodeTruth:
     task_id: int
     initial_state: int
     instruction: str
-    target_instance: str  # the first movable object that the fingers touched
+    target_instance: str  # the first movable object, handle or knob that the fingers touched
     target_phrase: str  # the words of the instruction that name it
     contact_step: int  # the step of that first touch
     grasp_step: int  # the first step whose gripper command is close

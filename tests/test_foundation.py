@@ -115,7 +115,7 @@ def test_coordinates_come_back_within_a_pixel(exact, shape, corner, size, offset
     )  # fmt: skip
     keyframed = SimpleNamespace(
         keyframes=SimpleNamespace(initial=image),
-        episode=SimpleNamespace(base_moves=True),  # so nothing asks for motion
+        episode=SimpleNamespace(base_moves=True, instruction="pick it up"),  # so nothing asks for motion
     )
     gripper = Gripper(region, np.zeros(shape, bool))
     finder = DetectedObjectFinder(*exact, 3, ChoiceSettings())

@@ -86,7 +86,8 @@ def test_full_size_models_take_the_same_path(tmp_path):
     detector, segmenter = (model(chosen, "cpu", Stopwatch()) for model in (Detector, Segmenter))
     frame = np.random.default_rng(0).integers(0, 255, (256, 320, 3)).astype(np.uint8)
     candidate = SimpleNamespace(
-        keyframes=SimpleNamespace(initial=frame, close=frame), episode=SimpleNamespace(base_moves=True)
+        keyframes=SimpleNamespace(initial=frame, close=frame),
+        episode=SimpleNamespace(base_moves=True, instruction="pick it up"),
     )
     ((gripper,),) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([[candidate]])
     held = Gripper((100.0, 60.0, 220.0, 180.0), np.ones((256, 320), bool))

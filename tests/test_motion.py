@@ -67,6 +67,13 @@ def test_where_nothing_is_carried_away_evidence_does_not_apply(tmp_path):
     assert row.evidence.status == "not_applicable"
 
 
+@pytest.mark.parametrize("instruction", ["open the drawer", "turn on the stove", "close the red disc"])
+def test_what_is_not_carried_away_is_not_found_by_motion(tmp_path, instruction):
+    _, row = annotate_drawn(tmp_path, instruction=instruction)
+    assert (row.reason, row.evidence.status) == ("not_detected", "not_applicable")
+    assert row.detail.startswith("nothing is carried away")
+
+
 def test_a_driving_base_moves_the_camera(write_fractal):
     from conftest import fractal_episode
 

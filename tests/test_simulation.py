@@ -20,8 +20,16 @@ from pixel160k.errors import InputError
 from pixel160k.format.masks import area, encode, iou
 from pixel160k.tfrecord import read_records
 from simulation import recording, truth, two_alike
-from simulation.demonstration import Demonstration
-from simulation.environment import CLOSE, OPEN, PICK_AND_PLACE_TASKS, category_of
+from simulation.demonstration import Demonstration, attempt_until_solved
+from simulation.environment import (
+    AGENT_VIEW,
+    CLOSE,
+    HANDLE_TASKS,
+    OPEN,
+    PICK_AND_PLACE_TASKS,
+    TaskEnvironment,
+    category_of,
+)
 from simulation.grasping import GRASP_VARIATIONS, WIDEST_GRASP, downward_rotation, plan_grasp
 from simulation.perturb import cut_before_home, shake_camera
 from simulation.policy import Attempt
@@ -29,6 +37,7 @@ from simulation.recording import draw_scenes, record_sample
 from simulation.rlds import encode_episode, find_dataset, libero_features, read_libero_episodes, write_rlds
 from simulation.rotations import (
     compose_rotations,
+    matrix_from_vector,
     multiply_quaternions,
     quaternion_from_vector,
     vector_from_matrix,
@@ -110,6 +119,7 @@ def test_rotation_representations_agree(vector):
     back = vector_from_quaternion(quaternion_from_vector(vector))
     np.testing.assert_allclose(matrix_of(back), matrix, atol=1e-9)
     np.testing.assert_allclose(matrix_of(vector_from_matrix(matrix)), matrix, atol=1e-6)
+    np.testing.assert_allclose(matrix_from_vector(vector), matrix, atol=1e-9)
 
 
 def test_half_turns_survive_the_matrix():
@@ -499,6 +509,14 @@ def test_recording_keeps_to_its_tasks_and_states(tmp_path, without_simulator):
         record_sample("libero_goal", 5, 0, tmp_path / "more", tasks=tasks, initial_states=states)
 
 
+def test_tasks_without_carrying_are_recorded_only_when_asked_for(tmp_path, without_simulator):
+    suite, tasks = "libero_goal", tuple(HANDLE_TASKS["libero_goal"])
+    by_default = record_sample(suite, 10, 0, tmp_path / "default")
+    asked = record_sample(suite, 4, 0, tmp_path / "asked", tasks={suite: tasks})
+    assert {task for _, task in by_default.tasks}.isdisjoint(tasks)
+    assert {task for _, task in asked.tasks} == set(tasks)
+
+
 def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):
     without_simulator.update(("libero_goal", task) for task in PICK_AND_PLACE_TASKS["libero_goal"])
     with pytest.raises(InputError, match="no initial state is left to draw"):
@@ -573,3 +591,25 @@ def test_the_same_seed_records_the_same_bytes(tmp_path):
         assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
     (row,) = truth.read(tmp_path / "first" / "truth.parquet").values()
     assert row.attempts == summary.total().attempts
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libero") is None, reason="LIBERO is not installed: pip install 'pixelvla[sim]'"
+)
+@pytest.mark.parametrize(("task", "part"), HANDLE_TASKS["libero_goal"].items())
+def test_handles_and_knobs_are_held_and_moved(task, part):
+    with TaskEnvironment("libero_goal", task) as environment:
+        solved = attempt_until_solved(environment, 3)[-1]
+        assert solved.solved and solved.touched == part and solved.touch_step < solved.home_step
+        grippers = [action[6] for action in solved.actions]
+        assert abs(grippers.index(CLOSE) - solved.touch_step) < 20 and grippers[-1] == OPEN
+        at_end = environment.part_position(part) if task == 0 else environment.render(AGENT_VIEW)
+        environment.restore(solved.states[0])
+        at_start = environment.part_position(part) if task == 0 else environment.render(AGENT_VIEW)
+        if task == 0:
+            assert np.linalg.norm(at_end - at_start) > 0.1  # the drawer came out
+        else:  # the burner glows at the end, and no longer in the state before
+            redder = at_end.astype(int)[..., 0] - at_start[..., 0]
+            assert (redder > 60).sum() > 100
+        assert environment.instance_masks(AGENT_VIEW)[part].sum() >= 100

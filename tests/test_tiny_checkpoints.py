@@ -137,7 +137,7 @@ def test_training_shares_no_scene_with_evaluation(monkeypatch):
             for task in part.tasks
             for state in part.initial_states
         }
-        for split in ("train", "monitor", "seen_tasks", "unseen_tasks")
+        for split in ("train", "monitor", "seen_tasks", "unseen_tasks", "handles")
     }
     assert all(scenes.values())
     assert sum(map(len, scenes.values())) == len(set.union(*scenes.values()))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulation.environment import PICK_AND_PLACE_TASKS
+from simulation.environment import HANDLE_TASKS, PICK_AND_PLACE_TASKS
 from simulation.recording import record_sample
 
 HELD_OUT_TASKS = {"libero_object": (9,), "libero_spatial": (3,), "libero_goal": (2,)}
@@ -18,6 +18,8 @@ TASKS = {
     suite: tuple(task for task in tasks if task not in HELD_OUT_TASKS[suite])
     for suite, tasks in PICK_AND_PLACE_TASKS.items()
 }
+# Here the hand is tilted, as in no other task: models that have not seen it so do not find it.
+HANDLES = tuple(HANDLE_TASKS["libero_goal"])
 TRAINING_STATES, MONITORING_STATES, EVALUATION_STATES = range(25), range(25, 30), range(30, 50)
 
 
@@ -37,9 +39,9 @@ class RecordingPart:
 TRAINING_PARTS = (
     RecordingPart("train", "libero_object", TASKS["libero_object"], TRAINING_STATES, 45, seed=0),
     RecordingPart("train", "libero_spatial", TASKS["libero_spatial"], TRAINING_STATES, 32, seed=0),
-    RecordingPart("train", "libero_goal", TASKS["libero_goal"], TRAINING_STATES, 24, seed=0),
+    RecordingPart("train", "libero_goal", TASKS["libero_goal"] + HANDLES, TRAINING_STATES, 36, seed=0),
     RecordingPart("monitor", "libero_object", TASKS["libero_object"], MONITORING_STATES, 9, seed=1),
-    RecordingPart("monitor", "libero_goal", TASKS["libero_goal"], MONITORING_STATES, 8, seed=1),
+    RecordingPart("monitor", "libero_goal", TASKS["libero_goal"] + HANDLES, MONITORING_STATES, 12, seed=1),
     RecordingPart("monitor", "libero_spatial", TASKS["libero_spatial"], MONITORING_STATES, 8, seed=1),
 )
 EVALUATION_PARTS = (
@@ -49,6 +51,8 @@ EVALUATION_PARTS = (
     RecordingPart("unseen_tasks", "libero_object", HELD_OUT_TASKS["libero_object"], EVALUATION_STATES, 8, seed=3),
     RecordingPart("unseen_tasks", "libero_spatial", HELD_OUT_TASKS["libero_spatial"], EVALUATION_STATES, 8, seed=3),
     RecordingPart("unseen_tasks", "libero_goal", HELD_OUT_TASKS["libero_goal"], EVALUATION_STATES, 8, seed=3),
+    # Things that are not carried away; all of these scenes are recorded.
+    RecordingPart("handles", "libero_goal", HANDLES, EVALUATION_STATES, 40, seed=3),
 )
 
 

@@ -7,12 +7,14 @@ import numpy as np
 
 from annotate.annotators.candidates import Candidate, distinct, fingers_end, ranked
 from annotate.annotators.detector import Detector
+from annotate.annotators.grammar import verb_class
 from annotate.annotators.lanes import Video
 from annotate.annotators.mask_cleaning import near_box, tidy
 from annotate.annotators.motion import Motion
 from annotate.annotators.regions import Window, centre_inside, crop_window, opened, reaches_out, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
+from annotate.annotators.touched import is_clipped, part_of, ranked_parts
 from annotate.settings import ChoiceSettings, FoundationSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection
@@ -96,25 +98,54 @@ class DetectedObjectFinder:
         """One answer per episode.
 
         The detector sees a square around the region; a box counts if its centre lies in the region. SAM 2 sees the same
-        square, or the whole frame where one of the boxes ends at an edge of the square.
+        square, or the whole frame where one of the boxes ends at an edge of the square. Where nothing is carried away,
+        the part that the hand takes hold of is looked for first, and then the target itself (touched.py).
         """
-        found = [FoundObject() for _ in episodes]
+        kinds = [verb_class(episode.episode.instruction) for episode in episodes]
+        parts = [part_of(kind, target) for kind, target in zip(kinds, targets, strict=True)]
+        found = self._find(episodes, grippers, regions, targets, parts)
+        missing = {index for index, part in enumerate(parts) if part and not self._is_sure(found[index])}
+        if missing:
+            themselves = [target if index in missing else "" for index, target in enumerate(targets)]
+            whole = self._find(episodes, grippers, regions, themselves, [""] * len(targets))
+            for index in missing:
+                detail = f"no {parts[index]} was found, so the target is what was named"
+                found[index] = replace(whole[index], detail="; ".join(filter(None, (detail, whole[index].detail))))
+        return [
+            replace(one, mask=_clip(one.mask, region)) if is_clipped(kind) and not one.part else one
+            for one, kind, region in zip(found, kinds, regions, strict=True)
+        ]
+
+    def _is_sure(self, found: FoundObject) -> bool:
+        return found.mask is not None and found.detections[0].score >= self._choice.min_part_score
+
+    def _find(
+        self,
+        episodes: Sequence[KeyframedEpisode],
+        grippers: Sequence[Gripper],
+        regions: Sequence[Box],
+        targets: Sequence[str],
+        parts: Sequence[str],
+    ) -> list[FoundObject]:
+        """`find_objects` for the parts of targets; for the targets themselves where a part is ""."""
+        found = [FoundObject(part=part) for part in parts]
         asked = [index for index, target in enumerate(targets) if target]
         frames = {index: episodes[index].keyframes.initial for index in asked}
         windows = {
             index: crop_window(regions[index], self._choice.context, *frames[index].shape[:2]) for index in asked
         }
-        phrases = {index: self._detector.readable(targets[index]) for index in asked}
+        phrases = {index: self._detector.readable(parts[index] or targets[index]) for index in asked}
         detected = self._detector.detect(
             [_crop(frames[index], windows[index]) for index in asked], list(phrases.values())
         )
         boxes: dict[int, list[Detection]] = {}
         for index, detections in zip(asked, detected, strict=True):
-            if phrases[index] != targets[index]:
-                found[index] = FoundObject(
-                    detail=f"the detector was asked for the target's first {len(phrases[index])} of "
+            if phrases[index] != (parts[index] or targets[index]):
+                detail = (
+                    f"the detector was asked for the target's first {len(phrases[index])} of "
                     f"{len(targets[index])} characters"
                 )
+                found[index] = replace(found[index], detail=detail)
             on_frame = [_shifted(item, windows[index]) for item in detections]
             inside = [item for item in on_frame if centre_inside(item.box, regions[index])]
             if kept := distinct(inside, self._choice.distinct, self._detections):
@@ -122,7 +153,11 @@ class DetectedObjectFinder:
         for index, candidates in zip(boxes, self._cut_out(frames, windows, boxes), strict=True):
             # A driving base moves the camera with it, and the arm's way through the image means nothing then.
             motion = None if episodes[index].episode.base_moves else episodes[index].motion
-            best = self._ranked(candidates, grippers[index], motion)
+            if parts[index]:
+                usable = None if motion is None or motion.unusable else motion
+                best = ranked_parts(candidates, grippers[index].box, usable, targets[index], self._choice)
+            else:
+                best = self._ranked(candidates, grippers[index], motion)
             found[index] = replace(
                 found[index],
                 detections=[candidate.detection for candidate in best],
@@ -166,6 +201,12 @@ class DetectedObjectFinder:
         fingers = fingers_end(gripper.box, None if entry is None else (float(entry[0]), float(entry[1])))
         usable = motion if motion is not None and not motion.unusable else None
         return ranked(candidates, fingers, usable, self._choice)
+
+
+def _clip(mask: np.ndarray | None, region: Box) -> np.ndarray | None:
+    """What of a mask lies in a region; None for nothing."""
+    inside = None if mask is None else mask & masks.inside_box(region, *mask.shape)
+    return inside if inside is not None and inside.any() else None
 
 
 def _crop(frame: np.ndarray, window: Window) -> np.ndarray:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from annotate.annotators.grammar import verb_class
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
+from annotate.annotators.touched import FIXED
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection
 
@@ -40,6 +42,8 @@ class MotionObjectFinder:
         # A driving base moves the camera with it.
         if unusable := "the robot's base drives" if keyframed.episode.base_moves else motion.unusable:
             return FoundObject(detail=unusable)
+        if verb_class(keyframed.episode.instruction) in FIXED:
+            return FoundObject(detail="nothing is carried away, and motion alone does not tell what the hand touched")
         centre = np.array([(region[0] + region[2]) / 2, (region[1] + region[3]) / 2])
         moved = motion.moved_objects(near=centre)[: self._detections]
         if not moved:

@@ -43,13 +43,14 @@ class Gripper:
 class FoundObject:
     """The target on the first valid frame: candidate boxes, the chosen one first, and its mask, bool (height, width).
 
-    Where there is no mask, `detail` may say why. `mask_score` is the annotator's own estimate of the mask's quality.
+    Where there is no mask, `detail` may say why. `part` is the part of the target that they show, "" for all of it. `mask_score` is the annotator's own estimate of the mask's quality.
     """
 
     detections: list[Detection] = field(default_factory=list)
     mask: np.ndarray | None = None
     mask_score: float = 0.0
     detail: str = ""
+    part: str = ""
 
 
 class GripperFinder(Protocol):

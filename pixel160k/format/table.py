@@ -114,6 +114,9 @@ class EpisodeAnnotation:
     gripper_mask: Annotated[RLE | None, "the gripper on the close frame"] = None
     region_box: Annotated[Box | None, "the region proposal on x_0, where the object is looked for"] = None
     target_object: Annotated[str, "the words of the object that is to be grasped"] = ""
+    target_part: Annotated[
+        str, "the part of it that the hand takes hold of, where nothing is carried away; empty: all of it is the target"
+    ] = ""
     detections: Annotated[
         list[Detection], "candidate boxes of the object with the detector's scores, the chosen one first"
     ] = field(default_factory=list)
