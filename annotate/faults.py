@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixel160k.errors import one_line
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import table
 from pixel160k.format.table import EpisodeAnnotation
 
@@ -18,6 +18,10 @@ LOGGER.setLevel(logging.WARNING)  # whatever the level of all others is
 
 _ROOT = Path(__file__).parents[1]
 _ROOMS = {"annotate", "pixel160k"}
+
+
+class DeviceUnusable(InputError):
+    """A device cannot be used by this process at all: no fault of the file that it should have worked on."""
 
 
 def internal_error(row: EpisodeAnnotation, error: Exception) -> EpisodeAnnotation:
@@ -44,7 +48,9 @@ def describe_error(error: Exception) -> str:
 
 
 def is_of_the_device(error: Exception) -> bool:
-    """Whether an accelerator reports a fault after which it does nothing more for this process: no episode's fault."""
+    """Whether this process can do nothing more on its accelerator, whatever the episode or the file."""
+    if isinstance(error, DeviceUnusable):
+        return True
     return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)  # of torch, which may not be there
 
 

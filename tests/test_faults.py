@@ -365,7 +365,7 @@ def test_a_bug_ends_the_command_with_a_line_and_a_code_and_loses_nothing(drawn, 
         return source.to_episode(columns, identity, camera)
 
     monkeypatch.setitem(SOURCES, "libero", dataclasses.replace(source, to_episode=to_episode))
-    for _ in range(2):  # what is done is not done again, but told again
+    for _ in range(2):  # tried again, and told again
         code, output = run_annotate("libero", drawn, out)
         assert code == 3
         assert "internal_error" in output and "the software met a bug" in output.replace("\n", " ")
@@ -376,7 +376,7 @@ def test_a_bug_ends_the_command_with_a_line_and_a_code_and_loses_nothing(drawn, 
         assert "(and 1 more episodes); the traceback is in " in line and str(out / ".done" / "workers.log") in line
     assert outcome(out) == [OK, (FAILED, "internal_error"), OK] * 2
     log = (out / ".done" / "workers.log").read_text()
-    assert log.count("Traceback") == 2 and "in to_episode" in log and "drawn-train-00001-00001:" in log
+    assert log.count("Traceback") == 4 and "in to_episode" in log and "drawn-train-00001-00001:" in log
     monkeypatch.undo()
     code, output = run("build-shards", "--annotations", out, "--out", tmp_path / "shards", "--include", "all")
     assert code == 0 and "2 unusable episodes left out" in output

@@ -1,6 +1,7 @@
 """Who fills the three roles: from the settings to loaded annotators, once per process."""
 
 import threading
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import lru_cache, partial
 
@@ -9,7 +10,7 @@ import cv2
 from annotate.annotator import Annotators, Tracker
 from annotate.annotators.grammar import GrammarNamer
 from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
-from annotate.annotators.pretrained import check_device, check_model, resolve
+from annotate.annotators.pretrained import check_device, elsewhere, pin
 from annotate.annotators.roles import TargetNamer
 from annotate.settings import AnnotateSettings
 from annotate.timing import Stopwatch
@@ -28,7 +29,8 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         device: where the models compute, as torch names it.
 
     Raises:
-        InputError: a model cannot be loaded, or the device cannot be used.
+        InputError: a model cannot be loaded.
+        DeviceUnusable: the device cannot be used.
     """
     # Held while transformers is imported, too: its lazy modules fail where several threads import them at once.
     with _CHOOSING:
@@ -79,21 +81,30 @@ def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: 
     return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track, lock)
 
 
-def check_annotators(settings: AnnotateSettings) -> None:
-    """Check, before workers start, that the packages and models that the settings need can be had; loads no weights.
+def pin_models(settings: AnnotateSettings) -> dict[str, str]:
+    """Before workers start, which revisions of the models the settings mean now; loads no weights.
+
+    Returns:
+        By its setting each model that will be loaded, as `NAME@REVISION` (pretrained.py); empty where none is.
 
     Raises:
         InputError: the packages or a model are missing; one line that says how to get them.
     """
     if settings.annotators == "motion" and not settings.tracks:
-        return
+        return {}
     require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
-    check_model("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
-    if settings.annotators == "motion":
-        return
-    check_model("foundation.detector", resolve(settings.foundation.detector, "detector"))
-    if settings.target.method != "grammar":
-        check_model("target.model", settings.target.model)
+    models = {"foundation.segmenter": settings.foundation.segmenter}
+    if settings.annotators != "motion":
+        models["foundation.detector"] = settings.foundation.detector
+        if settings.target.method != "grammar":
+            models["target.model"] = settings.target.model
+    return {setting: pin(setting, model) for setting, model in models.items()}
+
+
+def with_models(settings: AnnotateSettings, pinned: Mapping[str, str]) -> AnnotateSettings:
+    """The settings by which any worker loads exactly these models."""
+    values = {setting: elsewhere(model) for setting, model in pinned.items()}
+    return AnnotateSettings.load(base=settings.model_dump(), values=values)
 
 
 def model_names(settings: AnnotateSettings) -> dict[str, str]:

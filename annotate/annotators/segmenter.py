@@ -59,7 +59,7 @@ class Segmenter:
             model = load(
                 "foundation.segmenter",
                 resolve(settings.segmenter, "segmenter"),
-                lambda path: Sam2VideoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True),
+                partial(Sam2VideoModel.from_pretrained, dtype=torch.float32, use_safetensors=True),
             )
         self._model = model.to(device).eval()
         self._size = int(model.config.image_size)

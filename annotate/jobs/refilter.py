@@ -31,7 +31,7 @@ def refilter(annotations: AnyPath, out: AnyPath, overrides: tuple[str, ...]) -> 
         raise InputError(f"--refilter changes only settings of the filter (filter.KEY=VALUE), not {others[0]!r}")
     run, totals = read_run(annotations)
     settings = AnnotateSettings.load(None, overrides, base=run["settings"])
-    identity = describe_run(run["source"], run["dataset"], settings, run.get("device", "cpu"))
+    identity = describe_run(run["source"], run["dataset"], settings, run.get("device", "cpu"), run.get("revisions"))
     totals |= {"status": Counter(), "reasons": Counter()}
     with new_folder(out, last="stats.json") as folder:
         copy_folder(annotations, folder)

@@ -29,6 +29,7 @@ from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
+_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
 HORIZON = 50  # actions per sample; loaders slice the first N_c
 
 
@@ -167,7 +168,7 @@ def build_shards(
     description = {
         "job": "build-shards",
         "software": version("pixelvla"),
-        "annotations": {key: run[key] for key in ("software", "source", "dataset", "settings", "models")},
+        "annotations": {key: run[key] for key in _MADE_BY if key in run},
         "parts": {
             name: sha256_of(annotations / name)
             for folder in ("", "tracks/")

@@ -45,5 +45,5 @@ def check_episodes(first: list[str], count: int, out: AnyPath) -> None:
         more = f" (and {count - 1} more episodes)" if count > 1 else ""
         raise JobBug(
             f"this is a bug, met at {first[0]}{more}; the traceback is in {name_log(out)}; "
-            "all other episodes are done, and these count as internal_error"
+            "all other episodes are done, these count as internal_error, and the same command tries them once more"
         )

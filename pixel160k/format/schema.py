@@ -49,7 +49,9 @@ class Manifest(Strict):
     left_out: Annotated[dict[str, str], "episode id and reason of what should be here and could not be used"]
     annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]
     annotations: Annotated[
-        dict[str, Any], "`software`, `source`, `dataset`, `settings`, `models` with which they were made"
+        dict[str, Any],
+        "`software`, `source`, `dataset`, `settings`, `models` with which they were made, and where models were loaded "
+        "`revisions`: each as `NAME@REVISION`, by its setting",
     ]
     software: Annotated[str, "the version that built the shards"]
     files: Annotated[dict[FileName, Digest], "SHA-256 of `index.parquet`, `dataset_statistics.json`, `croissant.json`"]

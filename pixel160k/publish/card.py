@@ -95,6 +95,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"- Robot: {origin.robot}{f' at {origin.hz:g} Hz' if origin.hz else ''}. Actions: {origin.actions}; gripper 1 = open.",
             f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
+            *_revisions(made.get("revisions", {})),
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
             f"{statistics['num_trajectories']} episodes of the source, accepted or not.\n",
@@ -116,6 +117,15 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"```yaml\n{settings}\n```\n",
         ]
     )
+
+
+def _revisions(revisions: dict[str, str]) -> list[str]:
+    """A line that says of each model that was loaded which one it was; none where none was, or nobody noted it."""
+    loaded = []
+    for setting, model in revisions.items():
+        name, _, revision = model.rpartition("@")
+        loaded.append(f"`{setting}` is {name} at {'' if ':' in revision else 'commit '}{revision}")
+    return [f"- Model revisions: {'; '.join(loaded)}."] if loaded else []
 
 
 def _left_out(left_out: dict[str, str]) -> str:
