@@ -44,6 +44,7 @@ class Attempt:
     states: list[np.ndarray] = field(default_factory=list)  # the simulator's state before the action
     touched: str = ""  # the first movable instance the fingers touched
     touch_step: int = -1  # the step whose action made them touch
+    grasp_step: int = -1  # the step that closes the fingers on what they then lift, the first time
     home_step: int = -1  # the first step of the way home
 
 
@@ -52,28 +53,31 @@ class AttemptFailed(Exception):
 
 
 def run_attempt(
-    environment: TaskEnvironment, initial_state: int, variation: GraspVariation = GRASP_VARIATIONS[0]
+    environment: TaskEnvironment,
+    initial_state: int,
+    variation: GraspVariation = GRASP_VARIATIONS[0],
+    script: "Script | None" = None,
 ) -> Attempt:
-    """Reset the scene to an initial state and attempt the task once.
+    """Reset the scene to an initial state and run a script once, by default `pick_and_place`.
 
-    The attempt is solved if the environment reports success while the arm is back home. It counts as failed if the
-    fingers touch another movable object before the target: it would demonstrate something else than the instruction.
+    The attempt is solved if the script ends without `AttemptFailed`.
     """
     environment.reset(initial_state)
-    arm = _Arm(environment)
+    arm = Arm(environment)
     try:
-        _pick_and_place(arm, variation)
+        (script or pick_and_place)(arm, variation)
     except AttemptFailed as failure:
         arm.attempt.failure = str(failure)
     arm.attempt.solved = not arm.attempt.failure
     return arm.attempt
 
 
-class _Arm:
+class Arm:
     """Moves the tool by proportional control of its position and of the hand's rotation, and stores every step."""
 
     def __init__(self, environment: TaskEnvironment) -> None:
         self.environment = environment
+        self.home = environment.tool_position()
         self.attempt = Attempt()
 
     def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
@@ -118,11 +122,15 @@ class _Arm:
             self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper)
 
 
+Script = Callable[[Arm, GraspVariation], None]
+"""What the arm does in one attempt; it raises `AttemptFailed` as soon as that cannot succeed."""
+
+
 def _up(height: float) -> np.ndarray:
     return np.array([0, 0, height])
 
 
-def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
+def above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
     """The point `rise` m above a position, or less (down to LEAST_RISE) where the arm would be stretched too far."""
     for height in np.arange(rise, LEAST_RISE, -0.01):
         if arm_stretch(environment.shoulder_position(), position + _up(height)) < MAX_STRETCH:
@@ -130,47 +138,68 @@ def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> n
     return position + _up(min(rise, LEAST_RISE))
 
 
-def _pick_and_place(arm: _Arm, variation: GraspVariation) -> None:
+def pick_and_place(arm: Arm, variation: GraspVariation) -> None:
+    """Pick up the target, place it, go home.
+
+    Raises:
+        AttemptFailed: the environment reports no success, the arm is not home, or the fingers touched another movable
+            object before the target: that would demonstrate something else than the instruction.
+    """
     environment = arm.environment
-    home = environment.tool_position()
-    height_before = environment.body_position(environment.target)[2]
-    grasp = _pick_up(arm, variation)
-    if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
-        raise AttemptFailed("the object was not lifted")
-    if arm.attempt.touched != environment.target:
-        raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
+    grasp = pick_up(arm, variation)
     _place(arm, grasp)
-    _return_home(arm, home)
+    return_home(arm)
     if not environment.succeeded():
         raise AttemptFailed("the environment reports no success at the end")
-    if np.linalg.norm(environment.tool_position() - home) > HOME_TOLERANCE:
-        raise AttemptFailed("the arm did not come home")
 
 
-def _pick_up(arm: _Arm, variation: GraspVariation) -> Grasp:
-    """Grasp the target and lift it clear of its surroundings."""
+def plan(arm: Arm, variation: GraspVariation) -> Grasp:
+    """Where and how to grasp the target as it stands now."""
     environment = arm.environment
+    points = collision_points(environment, environment.root_body(environment.target))
+    carry = destination_of(environment) - (points.min(0) + points.max(0)) / 2
+    return plan_grasp(points, obstacles(environment), carry, environment.shoulder_position(), variation)
+
+
+def obstacles(environment: TaskEnvironment) -> np.ndarray:
+    """Points (n, 3) of everything but robot and target, in metres in the world frame."""
     body = environment.root_body(environment.target)
-    clouds = [collision_points(environment, other) for other in environment.object_bodies() if other != body]
-    points = collision_points(environment, body)
-    carry = _destination(environment) - (points.min(0) + points.max(0)) / 2
-    grasp = plan_grasp(points, np.concatenate(clouds), carry, environment.shoulder_position(), variation)
+    others = [other for other in environment.object_bodies() if other != body]
+    return np.concatenate([collision_points(environment, other) for other in others])
+
+
+def pick_up(arm: Arm, variation: GraspVariation) -> Grasp:
+    """Grasp the target and lift it clear of its surroundings.
+
+    Raises:
+        AttemptFailed: it was not lifted, or the fingers touched another movable object before it.
+    """
+    environment = arm.environment
+    grasp = plan(arm, variation)
+    height_before = environment.body_position(environment.target)[2]
     offset = grasp.tool - environment.body_position(environment.target)
     down = downward_rotation(grasp.yaw)
 
     def tool_at_grasp() -> np.ndarray:  # follows an object that still slides
         return environment.body_position(environment.target) + offset
 
-    arm.move(lambda: _above(environment, tool_at_grasp(), HOVER), down, OPEN, 60, tolerance=0.012)
+    arm.move(lambda: above(environment, tool_at_grasp(), HOVER), down, OPEN, 60, tolerance=0.012)
     arm.move(tool_at_grasp, down, OPEN, 50, tolerance=0.006, max_translation=0.03)
+    closing = len(arm.attempt.actions)
     arm.hold(CLOSING_STEPS, CLOSE)
     arm.move(
-        _above(environment, environment.tool_position(), LIFT), down, CLOSE, 50, tolerance=0.02, max_translation=0.04
+        above(environment, environment.tool_position(), LIFT), down, CLOSE, 50, tolerance=0.02, max_translation=0.04
     )
+    if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
+        raise AttemptFailed("the object was not lifted")
+    if arm.attempt.touched != environment.target:
+        raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
+    if arm.attempt.grasp_step < 0:
+        arm.attempt.grasp_step = closing
     return grasp
 
 
-def _place(arm: _Arm, grasp: Grasp) -> None:
+def _place(arm: Arm, grasp: Grasp) -> None:
     """Carry the held object over its destination, set it down and let go."""
     environment = arm.environment
     body = environment.root_body(environment.target)
@@ -178,7 +207,7 @@ def _place(arm: _Arm, grasp: Grasp) -> None:
     destination = _destination_in_reach(environment, hanging)
     down = downward_rotation(0.0 if grasp.kind == "across" else grasp.yaw)
 
-    def object_over_destination(height: float) -> Callable[[], np.ndarray]:
+    def object_overdestination_of(height: float) -> Callable[[], np.ndarray]:
         def tool() -> np.ndarray:
             held = environment.tool_position() - environment.body_position(environment.target)
             return np.array([*(destination[:2] + held[:2]), height])
@@ -188,17 +217,17 @@ def _place(arm: _Arm, grasp: Grasp) -> None:
     carrying_height = max(destination[2] + hanging + 0.05, environment.tool_position()[2])
     straight_up = np.array([*environment.tool_position()[:2], carrying_height])
     arm.move(straight_up, downward_rotation(grasp.yaw), CLOSE, 50, tolerance=0.02, max_translation=0.04)
-    arm.move(object_over_destination(carrying_height), down, CLOSE, 70, tolerance=0.012)
+    arm.move(object_overdestination_of(carrying_height), down, CLOSE, 70, tolerance=0.012)
     if "basket" in environment.destination:  # let go inside it, the palm above its edge
         release_height = max(destination[2] - 0.03 + hanging, destination[2] + 0.01)
     else:
         release_height = destination[2] + hanging + 0.008
-    arm.move(object_over_destination(release_height), down, CLOSE, 40, tolerance=0.008, max_translation=0.03)
+    arm.move(object_overdestination_of(release_height), down, CLOSE, 40, tolerance=0.008, max_translation=0.03)
     arm.hold(OPENING_STEPS, OPEN)
-    arm.move(_above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
+    arm.move(above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
 
 
-def _destination(environment: TaskEnvironment) -> np.ndarray:
+def destination_of(environment: TaskEnvironment) -> np.ndarray:
     """The middle of the destination and the height of its top, (3,) m."""
     site = environment.site_position(environment.destination)
     if site is not None:
@@ -210,7 +239,7 @@ def _destination(environment: TaskEnvironment) -> np.ndarray:
 
 def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.ndarray:
     """The destination; in a region, moved towards the robot as far as the stretched arm needs and the region allows."""
-    destination, size = _destination(environment), environment.site_size(environment.destination)
+    destination, size = destination_of(environment), environment.site_size(environment.destination)
     if size is None:
         return destination
     moved = destination
@@ -224,8 +253,14 @@ def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.nd
     return moved
 
 
-def _return_home(arm: _Arm, home: np.ndarray) -> None:
-    """Move the arm out of the picture's middle, back to where it started, and rest there."""
+def return_home(arm: Arm) -> None:
+    """Move the arm out of the picture's middle, back to where it started, and rest there.
+
+    Raises:
+        AttemptFailed: it did not come home.
+    """
     arm.attempt.home_step = len(arm.attempt.actions)
-    arm.move(home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
+    arm.move(arm.home, downward_rotation(0.0), OPEN, 50, tolerance=0.01)
     arm.hold(RESTING_STEPS, OPEN)
+    if np.linalg.norm(arm.environment.tool_position() - arm.home) > HOME_TOLERANCE:
+        raise AttemptFailed("the arm did not come home")
