@@ -18,7 +18,8 @@ from typing import Any
 
 from annotate.accept import accept
 from annotate.annotators.grammar import verb_class
-from annotate.annotators.motion import decode_keyframes, expand_box
+from annotate.annotators.grasps import holding_grasp
+from annotate.annotators.motion import expand_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
 from annotate.faults import LOGGER, internal_error, is_of_the_device
 from annotate.settings import AnnotateSettings
@@ -26,7 +27,7 @@ from annotate.sources.episode import BadImage, Episode
 from annotate.timing import Stopwatch
 from pixel160k.format import masks, table
 from pixel160k.format.prompts import sample_prompts
-from pixel160k.format.table import EpisodeAnnotation, Evidence
+from pixel160k.format.table import Box, EpisodeAnnotation, Evidence
 from pixel160k.format.tracks import StepMasks
 from pixel160k.seeding import seeded_generator
 
@@ -125,9 +126,10 @@ def _begin(
         initial = episode.frame(episode.first_step)
         row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
         episode.check_sizes()
-        if row.close_step < 0:
+        keyframed = holding_grasp(episode, settings, initial)
+        if keyframed is None:
             return accept(row, settings.filter), None
-        return row, KeyframedEpisode(episode, decode_keyframes(episode, settings, initial), settings.motion)
+        return dataclasses.replace(row, close_step=keyframed.keyframes.grasp.close), keyframed
     except BadImage as error:
         return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
     except Exception as error:
@@ -147,7 +149,7 @@ def _described(episode: Episode, target: str) -> EpisodeAnnotation:
         num_steps=episode.num_steps,
         first_step=episode.first_step,
         last_step=episode.last_step,
-        close_step=episode.close_step,
+        close_steps=episode.close_steps,
         target_object=target,
     )
 
@@ -162,10 +164,10 @@ def _annotate(
     stopwatch = annotators.stopwatch
     with stopwatch("gripper"), annotators.lock:
         grippers = annotators.gripper.find_grippers(episodes)
-    regions = [
-        None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
-        for gripper in grippers
-    ]
+        regions = [
+            _region(gripper, keyframed, annotators.region_expansion)
+            for gripper, keyframed in zip(grippers, episodes, strict=True)
+        ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
     ready = [index for index, region in enumerate(regions) if region is not None]
     with stopwatch("object"), annotators.lock:
@@ -181,13 +183,30 @@ def _annotate(
                 dataclasses.replace(row, region_box=region),
                 keyframed,
                 gripper,
-                objects.get(index, FoundObject()),
+                objects.get(index, FoundObject(detail=_why_no_region(keyframed))),
                 settings,
             )
             for index, (row, keyframed, gripper, region) in enumerate(
                 zip(rows, episodes, grippers, regions, strict=True)
             )
         ]
+
+
+def _region(gripper: Gripper | None, keyframed: KeyframedEpisode, expansion: float) -> Box | None:
+    """Where on the first frame to look for the object: around the gripper at the close. The region follows a shaken camera.
+
+    None without a gripper, or where the camera moved farther: then nothing says where that place is on the first frame.
+    """
+    if gripper is None or keyframed.motion.moved_before_close:
+        return None
+    (x0, y0, x1, y1), (right, down) = gripper.box, keyframed.motion.close_offset
+    return expand_box((x0 + right, y0 + down, x1 + right, y1 + down), expansion, *gripper.mask.shape)
+
+
+def _why_no_region(keyframed: KeyframedEpisode) -> str:
+    if not keyframed.motion.moved_before_close:
+        return ""
+    return "the robot's base drives" if keyframed.episode.base_moves else "the camera moved before the close"
 
 
 def _track(
@@ -213,15 +232,17 @@ def _finish(
     row = dataclasses.replace(row, detections=found.detections, detail=found.detail)
     if found.mask is None:
         return accept(row, settings.filter)
-    # What is opened, turned, pushed or wiped need not move away; a driving base moves the camera.
-    applicable = row.verb == "pick_place" and not keyframed.episode.base_moves
+    if keyframed.episode.base_moves:  # and the camera with it
+        evidence = Evidence(why="the robot's base drives")
+    else:
+        evidence = keyframed.motion.evidence(found.mask, settings.filter.min_evidence)
     row = dataclasses.replace(
         row,
         object_box=masks.box_of(found.mask),
         detection_score=found.detections[0].score,
         object_mask=masks.encode(found.mask),
         mask_score=found.mask_score,
-        evidence=keyframed.motion.evidence(found.mask, settings.filter.min_evidence) if applicable else Evidence(),
+        evidence=evidence,
     )
     generator = seeded_generator("prompts", settings.prompts.seed, row.episode_id)
     prompts = sample_prompts(found.mask, settings.prompts.points, generator)

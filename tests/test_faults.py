@@ -327,7 +327,7 @@ def test_a_group_that_fails_together_is_done_one_by_one(drawn, caplog, stage):
     assert all("in meet" in record.exc_text for record in caplog.records if record.exc_text)
 
 
-@pytest.mark.parametrize("stage", ["name_targets", "decode_keyframes", "accept", "sample_prompts"])
+@pytest.mark.parametrize("stage", ["name_targets", "holding_grasp", "accept", "sample_prompts"])
 def test_a_bug_at_any_stage_costs_one_episode(drawn, monkeypatch, stage):
     items, annotators = read_all("libero", drawn)[:3], choose_annotators(MOTION, "cpu")
     calls = iter([None, KeyError("x"), None, None])
