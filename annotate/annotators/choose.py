@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import cv2
 
-from annotate.annotator import Annotators, Tracker
+from annotate.annotator import Annotators
 from annotate.annotators.grammar import GrammarNamer
 from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
 from annotate.annotators.pretrained import check_device, elsewhere, pin
@@ -17,6 +17,9 @@ from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
 _CHOOSING = threading.Lock()
+# Episodes that go through the models together, and that a thread reads ahead. On a CPU a group goes alone, so that what stands
+# in a batch beside a frame, and with it the last bits, is the group's own; and a thread would take the core from the models.
+_ON_A_CPU, _ON_A_GPU = (1, 0), (32, 32)
 
 
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
@@ -40,8 +43,8 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
 
 @lru_cache(maxsize=1)
 def _choose(settings: AnnotateSettings, device: str) -> Annotators:
-    if settings.annotators == "motion" and not settings.tracks:
-        return _motion_annotators(settings, Stopwatch(), None)
+    if settings.annotators == "motion" and settings.tracks == "none":
+        return _motion_annotators(settings, Stopwatch())
 
     import torch
 
@@ -54,9 +57,11 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         torch.set_float32_matmul_precision("high")  # TF32: float32's range, and eight times the speed
     stopwatch = Stopwatch(device)
     segmenter = Segmenter(settings.foundation, device, stopwatch)
-    track = partial(track_episodes, segmenter=segmenter) if settings.tracks else None
+    together, ahead = _ON_A_CPU if device == "cpu" else _ON_A_GPU
+    track = None if settings.tracks == "none" else partial(track_episodes, segmenter=segmenter)
     if settings.annotators == "motion":
-        return _motion_annotators(settings, stopwatch, track)
+        motion = _motion_annotators(settings, stopwatch)
+        return replace(motion, track=track, lock=threading.RLock(), together=together, ahead=ahead)
 
     from annotate.annotators.detector import Detector
     from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder
@@ -71,14 +76,15 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         stopwatch,
         track,
         threading.RLock(),
+        together,
+        ahead,
     )
 
 
-def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: Tracker | None) -> Annotators:
+def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch) -> Annotators:
     objects = MotionObjectFinder(settings.detections)
     expansion = settings.motion.region_expansion
-    lock = nullcontext() if track is None else threading.RLock()
-    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track, lock)
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch)
 
 
 def pin_models(settings: AnnotateSettings) -> dict[str, str]:
@@ -90,7 +96,7 @@ def pin_models(settings: AnnotateSettings) -> dict[str, str]:
     Raises:
         InputError: the packages or a model are missing; one line that says how to get them.
     """
-    if settings.annotators == "motion" and not settings.tracks:
+    if settings.annotators == "motion" and settings.tracks == "none":
         return {}
     require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
     models = {"foundation.segmenter": settings.foundation.segmenter}

@@ -39,7 +39,7 @@ class _AnnotateFile:
             episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
             rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
-        if self.settings.tracks:
+        if self.settings.tracks != "none":
             (folder / "tracks").mkdir()
             write_tracks(folder / "tracks" / f"part-{file.name}.parquet", tracks)
         return {
@@ -157,7 +157,7 @@ def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> l
         if "," in device:
             raise InputError(f"--device {device} does not go with --runner: each worker takes one, as cuda")
         return [device]
-    return list_devices(device, check=settings.annotators != "motion" or settings.tracks)
+    return list_devices(device, check=settings.annotators != "motion" or settings.tracks != "none")
 
 
 def annotate(

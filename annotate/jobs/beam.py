@@ -107,8 +107,9 @@ def run_job(
     markers = [None if file.name in again else marker for file, marker in zip(files, markers, strict=True)]
     unfinished = _unfinished(files, markers)
     if pending := _unfinished(part, markers[index - 1 :: count]):
-        for path in [*done.glob("*.bug"), *done.glob("*.failed")]:
-            if any(path in notes(done, file).values() for file in pending):
+        noted = {path.name for file in pending for path in notes(done, file).values()}
+        for path in done.glob("*"):
+            if path.name in noted:
                 path.unlink(missing_ok=True)  # of an earlier command
         for path in done.glob("*.lost"):
             path.unlink(missing_ok=True)  # of an earlier command; a process that still cannot work says so again
@@ -123,7 +124,7 @@ def run_job(
     done_since = iter(finished(out, unfinished, fingerprint, again))
     markers = [next(done_since) if marker is None else marker for marker in markers]
     lost = _unfinished(files, markers)
-    failed = [notes(done, file) for file in lost if file in part]
+    failed = [notes(done, file) for file in _unfinished(part, markers[index - 1 :: count])]
     bugs, failures = (
         [note[kind].read_text(encoding="utf-8").splitlines()[0] for note in failed if note[kind].exists()]
         for kind in ("bug", "failed")

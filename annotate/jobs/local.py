@@ -143,12 +143,10 @@ def _hand_over(worker: "subprocess.Popen[bytes]", unit: Unit, files: list[Source
 
 def _files_of(unit: Unit, pid: int, files: list[SourceFile]) -> list[str]:
     """The names of the files that a worker died at, whether or not another one has taken them over or done them since."""
-    found = []
-    for file in files:
-        claim, marker = (
-            read_claim(claim_path(unit.out / ".done", file.name)),
-            finished(unit.out, [file], unit.fingerprint)[0],
-        )
+    found, done = [], unit.out / ".done"
+    claims = {path.name: read_claim(path) for path in done.glob("*.claim")}  # before the markers, which follow them
+    for file, marker in zip(files, finished(unit.out, files, unit.fingerprint), strict=True):
+        claim = claims.get(claim_path(done, file.name).name)
         owners = [claim.owner, *claim.died] if claim else marker["died"] if marker else []
         if pid in map(process_id, owners):
             found.append(file.path.name)

@@ -115,16 +115,22 @@ def finished(
             sizes[folder] = list_sizes(out / folder)
         return sizes[folder].get(last)
 
-    def marker_of(file: SourceFile) -> dict[str, Any] | None:
-        try:
-            marker = json.loads(contents.get(file.name) or b"")
-        except ValueError:  # there is none, or it is damaged
-            return None
-        if marker["fingerprint"] != fingerprint or marker.get("token", "") == (again or {}).get(file.name):
-            return None
-        return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
+    return [_marker(contents.get(file.name), fingerprint, size_of, (again or {}).get(file.name)) for file in files]
 
-    return [marker_of(file) for file in files]
+
+def _marker(
+    content: bytes | None, fingerprint: str, size_of: Callable[[str], int | None], again: str | None
+) -> dict[str, Any] | None:
+    """A done-marker, if it is of this run, its outputs have their sizes, and its token is not `again`, that of one that no
+    longer counts.
+    """
+    try:
+        marker = json.loads(content or b"")
+    except ValueError:  # there is none, or it is damaged
+        return None
+    if marker["fingerprint"] != fingerprint or marker.get("token", "") == again:
+        return None
+    return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
 
 
 def settled(
@@ -208,8 +214,21 @@ class Unit:
                     self._note(file, error)
 
     def is_settled(self, file: SourceFile) -> bool:
-        """Whether a file is done, or its failure is noted."""
-        return settled(self.out, [file], self.fingerprint, self.again)[0]
+        """Whether a file is done, or its failure is noted.
+
+        Every worker asks this of every file, so nothing is listed here: folders grow with the number of files.
+        """
+        done = self.out / ".done"
+        content, *failures = read_all([done / f"{file.name}.json", *notes(done, file).values()])
+
+        def size_of(name: str) -> int | None:
+            try:
+                return (self.out / name).stat().st_size
+            except FileNotFoundError:
+                return None
+
+        marker = _marker(content, self.fingerprint, size_of, self.again.get(file.name))
+        return marker is not None or any(note is not None for note in failures)
 
     def _lose_device(self, file: SourceFile, claim: claims.Claim, error: Exception) -> None:
         """Put the file back, and take no other in this process."""

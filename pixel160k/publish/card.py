@@ -80,7 +80,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}],
         "dataset_info": {"features": declared(FEATURES)},
     }
-    annotated = manifest["annotated"]
+    annotated, untracked = manifest["annotated"], manifest.get("untracked", 0)
     counts = [f"| {status} | {count} |" for status, count in annotated["status"].items()]
     reasons = [f"| `{reason}` | {count} | {REASONS[reason]} |" for reason, count in annotated["reasons"].items()]
     settings = yaml.safe_dump(made["settings"], sort_keys=False).strip()
@@ -109,7 +109,8 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             "## Known limits\n",
             "- The masks are made by machines. `score` and `mask_score` order them; they are not probabilities.",
             "- Without tracks only the first valid step has an object mask and only the close step a gripper mask; everywhere "
-            "else the label is 255, not annotated.",
+            "else the label is 255, not annotated."
+            + (f" So it is for {untracked} episodes here, though others have tracks." if untracked else ""),
             "- Prompts belong to the first valid step (`prompt_step`), not to the step of the sample.",
             "- The `motion` annotator's gripper mask is a region around the gripper, not its outline.",
             "- Nobody has looked at every mask; `pixelcli browse` shows them, `pixelcli verify` checks form, not truth.\n",
