@@ -5,7 +5,7 @@
 Records `--episodes` demonstrations with mishaps (simulation/mishaps.py) of each of three LIBERO suites, in initial states
 that nothing was trained or tuned on (tiny_models/record.py); annotates them, once as they are and once without the measured
 fingers, with `motion` and, if asked for, with `foundation` and the tiny checkpoints; prints one table. Recordings that DIR
-already holds are used again. Needs the extra [sim]; about half an hour for 60 episodes on two cores.
+already holds are used again. Needs the extra [sim]; recording 60 episodes takes about half an hour on two free cores.
 """
 
 import argparse
