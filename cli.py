@@ -537,6 +537,9 @@ def evaluate_actions_command(
 @main.command("sample")
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
+@click.option(
+    "--mishap", "mishaps", multiple=True, help="What goes wrong: miss, beside, drop, push, never; repeatable."
+)
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws tasks and initial states.")
 @click.option(
@@ -546,12 +549,20 @@ def evaluate_actions_command(
 @click.option("--name", default="", help="The data set's name [default: SUITE_simulated, or libero_two_alike].")
 @click.option("--out", type=_local_directory, required=True, help="A new or empty directory.")
 def sample_command(
-    suites: tuple[str, ...], two_alike: bool, episodes: int, seed: int, files: int, hz: int, name: str, out: Path
+    suites: tuple[str, ...],
+    two_alike: bool,
+    mishaps: tuple[str, ...],
+    episodes: int,
+    seed: int,
+    files: int,
+    hz: int,
+    name: str,
+    out: Path,
 ) -> None:
     """Record scripted demonstrations in LIBERO as RLDS, with truth beside them (needs the extra [sim]).
 
     With --two-alike, only a visual prompt can say which of two bowls is meant; a fifth of the episodes, in other initial
-    states, are the split val.
+    states, are the split val. With --mishap, the demonstrations take turns in what goes wrong before the grasp that holds.
 
     \b
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
@@ -559,11 +570,13 @@ def sample_command(
     """
     if bool(suites) == two_alike:
         raise click.UsageError("name either the suites with --suite, or --two-alike")
+    if two_alike:
+        _refuse_with("--two-alike", "mishaps")
     require_packages("sim", "libero", "tensorflow_datasets")
     from simulation.recording import record_sample
     from simulation.two_alike import record_two_alike
 
-    record = record_two_alike if two_alike else partial(record_sample, list(suites))
+    record = record_two_alike if two_alike else partial(record_sample, list(suites), mishaps=mishaps)
     with _progress("record", episodes) as show:
         counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done)).total()
     click.echo(

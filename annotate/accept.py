@@ -26,13 +26,18 @@ def _reason(row: EpisodeAnnotation, settings: FilterSettings) -> str:
     if row.last_step <= row.first_step:
         return "too_short"
     if row.close_step < 0:
-        return "no_gripper_close"
+        return "failed_grasp" if row.close_steps else "no_gripper_close"
     if not row.instruction:
         return "no_instruction"
     if not row.target_object:
         return "no_target_object"
-    if row.gripper_mask is None or row.region_box is None:
+    if row.gripper_mask is None:
         return "gripper_not_found"
+    if row.region_box is None:
+        return "camera_moved"
+    x0, y0, x1, y1 = row.region_box
+    if (x1 - x0) * (y1 - y0) > settings.max_region_area * row.image_height * row.image_width:
+        return "region_too_large"
     if row.object_mask is None:
         return "not_detected"
     supported = row.evidence.status == table.SUPPORTED

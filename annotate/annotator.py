@@ -20,9 +20,10 @@ from typing import Any
 from annotate.accept import accept
 from annotate.ahead import ahead
 from annotate.annotators.grammar import verb_class
-from annotate.annotators.motion import Keyframes, decode_keyframes
-from annotate.annotators.regions import propose_region
+from annotate.annotators.grasps import holding_grasp
+from annotate.annotators.regions import propose_region, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
+from annotate.annotators.touched import stays_in_place
 from annotate.faults import LOGGER, internal_error, is_of_the_device
 from annotate.groups import batched, grouped
 from annotate.settings import AnnotateSettings
@@ -30,7 +31,7 @@ from annotate.sources.episode import BadImage, Episode
 from annotate.timing import Stopwatch
 from pixel160k.format import masks, table
 from pixel160k.format.prompts import sample_prompts
-from pixel160k.format.table import EpisodeAnnotation, Evidence
+from pixel160k.format.table import Box, EpisodeAnnotation, Evidence
 from pixel160k.format.tracks import StepMasks
 from pixel160k.seeding import seeded_generator
 
@@ -60,11 +61,11 @@ class Annotators:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What is made of an episode before a model sees it: its keyframes if its gripper closes, or the error met on the way."""
+    """What is made of an episode before a model sees it: its keyframes if a grasp holds, or the error met on the way."""
 
     episode: Episode
     size: tuple[int, int] = (0, 0)  # height and width of the frames, in pixels
-    keyframes: Keyframes | None = None
+    keyframed: KeyframedEpisode | None = None
     error: Exception | None = None
 
 
@@ -136,9 +137,7 @@ def _decode(episode: Episode, settings: AnnotateSettings) -> _Decoded:
         initial = episode.frame(episode.first_step)
         size = initial.shape[0], initial.shape[1]
         episode.check_sizes()
-        if episode.close_step < 0:
-            return _Decoded(episode, size)
-        return _Decoded(episode, size, decode_keyframes(episode, settings, initial))
+        return _Decoded(episode, size, holding_grasp(episode, settings, initial))
     except Exception as error:
         return _Decoded(episode, size, error=error)
 
@@ -156,9 +155,9 @@ def _begin(
         row = dataclasses.replace(_described(episode, target), image_height=height, image_width=width)
         if decoded.error is not None:
             raise decoded.error
-        if decoded.keyframes is None:
+        if decoded.keyframed is None:
             return accept(row, settings.filter), None
-        return row, KeyframedEpisode(episode, decoded.keyframes, settings.motion)
+        return dataclasses.replace(row, close_step=decoded.keyframed.keyframes.grasp.close), decoded.keyframed
     except BadImage as error:
         return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
     except Exception as error:
@@ -178,7 +177,7 @@ def _described(episode: Episode, target: str) -> EpisodeAnnotation:
         num_steps=episode.num_steps,
         first_step=episode.first_step,
         last_step=episode.last_step,
-        close_step=episode.close_step,
+        close_steps=episode.close_steps,
         target_object=target,
     )
 
@@ -194,10 +193,10 @@ def _annotate(
     episodes = [keyframed for group in groups for keyframed in group]
     with stopwatch("gripper"), annotators.lock:
         grippers = [gripper for group in annotators.gripper.find_grippers(groups) for gripper in group]
-    regions = [
-        None if gripper is None else propose_region(gripper.box, annotators.region_expansion, *gripper.mask.shape)
-        for gripper in grippers
-    ]
+        regions = [
+            _region(gripper, keyframed, annotators.region_expansion)
+            for gripper, keyframed in zip(grippers, episodes, strict=True)
+        ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
     ready = [index for index, region in enumerate(regions) if region is not None]
     with stopwatch("object"), annotators.lock:
@@ -214,13 +213,29 @@ def _annotate(
                 dataclasses.replace(row, region_box=region),
                 keyframed,
                 gripper,
-                objects.get(index, FoundObject()),
+                objects.get(index, FoundObject(detail=_why_no_region(keyframed))),
                 settings,
             )
             for index, (row, keyframed, gripper, region) in enumerate(
                 zip(rows, episodes, grippers, regions, strict=True)
             )
         ]
+
+
+def _region(gripper: Gripper | None, keyframed: KeyframedEpisode, expansion: float) -> Box | None:
+    """Where on the first frame to look for the object: around the gripper at the close. The region follows a shaken camera.
+
+    None without a gripper, or where the camera moved farther: then nothing says where that place is on the first frame.
+    """
+    if gripper is None or keyframed.motion.moved_before_close:
+        return None
+    return propose_region(shift_box(gripper.box, *keyframed.motion.close_offset), expansion, *gripper.mask.shape)
+
+
+def _why_no_region(keyframed: KeyframedEpisode) -> str:
+    if not keyframed.motion.moved_before_close:
+        return ""
+    return "the robot's base drives" if keyframed.episode.base_moves else "the camera moved before the close"
 
 
 def _track(
@@ -254,15 +269,19 @@ def _finish(
     row = dataclasses.replace(row, detections=found.detections, detail=found.detail, target_part=found.part)
     if found.mask is None:
         return accept(row, settings.filter)
-    # What is opened, turned, pushed or wiped need not move away; a driving base moves the camera.
-    applicable = row.verb == "pick_place" and not keyframed.episode.base_moves
+    if keyframed.episode.base_moves:  # and the camera with it
+        evidence = Evidence(why="the robot's base drives")
+    elif stays_in_place(row.verb):
+        evidence = Evidence(why="what is opened, turned or wiped is not carried away")
+    else:
+        evidence = keyframed.motion.evidence(found.mask, settings.filter.min_evidence)
     row = dataclasses.replace(
         row,
         object_box=masks.box_of(found.mask),
         detection_score=found.detections[0].score,
         object_mask=masks.encode(found.mask),
         mask_score=found.mask_score,
-        evidence=keyframed.motion.evidence(found.mask, settings.filter.min_evidence) if applicable else Evidence(),
+        evidence=evidence,
     )
     generator = seeded_generator("prompts", settings.prompts.seed, row.episode_id)
     prompts = sample_prompts(found.mask, settings.prompts.points, generator)

@@ -28,6 +28,7 @@ class MotionSettings(Settings):
     blur_sigma: Annotated[float, Field(ge=0)] = 0.7  # pixels at 256; takes JPEG blocks and sensor noise away
     change_threshold: Annotated[float, Field(gt=0)] = 16.0  # grey levels of the most changed channel: a pixel changed
     lift_distance: Annotated[float, Field(gt=0)] = 0.04  # metres from the close pose: the object was lifted
+    min_finger_opening: Share = 0.03  # of the episode's widest; fingers nearer to each other hold nothing
     gripper_half_size: Share = 0.1  # half the side of the gripper box
     nearness: Annotated[float, Field(gt=0)] = 0.4  # how fast a changed region's weight falls with its distance
     region_expansion: Expansion = 1.7  # the side of the region proposal, in longer sides of the gripper's box
@@ -90,6 +91,7 @@ class FilterSettings(Settings):
     min_mask_area: Share = 0.001  # of the image: 66 pixels at 256 x 256
     max_mask_area: Share = 0.2
     min_inside_region: Share = 0.5  # of the object's mask
+    max_region_area: Share = 0.5  # of the image; a larger region proposal says nothing about where the object is
     min_evidence: Share = 0.3  # motion evidence below this contradicts the mask
     min_coverage: Share = 0.5  # of what left its place there, by the mask
 

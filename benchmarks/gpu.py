@@ -311,7 +311,7 @@ def write_shards(out: Path, episodes: list[Episode], count: int) -> None:
                 row = EpisodeAnnotation(
                     f"{name}-{record:05d}", "sample", "train", number, record, 0, instruction=episode.instruction,
                     num_steps=episode.num_steps, first_step=episode.first_step, last_step=episode.last_step,
-                    close_step=episode.close_step, image_height=256, image_width=256, status="accepted",
+                    close_step=episode.close_steps[0], image_height=256, image_width=256, status="accepted",
                     target_object="bowl", object_mask=masks.encode(target), gripper_mask=masks.encode(target.T),
                     prompts=sample_prompts(target, 3, np.random.default_rng(record)),
                 )  # fmt: skip

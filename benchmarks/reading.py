@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from annotate.annotators.motion import decode_keyframes
+from annotate.annotators.grasps import holding_grasp
 from annotate.jobs.annotate import default_data_dir
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
@@ -41,8 +41,7 @@ def _episodes(source: str, file: SourceFile) -> list[str]:
     read = []
     for episode in read_episodes(SOURCES[source], file):
         assert isinstance(episode, Episode), episode
-        if episode.close_step >= 0:
-            decode_keyframes(episode, SETTINGS)
+        holding_grasp(episode, SETTINGS)
         read.append(episode.identity.episode_id)
     return read
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from annotate.annotators.motion import Motion, decode_keyframes
+from annotate.annotators.grasps import holding_grasp
 from annotate.jobs.annotate import read_run
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
@@ -23,7 +23,7 @@ from evaluation.annotation_report import Case
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format import masks, table
-from pixel160k.format.table import EpisodeAnnotation
+from pixel160k.format.table import EpisodeAnnotation, Evidence
 from pixel160k.paths import AnyPath, open_path
 from simulation import truth as truth_table
 from simulation.truth import StepTruth
@@ -122,28 +122,33 @@ def _evidence_scores(cases: Sequence[Case], frames: "_Frames", settings: Annotat
 
 def _evidence_score(episode: Episode, initial: StepTruth, settings: AnnotateSettings) -> EvidenceScore:
     identifier = episode.identity.episode_id
-    if episode.close_step < 0:
-        return EvidenceScore(identifier, "the gripper never closes")
     if episode.base_moves:
         return EvidenceScore(identifier, "the robot's base drives")
     try:
-        motion = Motion(decode_keyframes(episode, settings), settings.motion)
+        keyframed = holding_grasp(episode, settings)
     except BadImage:
         return EvidenceScore(identifier, "a frame does not decode")
+    if keyframed is None:
+        return EvidenceScore(identifier, "the gripper carries nothing")
+    motion = keyframed.motion
     if motion.unusable:
         return EvidenceScore(identifier, motion.unusable)
     if masks.area(initial.target) < MIN_OBJECT_PIXELS:
         return EvidenceScore(identifier, f"the target shows fewer than {MIN_OBJECT_PIXELS} pixels")
 
-    def ask(rle: masks.RLE) -> float:
-        return motion.evidence(masks.decode(rle), settings.filter.min_evidence).score
+    def ask(rle: masks.RLE) -> Evidence:
+        return motion.evidence(masks.decode(rle), settings.filter.min_evidence)
 
+    target = ask(initial.target)
+    if target.status == table.NOT_APPLICABLE:
+        return EvidenceScore(identifier, target.why)
     others = {
         name: ask(rle)
         for name, rle in sorted(initial.others.items())
         if name not in _ROBOT and masks.area(rle) >= MIN_OBJECT_PIXELS
     }
-    return EvidenceScore(identifier, target=ask(initial.target), others=others)
+    judged = {name: found.score for name, found in others.items() if found.status != table.NOT_APPLICABLE}
+    return EvidenceScore(identifier, target=target.score, others=judged)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from pixel160k.format.masks import encode
-from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
+from simulation.environment import AGENT_VIEW, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
 from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
+from simulation.mishaps import script_of
 from simulation.policy import Attempt, run_attempt
 from simulation.rlds import RldsEpisode
 from simulation.thinning import thin_actions, window_starts
@@ -27,14 +28,18 @@ class Demonstration:
     truth: EpisodeTruth
 
 
-def attempt_until_solved(environment: TaskEnvironment, initial_state: int) -> list[Attempt]:
+def attempt_until_solved(environment: TaskEnvironment, initial_state: int, mishap: str = "") -> list[Attempt]:
     """Attempt a task from an initial state, each time with another variation, until it is solved.
 
-    Returns all attempts in order. The last one is the solved one, unless all of them failed.
+    `mishap` is one of `simulation.mishaps.MISHAPS`, or "" for none. Returns all attempts in order. The last one is the
+    solved one, unless all of them failed.
     """
-    script = None if environment.destination else operate_fixture(initial_state)
     attempts: list[Attempt] = []
     for variation in GRASP_VARIATIONS:
+        if mishap:
+            script = script_of(mishap, (environment.suite, environment.task_id, initial_state))
+        else:
+            script = None if environment.destination else operate_fixture(initial_state)
         attempts.append(run_attempt(environment, initial_state, variation, script))
         if attempts[-1].solved:
             break
@@ -42,11 +47,17 @@ def attempt_until_solved(environment: TaskEnvironment, initial_state: int) -> li
 
 
 def render_demonstration(
-    environment: TaskEnvironment, initial_state: int, attempts: list[Attempt], episode_id: str, hz: int
+    environment: TaskEnvironment,
+    initial_state: int,
+    attempts: list[Attempt],
+    episode_id: str,
+    hz: int,
+    mishap: str = "",
 ) -> Demonstration:
     """Turn the solved attempt, the last of `attempts`, into a demonstration with `hz` frames per second.
 
-    The frames are rendered from the stored states, so the scene must not have been reset since. `hz` divides 20.
+    The frames are rendered from the stored states, so the scene must not have been reset since. `hz` divides 20. The
+    name of a mishap ends the episode's `file_path`.
     """
     solved = attempts[-1]
     window = CONTROL_HZ // hz
@@ -70,7 +81,7 @@ def render_demonstration(
         )
         truth_steps.append(_truth_of_step(environment, solved.touched))
     suite, task_id = environment.suite, environment.task_id
-    source = f"{suite}/task_{task_id:02d}/initial_state_{initial_state:02d}"
+    source = f"{suite}/task_{task_id:02d}/initial_state_{initial_state:02d}{mishap and f'/{mishap}'}"
     truth = EpisodeTruth(
         episode_id=episode_id,
         suite=suite,
@@ -80,7 +91,7 @@ def render_demonstration(
         target_instance=solved.touched,
         target_phrase=phrase_of(category_of(solved.touched), environment.instruction),
         contact_step=solved.touch_step // window,
-        grasp_step=int(np.argmax(actions[:, 6] == CLOSE)),
+        grasp_step=solved.grasp_step // window,
         home_step=solved.home_step // window,
         attempts=len(attempts),
         steps=truth_steps,

@@ -59,6 +59,7 @@ def _pull(arm: Arm, random: np.random.Generator) -> None:
     bar = environment.part_position(environment.target) + _BAR_BEFORE_MIDDLE * outwards + shift * along_bar
     arm.move(bar - HOVER * pointing + 0.03 * _UP, hand, OPEN, 80)
     arm.move(bar, hand, OPEN, 50, tolerance=0.006, max_translation=0.03)
+    arm.attempt.grasp_step = len(arm.attempt.actions)
     arm.hold(CLOSING_STEPS, CLOSE)
     pulled = environment.tool_position() + (abs(way) + _BEYOND) * outwards
     arm.move(pulled, hand, CLOSE, 60, max_translation=0.03)
@@ -77,6 +78,7 @@ def _turn(arm: Arm, random: np.random.Generator) -> None:
     hand = downward_rotation(yaw)
     arm.move(blade + HOVER * _UP, hand, OPEN, 60, tolerance=0.012)
     arm.move(blade, hand, OPEN, 50, tolerance=0.006, max_translation=0.03)
+    arm.attempt.grasp_step = len(arm.attempt.actions)
     arm.hold(CLOSING_STEPS, CLOSE)
     for angle in np.linspace(0, turn, _TURNING_STEPS):
         hand = matrix_from_vector(axis * angle) @ downward_rotation(yaw)

@@ -129,7 +129,7 @@ def plan_grasp(
         longest = max(arm_stretch(shoulder, grasp.tool), arm_stretch(shoulder, grasp.tool + carry))
         reach_cost = 2 * max(0.0, longest - COMFORTABLE_STRETCH)
         noise = random.uniform(0, 0.02 * variation.randomness)
-        return own_cost + reach_cost + _clearance_cost(grasp, obstacles) + noise
+        return own_cost + reach_cost + clearance_cost(grasp, obstacles) + noise
 
     return min(candidates, key=cost)[1]
 
@@ -174,7 +174,7 @@ def _rim_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[flo
     return candidates
 
 
-def _clearance_cost(grasp: Grasp, obstacles: np.ndarray) -> float:
+def clearance_cost(grasp: Grasp, obstacles: np.ndarray) -> float:
     """The cost of a grasp for obstacles inside the open fingers or the palm, or close to the fingers."""
     in_hand = (obstacles - grasp.tool) @ downward_rotation(grasp.yaw)
     beside, across, above = np.abs(in_hand[:, 0]), np.abs(in_hand[:, 1]), -in_hand[:, 2]

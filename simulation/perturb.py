@@ -1,7 +1,8 @@
-"""Two ways to make a recorded data set harder, for a benchmark: the arm does not go home, or the camera shakes.
+"""Ways to make a recorded data set harder, for a benchmark: the arm does not go home, the camera shakes, nobody measures
+the fingers.
 
-Motion evidence relies on both: the arm goes away from where the object was, and the camera stands still. Each function
-copies a recorded data set (RLDS and truth) under the same names, so that episode ids stay the same.
+Motion evidence relies on the first two: the arm goes away from where the object was, and the camera stands still. The last
+leaves it to motion which grasp holds. Each function copies a recorded data set (RLDS and truth) under the same names, so that episode ids stay the same.
 """
 
 import io
@@ -68,6 +69,24 @@ def shake_camera(src_dir: Path, out_dir: Path, pixels: int = 3, seed: int = 0) -
         return replace(known, steps=[_move_truth(step, move) for step, move in pairs])
 
     _rewrite(src_dir, out_dir, shake_episode, shake_truth)
+
+
+def hide_fingers(src_dir: Path, out_dir: Path) -> None:
+    """Copy a recorded data set; the fingers' positions in the state are 0 at every step, as where nobody measures them.
+
+    Raises:
+        InputError: `src_dir` holds no recorded data set, or `out_dir` is not empty.
+    """
+
+    def hide(episode: RldsEpisode, known: EpisodeTruth) -> RldsEpisode:
+        steps = []
+        for step in episode["steps"]:
+            state = step["observation"]["state"].copy()
+            state[6:] = 0
+            steps.append({**step, "observation": {**step["observation"], "state": state}})
+        return {**episode, "steps": steps}
+
+    _rewrite(src_dir, out_dir, hide, lambda known: known)
 
 
 def _rewrite(

@@ -44,6 +44,7 @@ class Attempt:
     states: list[np.ndarray] = field(default_factory=list)  # the simulator's state before the action
     touched: str = ""  # the first movable instance the fingers touched
     touch_step: int = -1  # the step whose action made them touch
+    grasp_step: int = -1  # the step that closes the fingers on what they then lift, the first time
     home_step: int = -1  # the first step of the way home
 
 
@@ -129,7 +130,7 @@ def _up(height: float) -> np.ndarray:
     return np.array([0, 0, height])
 
 
-def _above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
+def above(environment: TaskEnvironment, position: np.ndarray, rise: float) -> np.ndarray:
     """The point `rise` m above a position, or less (down to LEAST_RISE) where the arm would be stretched too far."""
     for height in np.arange(rise, LEAST_RISE, -0.01):
         if arm_stretch(environment.shoulder_position(), position + _up(height)) < MAX_STRETCH:
@@ -145,38 +146,56 @@ def pick_and_place(arm: Arm, variation: GraspVariation) -> None:
             object before the target: that would demonstrate something else than the instruction.
     """
     environment = arm.environment
-    height_before = environment.body_position(environment.target)[2]
-    grasp = _pick_up(arm, variation)
-    if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
-        raise AttemptFailed("the object was not lifted")
-    if arm.attempt.touched != environment.target:
-        raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
+    grasp = pick_up(arm, variation)
     _place(arm, grasp)
     return_home(arm)
     if not environment.succeeded():
         raise AttemptFailed("the environment reports no success at the end")
 
 
-def _pick_up(arm: Arm, variation: GraspVariation) -> Grasp:
-    """Grasp the target and lift it clear of its surroundings."""
+def plan(arm: Arm, variation: GraspVariation) -> Grasp:
+    """Where and how to grasp the target as it stands now."""
     environment = arm.environment
+    points = collision_points(environment, environment.root_body(environment.target))
+    carry = destination_of(environment) - (points.min(0) + points.max(0)) / 2
+    return plan_grasp(points, obstacles(environment), carry, environment.shoulder_position(), variation)
+
+
+def obstacles(environment: TaskEnvironment) -> np.ndarray:
+    """Points (n, 3) of everything but robot and target, in metres in the world frame."""
     body = environment.root_body(environment.target)
-    clouds = [collision_points(environment, other) for other in environment.object_bodies() if other != body]
-    points = collision_points(environment, body)
-    carry = _destination(environment) - (points.min(0) + points.max(0)) / 2
-    grasp = plan_grasp(points, np.concatenate(clouds), carry, environment.shoulder_position(), variation)
+    others = [other for other in environment.object_bodies() if other != body]
+    return np.concatenate([collision_points(environment, other) for other in others])
+
+
+def pick_up(arm: Arm, variation: GraspVariation) -> Grasp:
+    """Grasp the target and lift it clear of its surroundings.
+
+    Raises:
+        AttemptFailed: it was not lifted, or the fingers touched another movable object before it.
+    """
+    environment = arm.environment
+    grasp = plan(arm, variation)
+    height_before = environment.body_position(environment.target)[2]
     offset = grasp.tool - environment.body_position(environment.target)
     down = downward_rotation(grasp.yaw)
 
     def tool_at_grasp() -> np.ndarray:  # follows an object that still slides
         return environment.body_position(environment.target) + offset
 
-    arm.move(lambda: _above(environment, tool_at_grasp(), HOVER), down, OPEN, 60, tolerance=0.012)
+    arm.move(lambda: above(environment, tool_at_grasp(), HOVER), down, OPEN, 60, tolerance=0.012)
     arm.move(tool_at_grasp, down, OPEN, 50, tolerance=0.006, max_translation=0.03)
+    closing = len(arm.attempt.actions)
     arm.hold(CLOSING_STEPS, CLOSE)
     arm.move(
-        _above(environment, environment.tool_position(), LIFT), down, CLOSE, 50, tolerance=0.02, max_translation=0.04
+        above(environment, environment.tool_position(), LIFT), down, CLOSE, 50, tolerance=0.02, max_translation=0.04
     )
+    if environment.body_position(environment.target)[2] - height_before < LEAST_LIFT:
+        raise AttemptFailed("the object was not lifted")
+    if arm.attempt.touched != environment.target:
+        raise AttemptFailed(f"the fingers touched {arm.attempt.touched} first")
+    if arm.attempt.grasp_step < 0:
+        arm.attempt.grasp_step = closing
     return grasp
 
 
@@ -205,10 +224,10 @@ def _place(arm: Arm, grasp: Grasp) -> None:
         release_height = destination[2] + hanging + 0.008
     arm.move(object_over_destination(release_height), down, CLOSE, 40, tolerance=0.008, max_translation=0.03)
     arm.hold(OPENING_STEPS, OPEN)
-    arm.move(_above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
+    arm.move(above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
 
 
-def _destination(environment: TaskEnvironment) -> np.ndarray:
+def destination_of(environment: TaskEnvironment) -> np.ndarray:
     """The middle of the destination and the height of its top, (3,) m."""
     site = environment.site_position(environment.destination)
     if site is not None:
@@ -220,7 +239,7 @@ def _destination(environment: TaskEnvironment) -> np.ndarray:
 
 def _destination_in_reach(environment: TaskEnvironment, hanging: float) -> np.ndarray:
     """The destination; in a region, moved towards the robot as far as the stretched arm needs and the region allows."""
-    destination, size = _destination(environment), environment.site_size(environment.destination)
+    destination, size = destination_of(environment), environment.site_size(environment.destination)
     if size is None:
         return destination
     moved = destination

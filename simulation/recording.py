@@ -24,6 +24,7 @@ from simulation.environment import (
     import_libero,
     simulator_versions,
 )
+from simulation.mishaps import MISHAPS
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
@@ -70,6 +71,7 @@ class EpisodeGroup:
 
     scenes: Iterator[Scene]  # where the scenes are taken from; several groups may take from one iterator
     episode_ids: dict[str, str]  # target -> episode id; "" stands for the target of the task itself
+    mishap: str = ""  # what goes wrong in their demonstrations; "": nothing
 
 
 def record_sample(
@@ -83,6 +85,7 @@ def record_sample(
     progress: Progress | None = None,
     tasks: Mapping[str, Sequence[int]] | None = None,
     initial_states: range = ALL_INITIAL_STATES,
+    mishaps: Sequence[str] = (),
 ) -> RecordingSummary:
     """Record successful demonstrations as the RLDS data set `<out>/<name>/1.0.0/`, with truth in `<out>/truth.parquet`.
 
@@ -100,6 +103,7 @@ def record_sample(
         tasks: suite -> the task ids to draw from, of `PICK_AND_PLACE_TASKS` and `HANDLE_TASKS`; by default all of the
             former.
         initial_states: the initial states to draw from. Training and evaluation sets must not share a scene.
+        mishaps: what goes wrong in the demonstrations (`simulation.mishaps.MISHAPS`), in turn; by default nothing does.
 
     Raises:
         InputError: an argument is out of range, `out` is not empty, there are fewer scenes than episodes, or LIBERO is
@@ -112,13 +116,22 @@ def record_sample(
     for suite in suites:
         check_suite(suite)
     check_request(episodes, out, files, hz)
+    if unknown := sorted(set(mishaps) - set(MISHAPS)):
+        raise InputError(f"unknown mishap {unknown[0]!r}: choose from {', '.join(MISHAPS)}")
     _check_scenes(chosen_tasks, tasks or {}, initial_states)
     import_libero()
     name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
     ids_by_file = episode_ids(name, "train", episodes, files)
     scenes = [draw_scenes(suite, seed, chosen_tasks[suite], initial_states) for suite in suites]
     ids = [episode_id for ids_of_file in ids_by_file for episode_id in ids_of_file]
-    groups = [EpisodeGroup(scenes[number % len(scenes)], {"": episode_id}) for number, episode_id in enumerate(ids)]
+    groups = [
+        EpisodeGroup(
+            scenes[number % len(scenes)],
+            {"": episode_id},
+            mishaps[number // len(scenes) % len(mishaps)] if mishaps else "",
+        )
+        for number, episode_id in enumerate(ids)
+    ]
     return record_data_set(out, name, {"train": ids_by_file}, groups, hz, progress)
 
 
@@ -232,8 +245,8 @@ def _spool_groups(
             with TaskEnvironment(suite, task_id, target) as environment:
                 environment.instruction = instruction or environment.instruction
                 for *_, initial_state, number in items:
-                    episode_id = missing[number].episode_ids[target]
-                    if not _spool_episode(environment, initial_state, episode_id, hz, spool, counts):
+                    episode_id, mishap = missing[number].episode_ids[target], missing[number].mishap
+                    if not _spool_episode(environment, initial_state, episode_id, hz, spool, counts, mishap):
                         failed.add(number)
                     elif progress:
                         progress(len(list(spool.glob("*.record"))), asked)
@@ -252,10 +265,16 @@ def _next_scene(scenes: Iterator[Scene]) -> Scene:
 
 
 def _spool_episode(
-    environment: TaskEnvironment, initial_state: int, episode_id: str, hz: int, spool: Path, counts: Counts
+    environment: TaskEnvironment,
+    initial_state: int,
+    episode_id: str,
+    hz: int,
+    spool: Path,
+    counts: Counts,
+    mishap: str,
 ) -> bool:
     """Demonstrate one scene and write its record and truth to the spool; False if all attempts failed."""
-    attempts = attempt_until_solved(environment, initial_state)
+    attempts = attempt_until_solved(environment, initial_state, mishap)
     solved = attempts[-1].solved
     counts.attempts += len(attempts)
     counts.failed_attempts += len(attempts) - solved
@@ -263,7 +282,7 @@ def _spool_episode(
     counts.failed_episodes += not solved
     if not solved:
         return False
-    demonstration = render_demonstration(environment, initial_state, attempts, episode_id, hz)
+    demonstration = render_demonstration(environment, initial_state, attempts, episode_id, hz, mishap)
     _spooled_record(spool, episode_id).write_bytes(encode_episode(demonstration.episode, libero_features()))
     truth.write([demonstration.truth], spool / f"{episode_id}.parquet", {})
     return True

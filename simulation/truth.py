@@ -66,10 +66,12 @@ class EpisodeTruth:
     task_id: int
     initial_state: int
     instruction: str
-    target_instance: str  # the first movable object, handle or knob that the fingers touched
+    target_instance: str  # the first movable object, handle or knob that the fingers touched, or else should have
     target_phrase: str  # the words of the instruction that name it
-    contact_step: int  # the step of that first touch
-    grasp_step: int  # the first step whose gripper command is close
+    contact_step: int  # the step of that first touch; -1: they touched nothing
+    grasp_step: (
+        int  # the first step at which the fingers are told to close on what they then move; -1: they move nothing
+    )
     home_step: int  # the step at which the way home begins
     attempts: int  # how many attempts it took, the recorded one included
     steps: list[StepTruth]

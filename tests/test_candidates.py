@@ -87,7 +87,7 @@ def test_a_thing_that_is_seen_twice_is_one_candidate():
     st.tuples(st.floats(0, 200), st.floats(0, 150), st.floats(4, 56), st.floats(4, 40)),
     st.floats(1, 4),
 )
-def test_a_region_holds_the_gripper_and_is_square_before_it_is_clipped(box, factor):
+def test_a_region_holds_the_gripper_and_is_square_before_it_stays_in_place(box, factor):
     gripper = (box[0], box[1], box[0] + box[2], box[1] + box[3])
     region = propose_region(gripper, factor, 200, 260)
     for side, length in zip(region, (260, 200, 260, 200), strict=True):

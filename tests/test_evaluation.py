@@ -261,7 +261,7 @@ def annotated(tmp_path_factory):
         )
         for identifier, point in zip(identifiers, [*points, points[0]], strict=True)
     ]
-    truth_table.write(known, folder / "truth.parquet")
+    truth_table.write(known, folder / "truth.parquet", {})
     return folder
 
 
@@ -308,7 +308,7 @@ def test_the_same_evaluation_writes_the_same_bytes(annotated, tmp_path):
 def test_what_does_not_belong_together_is_refused(annotated, tmp_path):
     with pytest.raises(InputError, match="pixelcli annotate"):
         evaluate(tmp_path, annotated / "truth.parquet")
-    truth_table.write([truth("another-train-00000-00000")], tmp_path / "truth.parquet")
+    truth_table.write([truth("another-train-00000-00000")], tmp_path / "truth.parquet", {})
     with pytest.raises(InputError, match="no episode of these annotations"):
         evaluate(annotated / "annotations", tmp_path / "truth.parquet")
     changed = write_scenes(tmp_path / "data", [episode(seed=7), episode(seed=8)])

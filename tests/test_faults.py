@@ -343,7 +343,7 @@ def test_of_groups_that_fail_together_only_the_guilty_one_is_taken_apart(drawn, 
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "ERROR"]
 
 
-@pytest.mark.parametrize("stage", ["name_targets", "decode_keyframes", "accept", "sample_prompts"])
+@pytest.mark.parametrize("stage", ["name_targets", "holding_grasp", "accept", "sample_prompts"])
 def test_a_bug_at_any_stage_costs_one_episode(drawn, monkeypatch, stage):
     items, annotators = read_all("libero", drawn)[:3], choose_annotators(MOTION, "cpu")
     calls = iter([None, KeyError("x"), None, None])

@@ -272,8 +272,8 @@ def some_truth(episode_id="set-train-00000-00000"):
 
 def test_truth_round_trip(tmp_path):
     rows = [some_truth(), some_truth("set-train-00000-00001")]
-    truth.write(rows, tmp_path / "a.parquet")
-    truth.write(rows, tmp_path / "b.parquet")
+    truth.write(rows, tmp_path / "a.parquet", {})
+    truth.write(rows, tmp_path / "b.parquet", {})
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     back = truth.read(tmp_path / "a.parquet")
     assert list(back.values()) == rows and list(back) == [row.episode_id for row in rows]
@@ -461,16 +461,16 @@ def without_simulator(monkeypatch):
     """Recording with the simulator replaced; returns the set of tasks whose attempts are to fail, empty at first."""
     hopeless = set()
 
-    def solve(environment, initial_state):
+    def solve(environment, initial_state, mishap):
         if (environment.suite, environment.task_id) in hopeless:
             return [Attempt(failure="too hard")] * len(GRASP_VARIATIONS)
         return [Attempt(failure="bad luck"), Attempt(solved=True)]
 
-    def render(environment, initial_state, attempts, episode_id, hz):
+    def render(environment, initial_state, attempts, episode_id, hz, mishap):
         target = environment.target or "black_bowl_1"
         row = replace(
             some_truth(episode_id), suite=environment.suite, task_id=environment.task_id, initial_state=initial_state,
-            target_instance=target, instruction=environment.instruction,
+            target_instance=target, instruction=f"{environment.instruction} {mishap}".strip(),
         )  # fmt: skip
         return Demonstration(fake_episode(2, initial_state), row)
 
@@ -515,6 +515,30 @@ def test_tasks_without_carrying_are_recorded_only_when_asked_for(tmp_path, witho
     asked = record_sample(suite, 4, 0, tmp_path / "asked", tasks={suite: tasks})
     assert {task for _, task in by_default.tasks}.isdisjoint(tasks)
     assert {task for _, task in asked.tasks} == set(tasks)
+
+
+def test_mishaps_come_in_turn_and_stay_with_their_episode(tmp_path, without_simulator):
+    without_simulator.add(("libero_goal", 1))
+    record_sample(["libero_object", "libero_goal"], 8, 0, tmp_path, mishaps=["miss", "never"])
+    rows = truth.read(tmp_path / truth.FILE_NAME).values()
+    assert [row.instruction.split()[-1] for row in rows] == ["miss", "miss", "never", "never"] * 2
+    with pytest.raises(InputError, match="unknown mishap 'slip': choose from miss, beside, drop, push, never"):
+        record_sample("libero_goal", 1, 0, tmp_path / "more", mishaps=["slip"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libero") is None, reason="LIBERO is not installed: pip install 'pixelvla[sim]'"
+)
+def test_the_truth_knows_which_close_holds():
+    """How many closes each mishap takes, and which of them lifts the target."""
+    with TaskEnvironment("libero_goal", 8) as environment:
+        for mishap, count, holding in (("miss", 2, 1), ("beside", 2, 1), ("drop", 2, 0), ("never", 1, None)):
+            attempt = attempt_until_solved(environment, 1, mishap)[-1]
+            closed = np.array([action[6] for action in attempt.actions]) == CLOSE
+            closes = np.flatnonzero(~closed[:-1] & closed[1:]) + 1
+            assert attempt.solved and len(closes) == count
+            assert attempt.grasp_step == (-1 if holding is None else closes[holding])
 
 
 def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):

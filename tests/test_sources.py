@@ -1,5 +1,6 @@
 """The sources: every trap of the data sets, on real Bridge records and on records written in the other schemas."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_bridge_episodes_are_the_records(bridge_dir):
         state = np.array(raw["steps/observation/state"].float_list.value, np.float32).reshape(-1, 7)
         assert list(episode.images) == list(raw["steps/observation/image_0"].bytes_list.value)
         assert episode.identity.record_crc32c == record.masked_crc32c
-        assert episode.close_step == first_close(action[:, 6])
+        assert (episode.close_steps or [-1])[0] == first_close(action[:, 6])
         assert (episode.first_step, episode.last_step) == (1, len(action) - 2)
         valid = slice(1, len(action) - 1)
         np.testing.assert_array_equal(episode.actions[valid, :6], state[2:, :6] - state[1:-1, :6])
@@ -93,7 +94,7 @@ def test_fractal_schema_and_conventions(write_fractal):
     assert episode.identity.episode_id == "fractal20220817_data-train-00000-00000"
     np.testing.assert_array_equal(episode.actions[2], [2, 2, 3, 4, 5, 6, 0])
     assert episode.gripper_open.tolist() == [True, True, False, False, False, True]
-    assert episode.close_step == 2
+    assert episode.close_steps == [2]
     assert (episode.first_step, episode.last_step, episode.num_steps) == (0, 5, 6)
     assert episode.state.shape == (6, 8) and episode.state[0, 7] == 0.25
     assert episode.images[3] == jpeg(3)  # the very bytes
@@ -125,7 +126,7 @@ def test_fractal_gripper_against_the_scan_it_stands_for(commands):
 
 def test_fractal_very_short_episode_and_moving_base(write_fractal):
     short, driving = read_all("fractal", write_fractal([fractal_episode([0, 0]), fractal_episode([0, 1], base=0.1)]))
-    assert (short.num_steps, short.close_step) == (2, -1)
+    assert (short.num_steps, short.close_steps) == (2, [])
     assert driving.base_moves
 
 
@@ -163,11 +164,50 @@ def test_libero_gripper_and_name(tmp_path):
     (episode,) = read_all("libero", tmp_path)
     assert episode.identity.episode_id == "libero_object_no_noops-train-00000-00000"  # the directory's own name
     assert episode.actions[:, 6].tolist() == [1, 1, 0, 0, 1]
-    assert episode.close_step == 2
+    assert episode.close_steps == [2]
     assert episode.instruction == "pick up the milk and place it in the basket"
 
 
 # what holds for all
+
+
+def bridge_opening(readings):
+    """Bridge's own rule for commands, those between open and closed among them."""
+    return bridge_orig.is_open(np.array(readings, np.float32))
+
+
+def fractal_opening(commands):
+    return fractal.is_open(np.array(commands, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("gripper_open", "fingers", "grasps"),
+    [
+        # step:          0  1  2  3  4  5  6  7; the arm rises 2 cm a step, so a lift of 3 cm takes two
+        (fractal_opening([0, 1, 0, -1, 0, 1, 0, 0]), None, [(1, 3, 3, None), (5, 8, 7, None)]),
+        (bridge_opening([1, 0.5, 0, 0.4, 1, 1, 0.3, 0]), None, [(1, 3, 3, None), (6, 8, -1, None)]),
+        (bridge_opening([1, 0, 0, 0, 1, 0, 0, 0]), [1, 0.9, 0, 0, 0.9, 1, 0.4, 0.3], [(1, 4, 3, True), (5, 8, 7, True)]),
+        (bridge_opening([1, 0, 0, 0, 0, 1, 0, 0]), [1, 0.5, 0, 0, 0, 0, 0.6, 0.6], [(1, 5, 3, False), (6, 8, -1, True)]),
+        (bridge_opening([1, 0, 0, 0, 0, 0, 0, 0]), [0.25] * 8, [(1, 8, 3, None)]),  # a reading that never moves
+        (bridge_opening([0, 0, 0, 1, 1, 1, 1, 1]), None, []),  # closed from the start is no close
+    ],
+)  # fmt: skip
+def test_grasps_are_told_by_states(write_fractal, gripper_open, fingers, grasps):
+    (episode,) = read_all("fractal", write_fractal([fractal_episode([0] * 8)]))
+    fingers = None if fingers is None else np.array(fingers, np.float32)
+    episode = dataclasses.replace(episode, gripper_open=gripper_open, finger_opening=fingers)
+    found = episode.grasps(lift_distance=0.03, least_opening=0.03)
+    assert [(grasp.close, grasp.release, grasp.lift, grasp.holds) for grasp in found] == grasps
+    assert episode.close_steps == [grasp.close for grasp in found]
+
+
+def test_each_source_says_how_far_the_fingers_are_apart(bridge_dir, write_fractal):
+    bridge = read_all("bridge_orig", bridge_dir)[5]  # its fingers close in the last steps
+    assert bridge.finger_opening[0] == pytest.approx(1, abs=0.01) and 0.5 < bridge.finger_opening[-1] < 0.6
+    (robot,) = read_all("fractal", write_fractal([fractal_episode([0, 1])]))
+    np.testing.assert_array_equal(robot.finger_opening, [0.75, 0.75])  # its state says how far they are closed
+    simulated = read_all("sample", sample.default_directory())[0]
+    assert simulated.finger_opening.max() == pytest.approx(0.08, abs=0.002)  # metres
 
 
 def test_nothing_is_decoded_that_is_not_asked_for(write_fractal, monkeypatch):
@@ -215,7 +255,7 @@ def test_the_sample_is_found_without_a_directory():
     episodes = read_all("sample", sample.default_directory())
     assert 12 <= len(episodes) <= 16
     assert len({episode.identity.shard for episode in episodes}) >= 4
-    assert all(isinstance(episode, Episode) and episode.close_step > 0 for episode in episodes)
+    assert all(isinstance(episode, Episode) and episode.close_steps[0] > 0 for episode in episodes)
 
 
 def test_features_json_is_the_schema_that_tfds_reads(write_fractal):

@@ -14,7 +14,7 @@ from annotate.annotators.motion import Motion
 from annotate.annotators.regions import Window, centre_inside, crop_window, opened, reaches_out, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
-from annotate.annotators.touched import is_clipped, part_of, ranked_parts
+from annotate.annotators.touched import part_of, ranked_parts, stays_in_place
 from annotate.settings import ChoiceSettings, FoundationSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection
@@ -112,7 +112,7 @@ class DetectedObjectFinder:
                 detail = f"no {parts[index]} was found, so the target is what was named"
                 found[index] = replace(whole[index], detail="; ".join(filter(None, (detail, whole[index].detail))))
         return [
-            replace(one, mask=_clip(one.mask, region)) if is_clipped(kind) and not one.part else one
+            replace(one, mask=_clip(one.mask, region)) if stays_in_place(kind) and not one.part else one
             for one, kind, region in zip(found, kinds, regions, strict=True)
         ]
 

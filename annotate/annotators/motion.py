@@ -10,75 +10,16 @@ docs/annotation.md gives the measured quality and the weak spots. Lengths are gi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import cv2
 import numpy as np
 
-from annotate.settings import AnnotateSettings, MotionSettings
-from annotate.sources.episode import BadImage, Episode
+from annotate.annotators.keyframes import Keyframes
+from annotate.settings import MotionSettings
 from pixel160k.format.masks import box_of, inside_box
 from pixel160k.format.table import SUPPORTED, Box, Evidence
-
-
-@dataclass(frozen=True)
-class Keyframes:
-    """The few decoded frames of an episode, RGB uint8 (height, width, 3), all of one size."""
-
-    initial: np.ndarray
-    approach: list[np.ndarray]  # after the first step and well before the close
-    close: np.ndarray
-    evidence: list[np.ndarray]  # after the object was lifted; the last three end the episode
-    evidence_steps: list[int]  # the raw step of each evidence frame
-    carried: list[bool]  # per evidence frame: the gripper had not opened again yet
-    lifted: bool  # the end effector went `lift_distance` away from its place at the close
-
-
-def decode_keyframes(episode: Episode, settings: AnnotateSettings, initial: np.ndarray | None = None) -> Keyframes:
-    """Decode the frames of an episode that the annotators look at. Its gripper must close (`close_step` >= 0).
-
-    Args:
-        episode: the episode.
-        settings: how many approach and evidence frames to decode.
-        initial: the first valid frame, if it is decoded already.
-
-    Raises:
-        BadImage: one of these frames is broken, or they differ in size.
-    """
-    close, last = episode.close_step, episode.num_steps - 1
-    distance = np.linalg.norm(episode.state[:, :3] - episode.state[close, :3], axis=1)
-    away = np.flatnonzero(distance[close:] > settings.motion.lift_distance)
-    lift = close + int(away[0]) if len(away) else min(close + 1, last)
-    opening = np.flatnonzero(episode.gripper_open[close:])
-    release = close + int(opening[0]) if len(opening) else last + 1
-
-    approach_end = max(episode.first_step, close - 3)  # the last steps before the close hide the object
-    approach_steps = _spread(episode.first_step + 1, approach_end, settings.approach_frames)
-    final_steps = [step for step in range(last - 2, last + 1) if step > close]
-    carry_steps = _spread(lift, min(release, last), settings.evidence_frames - len(final_steps))
-    evidence_steps = sorted({*carry_steps, *final_steps} - {close})
-    initial = episode.frame(episode.first_step) if initial is None else initial
-    frames = {step: episode.frame(step) for step in [*approach_steps, close, *evidence_steps]}
-    for step, frame in frames.items():
-        if frame.shape != initial.shape:
-            raise BadImage(f"step {step}: the frame has another size than that of step {episode.first_step}")
-    return Keyframes(
-        initial=initial,
-        approach=[frames[step] for step in approach_steps],
-        close=frames[close],
-        evidence=[frames[step] for step in evidence_steps],
-        evidence_steps=evidence_steps,
-        carried=[lift <= step <= release for step in evidence_steps],
-        lifted=bool(len(away)),
-    )
-
-
-def _spread(first: int, last: int, count: int) -> list[int]:
-    """Up to `count` distinct whole steps, evenly spread over first..last, both included."""
-    if last < first or count < 1:
-        return []
-    return sorted(set(np.linspace(first, last, count).round().astype(int).tolist()))
 
 
 class Motion:
@@ -94,10 +35,11 @@ class Motion:
         self.height, self.width = keyframes.initial.shape[:2]
         self.pixel = self.height / 256  # lengths below are in pixels at a height of 256
         self._initial = self._blur(keyframes.initial)
-        self._close = self._register(keyframes.close)
-        self._evidence = [self._register(frame) for frame in keyframes.evidence]
+        self._largest_shift = 0.0  # pixels, of all frames that were shifted
+        self._close, self.close_offset = self._register(keyframes.close)  # (x, y) from the close frame to the first one
+        self._evidence = [self._register(frame)[0] for frame in keyframes.evidence]
         # Per frame, uint8 (height, width): grey levels by which each pixel differs from the first frame.
-        self._approach_change = [_difference(self._register(frame), self._initial) for frame in keyframes.approach]
+        self._approach_change = [_difference(self._register(frame)[0], self._initial) for frame in keyframes.approach]
         self._close_change = _difference(self._close, self._initial)
         self._evidence_change = [_difference(frame, self._initial) for frame in self._evidence]
 
@@ -106,17 +48,24 @@ class Motion:
         """Why motion says nothing about this episode; "" where it does."""
         if not self.keyframes.evidence:
             return "no frame follows the gripper's close"
-        if not self.keyframes.lifted:
+        if self.keyframes.grasp.lift < 0:
             return "nothing was carried away: the gripper stayed where it closed"
+        if self.keyframes.grasp.holds is False:
+            return "nothing was carried away: the fingers held nothing"
         return "the camera moved" if self.camera_moved else ""
 
     @cached_property
     def camera_moved(self) -> bool:
-        """Whether more of the image changed after the close than things in it could change."""
-        if not self._evidence_change:
-            return False
-        changed = np.mean(np.stack(self._evidence_change) > self.settings.change_threshold)
-        return bool(changed > self.settings.moved_camera_share)
+        """Whether the camera moved after the close, by more than shifts that registration undoes."""
+        return bool(self._evidence_change) and self._is_moved(np.stack(self._evidence_change))
+
+    @cached_property
+    def moved_before_close(self) -> bool:
+        """Whether the camera moved until the close, by more than the shift of `close_offset`."""
+        return self._is_moved(self._close_change)
+
+    def _is_moved(self, change: np.ndarray) -> bool:
+        return bool(np.mean(change > self.settings.change_threshold) > self.settings.moved_camera_share)
 
     @cached_property
     def change_after(self) -> np.ndarray:
@@ -166,12 +115,16 @@ class Motion:
             if distance.min() < 1.5 * half_side:
                 nearest = distance <= max(np.percentile(distance, 3), 8 * self.pixel)
                 tip = np.array([xs[nearest].mean(), ys[nearest].mean()])
-        x, y = float(tip[0]), float(tip[1])
+        arm, (right, down) = self.arm_at_close, self.close_offset
+        if right or down:  # the arm was found on the first frame's pixels; back to those of the close frame
+            back = np.array([[1, 0, -right], [0, 1, -down]], np.float32)
+            arm = cv2.warpAffine(arm.astype(np.uint8), back, (self.width, self.height), flags=cv2.INTER_NEAREST) > 0
+        x, y = float(tip[0]) - right, float(tip[1]) - down
         box = (
             max(0.0, x - half_side), max(0.0, y - half_side),
             min(float(self.width), x + half_side), min(float(self.height), y + half_side),
         )  # fmt: skip
-        mask = self.arm_at_close & inside_box(box, self.height, self.width)
+        mask = arm & inside_box(box, self.height, self.width)
         return (box, mask) if mask.any() else None
 
     def moved_objects(self, near: np.ndarray) -> list[tuple[float, np.ndarray]]:
@@ -236,6 +189,33 @@ class Motion:
             mask = region
         return self._closed(mask, 3)
 
+    @cached_property
+    def carried_away(self) -> bool:
+        """Whether anything left its place near the gripper; False where motion says nothing at all."""
+        if self.unusable:
+            return False
+        if not self.arm_at_close.any():
+            return False
+        tip, near = self._arm_tip(), 2 * self.settings.gripper_half_size * self.height
+        for _, mask in self.moved_objects(tip):
+            ys, xs = np.nonzero(mask & self.uncovered)
+            if len(xs) >= 60 * self.pixel**2 and np.hypot(xs - tip[0], ys - tip[1]).min() < near:
+                return True
+        return False
+
+    @cached_property
+    def uncovered(self) -> np.ndarray:
+        """bool (height, width): looks alike on some two frames after the lift, so nothing passes over it there.
+
+        The last frames, on which the arm rests, count as one.
+        """
+        carried = zip(self._evidence, self.keyframes.carried, strict=True)
+        frames = [frame for frame, is_carried in carried if is_carried] + self._evidence[-1:]
+        alike = np.zeros((self.height, self.width), bool)
+        for first, second in combinations(frames, 2):
+            alike |= _difference(first, second) <= self.settings.change_threshold
+        return alike
+
     def evidence(self, mask: np.ndarray, min_score: float) -> Evidence:
         """The share of a mask, bool (height, width), that left its place, and whether it supports or contradicts the mask.
 
@@ -243,9 +223,13 @@ class Motion:
         the right object is supported, too; `coverage` tells it from the whole.
         """
         if self.unusable:
-            return Evidence()
+            return Evidence(why=self.unusable)
         inner = self._eroded(mask)
         inner = inner if np.count_nonzero(inner) >= 10 else mask
+        if not self.carried_away:
+            return Evidence(why="nothing left its place near the gripper")
+        if self.uncovered[inner].mean() < 0.5:
+            return Evidence(why="the mask's place was never uncovered")
         score = float(self.left_its_place[inner].mean())
         moved = self.moved_with(mask)
         coverage = float(mask[moved].mean()) if moved.any() else 1.0
@@ -256,7 +240,7 @@ class Motion:
         """Where the arm enters the image (x, y): the border pixels that ever change, or else the middle of the top."""
         changes = [*self._approach_change, self._close_change, *self._evidence_change]
         changed = np.max(changes, axis=0) > self.settings.change_threshold
-        rim = max(1, round(3 * self.pixel))
+        rim = max(1, round(3 * self.pixel + self._largest_shift))  # what was shifted in is not known
         changed[rim:-rim, rim:-rim] = False
         return _centre(changed) if np.count_nonzero(changed) > 5 else np.array([self.width / 2, 0.0])
 
@@ -294,19 +278,40 @@ class Motion:
         grey = _small_grey(self._initial, scale)
         return grey, cv2.createHanningWindow(grey.shape[::-1], cv2.CV_32F), scale
 
-    def _register(self, frame: np.ndarray) -> np.ndarray:
-        """Blur a frame and undo a shift of the camera, where undoing it makes the frame more like the first one."""
+    def _register(self, frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+        """Blur a frame and undo a shift of the camera, where undoing it makes the frame more like the first one.
+
+        Also returns by how many pixels in x and y the frame was shifted.
+        """
         blurred = self._blur(frame)
         reference, window, scale = self._reference
-        (dx, dy), _ = cv2.phaseCorrelate(reference, _small_grey(blurred, scale), window)
+        small = _small_grey(blurred, scale)
+        (dx, dy), _ = cv2.phaseCorrelate(reference.copy(), small, window)  # it writes into both
         if np.hypot(dx, dy) < 0.5 * scale:
-            return blurred
-        shift = np.array([[1, 0, -dx / scale], [0, 1, -dy / scale]], np.float32)
-        moved = cv2.warpAffine(
-            blurred, shift, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        better = np.median(_difference(moved, self._initial)) < np.median(_difference(blurred, self._initial))
-        return moved if better else blurred
+            return blurred, (0.0, 0.0)
+        # The estimate is off by up to a pixel: of it and the whole pixels around it the best one counts.
+        x, y = -dx / scale, -dy / scale
+        around = [(float(np.floor(x)) + right, float(np.floor(y)) + down) for right in (0, 1) for down in (0, 1)]
+        shifts = [(0.0, 0.0), (x, y), *around]
+        shift = min(shifts, key=lambda shift: self._unlikeness(self._shifted(blurred, shift)))
+        if shift == (0.0, 0.0):
+            return blurred, shift
+        self._largest_shift = max(self._largest_shift, *np.abs(shift))
+        # What enters at the border is not known, and counts as unchanged.
+        entered = self._shifted(np.ones(blurred.shape[:2], np.uint8), shift, cv2.BORDER_CONSTANT) == 0
+        moved = self._shifted(blurred, shift)
+        moved[entered] = self._initial[entered]
+        return moved, shift
+
+    def _shifted(self, image: np.ndarray, shift: tuple[float, float], border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+        """An image moved right and down by a number of pixels."""
+        move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+        return cv2.warpAffine(image, move, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=border)
+
+    def _unlikeness(self, frame: np.ndarray) -> tuple[float, float]:
+        """How much a frame differs from the first one; most of a picture stands still, so the median comes first."""
+        difference = _difference(frame, self._initial)
+        return float(np.median(difference)), float(difference.mean())
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ from annotate.annotators.grammar import verb_class
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.touched import FIXED
 from pixel160k.format import masks
-from pixel160k.format.table import Box, Detection
+from pixel160k.format.table import CONTRADICTED, Box, Detection
+
+MOVED_SHARE = 0.5  # of an outline that must have left its place; on undisturbed episodes it is 0.67 and more
 
 
 class MotionGripperFinder:
@@ -51,5 +53,7 @@ class MotionObjectFinder:
         total = sum(weight for weight, _ in moved)
         detections = [Detection(masks.box_of(mask), weight / total) for weight, mask in moved]
         outline = motion.outline(moved[0][1])
+        if motion.evidence(outline, MOVED_SHARE).status == CONTRADICTED:
+            return FoundObject(detections, detail="what moved has no outline: the object may have been pushed before")
         # The mask's score is how far the outline agrees with the motion that it was grown from.
         return FoundObject(detections, outline, masks.iou(moved[0][1], outline))

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from annotate.annotators.motion import Keyframes, Motion
+from annotate.annotators.keyframes import Keyframes
+from annotate.annotators.motion import Motion
 from annotate.settings import MotionSettings
 from annotate.sources.episode import Episode
 from pixel160k.format.table import Box, Detection

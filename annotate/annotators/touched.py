@@ -49,8 +49,10 @@ def part_of(verb_class: str, target: str) -> str:
     return next((parts[noun] for noun in reversed(nouns) if noun in parts and nouns[-1] not in _PARTS), "")
 
 
-def is_clipped(verb_class: str) -> bool:
-    """Whether of a target that has no such part only what lies in the region is meant: a drawer's front, a cloth's corner."""
+def stays_in_place(verb_class: str) -> bool:
+    """Whether what is moved is not carried away. Of a target without such a part only what lies in the region is meant then:
+    a drawer's front, a cloth's corner.
+    """
     return verb_class in FIXED | _WORKED_ON
 
 

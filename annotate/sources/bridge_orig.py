@@ -32,6 +32,7 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
         state=state,
         first_step=1,
         last_step=columns.num_steps - 2,
+        finger_opening=state[:, 6],
     )
 
 

@@ -27,6 +27,23 @@ class RecordId:
 
 
 @dataclass(frozen=True)
+class Grasp:
+    """From a close of the gripper to its next opening, as the states tell it; all are raw steps.
+
+    Attributes:
+        close: the first step that is closed.
+        release: the next step that is open; T where none is.
+        lift: the first step, the gripper still closed, at which the end effector is away from where it closed; −1: none.
+        holds: whether the fingers, from the lift to the release, stay apart; None where the source does not tell.
+    """
+
+    close: int
+    release: int
+    lift: int
+    holds: bool | None
+
+
+@dataclass(frozen=True)
 class Episode:
     """An episode of T raw steps; everything is indexed by the raw step, whether that step is valid or not.
 
@@ -35,6 +52,8 @@ class Episode:
         actions: float32 (T, 7): Δx, Δy, Δz, Δroll, Δpitch, Δyaw in the source's units, gripper in [0, 1] with 1 = open.
         gripper_open: bool (T,), the gripper's absolute commanded state, over all raw steps.
         state: float32 (T, S); the first three are the end effector's x, y, z in metres.
+        finger_opening: float32 (T,), how far the fingers are apart as measured, not as commanded, in any unit; 0: they meet.
+            None where the source does not say.
         first_step, last_step: the valid raw steps, both included; empty where last_step < first_step.
         viewpoint: episodes of one file with the same viewpoint see the same scene from the same camera.
         base_moves: the robot's base drives during the episode, so the camera does too.
@@ -52,6 +71,7 @@ class Episode:
     first_step: int
     last_step: int
     base_moves: bool = False
+    finger_opening: np.ndarray | None = None
 
     @property
     def num_steps(self) -> int:
@@ -59,10 +79,32 @@ class Episode:
         return len(self.images)
 
     @cached_property
-    def close_step(self) -> int:
-        """The first raw step at which the gripper goes from open to closed; −1 where it never does."""
-        closing = np.flatnonzero(self.gripper_open[:-1] & ~self.gripper_open[1:])
-        return int(closing[0]) + 1 if len(closing) else -1
+    def close_steps(self) -> list[int]:
+        """The raw steps at which the gripper goes from open to closed."""
+        return [int(step) + 1 for step in np.flatnonzero(self.gripper_open[:-1] & ~self.gripper_open[1:])]
+
+    def grasps(self, lift_distance: float, least_opening: float) -> list[Grasp]:
+        """One `Grasp` per close, in their order.
+
+        Args:
+            lift_distance: metres from its place at the close at which the end effector counts as away.
+            least_opening: share of the episode's widest opening; fingers nearer to each other hold nothing.
+        """
+        opening, found = self.finger_opening, []
+        if opening is not None and np.ptp(opening) <= 0.05 * opening.max():
+            opening = None  # a reading that never moves tells nothing
+        for close in self.close_steps:
+            opened = np.flatnonzero(self.gripper_open[close:])
+            release = close + int(opened[0]) if len(opened) else self.num_steps
+            places = self.state[close : release + 1, :3]  # at the release the gripper is still closed
+            away = np.flatnonzero(np.linalg.norm(places - places[0], axis=1) > lift_distance)
+            lift = close + int(away[0]) if len(away) else -1
+            holds = None
+            if opening is not None:
+                held = opening[lift : release + 1] if lift >= 0 else opening[min(release, self.num_steps - 1)]
+                holds = bool(np.median(held) > least_opening * opening.max())
+            found.append(Grasp(close, release, lift, holds))
+        return found
 
     def check_sizes(self) -> None:
         """Check, without decoding, that the frames of all raw steps are of one size; those without a size are left out.

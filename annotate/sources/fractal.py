@@ -15,6 +15,7 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
     gripper_open = is_open(columns.floats("steps/action/gripper_closedness_action", 1)[:, 0])
     pose = columns.floats("steps/observation/base_pose_tool_reached", 7)
     base_shift = columns.floats("steps/action/base_displacement_vector", 2)
+    closed = columns.floats("steps/observation/gripper_closed", 1)
     base_turn = columns.floats("steps/action/base_displacement_vertical_rotation", 1)
     return Episode(
         identity=identity,
@@ -32,9 +33,10 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
             axis=1,
         ),
         gripper_open=gripper_open,
-        state=np.concatenate([pose, columns.floats("steps/observation/gripper_closed", 1)], axis=1),
+        state=np.concatenate([pose, closed], axis=1),
         first_step=0,
         last_step=columns.num_steps - 1,
+        finger_opening=1 - closed[:, 0],
         base_moves=bool(np.abs(base_shift).max() > 1e-3 or np.abs(base_turn).max() > 1e-3),
     )
 

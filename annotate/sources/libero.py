@@ -14,6 +14,7 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
     """Turn a record into an Episode; state is the end effector's position and axis-angle, and two finger positions."""
     actions = columns.floats("steps/action", 7)
     actions[:, 6] = 1 - np.clip(actions[:, 6], 0, 1)
+    state = columns.floats("steps/observation/state", 8)
     return Episode(
         identity=identity,
         native_id=columns.episode_text("episode_metadata/file_path"),
@@ -23,9 +24,10 @@ def to_episode(columns: Columns, identity: RecordId, camera: str) -> Episode:
         images=columns.strings(f"steps/observation/{camera}"),
         actions=actions,
         gripper_open=actions[:, 6] > 0.5,
-        state=columns.floats("steps/observation/state", 8),
+        state=state,
         first_step=0,
         last_step=columns.num_steps - 1,
+        finger_opening=np.abs(state[:, 6:8]).sum(axis=1),
     )
 
 

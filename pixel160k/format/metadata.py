@@ -33,7 +33,9 @@ class Metadata:
     last_step: Annotated[
         RawStep, "the last valid raw step; row i of the action chunk is real where `step + i <= last_step`"
     ]
-    close_step: Annotated[RawStepOrNone, "the raw step at which the gripper closes; −1: never"]
+    close_step: Annotated[
+        RawStepOrNone, "the raw step at which the gripper closes on what it carries; −1: it carries nothing"
+    ]
     camera: Annotated[str, "which of the source's cameras took the images"]
     instruction: Annotated[str, 'what the robot is told; `""`: nothing']
     target_object: Annotated[str, 'the words of the object that is to be grasped; `""`: none found']

@@ -37,9 +37,12 @@ REASONS: dict[str, str] = {
     "internal_error": "the software met a bug at this episode, or the machine had no room for it; `detail` says where",
     "too_short": "the episode has no valid step, or only one",
     "no_gripper_close": "the gripper never goes from open to closed",
+    "failed_grasp": "the gripper closes, and carries nothing",
     "no_instruction": "the instruction is empty",
     "no_target_object": "the instruction names no object to be grasped",
     "gripper_not_found": "no gripper was found on the close frame",
+    "camera_moved": "the camera moved before the gripper closed, so the region proposal cannot be found on the first frame",
+    "region_too_large": "the region proposal is larger than the largest allowed",
     "not_detected": "no object was found in the region proposal",
     "low_confidence": "the object's box or mask scored below its threshold",
     "mask_too_small": "the object's mask is smaller than the smallest allowed",
@@ -64,12 +67,14 @@ class Evidence:
     """Whether the object's mask agrees with what moved; `step` is the raw step that was compared with the first.
 
     `score` is the share of the mask that left its place, `coverage` the share that the mask has of what left its place there.
+    Where it is not applicable, `why` says what in the images or states is the reason.
     """
 
     status: str = NOT_APPLICABLE
     score: float = 0.0
     step: int = -1
     coverage: float = 1.0
+    why: str = ""
 
     def judged(self, min_score: float) -> "Evidence":
         """The same evidence, supporting or contradicting by a threshold; what does not apply stays so."""
@@ -109,7 +114,10 @@ class EpisodeAnnotation:
     status: Annotated[Status, "`accepted`, `rejected` (by a stage), `failed` (the record is unusable)"] = FAILED
     reason: Annotated[str, 'why it is not accepted, of a closed list; `""` where it is'] = ""
     detail: Annotated[str, "more about the reason, for people"] = ""
-    close_step: Annotated[int, "the first raw step at which the gripper closes; −1: never"] = -1
+    close_step: Annotated[
+        int, "the raw step at which the gripper closes on what it carries; −1: it carries nothing"
+    ] = -1
+    close_steps: Annotated[list[int], "all raw steps at which the gripper closes"] = field(default_factory=list)
     gripper_box: Annotated[Box | None, "the gripper on the close frame"] = None
     gripper_mask: Annotated[RLE | None, "the gripper on the close frame"] = None
     region_box: Annotated[Box | None, "the region proposal on x_0, where the object is looked for"] = None
@@ -124,7 +132,9 @@ class EpisodeAnnotation:
     detection_score: Annotated[float, "score of the object's box, 0 to 1"] = 0.0
     object_mask: Annotated[RLE | None, "the object on x_0"] = None
     mask_score: Annotated[float, "score of the object's mask, 0 to 1"] = 0.0
-    evidence: Annotated[Evidence, "what motion says of the object's mask, and the step that shows it"] = Evidence()
+    evidence: Annotated[
+        Evidence, "what motion says of the object's mask, the step that shows it, or why it says nothing"
+    ] = Evidence()
     prompts: Annotated[Prompts | None, "visual prompts on the object, on x_0"] = None
 
 
@@ -179,7 +189,9 @@ def _from_row(row: dict[str, Any]) -> EpisodeAnnotation:
         return None if values is None else (values[0], values[1], values[2], values[3])
 
     row["detections"] = [Detection(tuple(found["box"]), found["score"]) for found in row["detections"]]
-    row["evidence"] = Evidence(**row["evidence"])
+    # Parts written before these columns were there lack them.
+    row["close_steps"] = row["close_steps"] or []
+    row["evidence"] = Evidence(**row["evidence"] | {"why": row["evidence"]["why"] or ""})
     for name in ("gripper_box", "region_box", "object_box"):
         row[name] = box(row[name])
     if row["prompts"] is not None:
