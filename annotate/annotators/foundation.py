@@ -14,7 +14,7 @@ from annotate.annotators.motion import Motion
 from annotate.annotators.regions import Window, centre_inside, crop_window, opened, reaches_out, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
-from annotate.annotators.touched import part_of, ranked_parts, stays_in_place
+from annotate.annotators.touched import SAME_PART, part_of, ranked_parts, stays_in_place
 from annotate.settings import ChoiceSettings, FoundationSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Box, Detection
@@ -148,7 +148,8 @@ class DetectedObjectFinder:
                 found[index] = replace(found[index], detail=detail)
             on_frame = [_shifted(item, windows[index]) for item in detections]
             inside = [item for item in on_frame if centre_inside(item.box, regions[index])]
-            if kept := distinct(inside, self._choice.distinct, self._detections):
+            overlap = SAME_PART if parts[index] else self._choice.distinct
+            if kept := distinct(inside, overlap, self._detections):
                 boxes[index] = kept
         for index, candidates in zip(boxes, self._cut_out(frames, windows, boxes), strict=True):
             # A driving base moves the camera with it, and the arm's way through the image means nothing then.

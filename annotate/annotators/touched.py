@@ -21,6 +21,9 @@ _OPENED, _PUSHED, _TURNED, _WORKED_ON = {"open", "close"}, {"push"}, {"turn"}, {
 FIXED = _OPENED | _TURNED
 """The verb classes of what moves without leaving its place."""
 
+SAME_PART = 0.4
+"""Boxes of one kind of part with a greater IoU show one part: the handles of a chest of drawers overlap less."""
+
 # Noun -> what the detector is asked for.
 _HANDLES = {"drawer": "drawer handle"} | dict.fromkeys(
     "door cabinet cupboard fridge refrigerator freezer microwave oven dishwasher".split(), "door handle"
@@ -63,7 +66,7 @@ def ranked_parts(
 
     Besides score and nearness, two questions count like a full score each: did the part leave its place (a handle moves
     with its drawer; a knob need not)? Does it lie where the target's words say ("top", "middle", "bottom") among those
-    that score at least half of the best?
+    that score at least `min_part_score`?
 
     Args:
         candidates: of one frame.
@@ -71,11 +74,12 @@ def ranked_parts(
             reaches for a handle seldom lies in the arm's direction, so its box does not tell where the fingers end.
         motion: of the episode; None where it says nothing.
         target: the words of the instruction.
-        settings: the weight of nearness, and how fast it falls.
+        settings: the weight of nearness, how fast it falls, and what counts as found.
     """
     x, y = centre_of(gripper)
     centres = [centre_of(masks.box_of(one.mask)) for one in candidates]
-    named = _named_by_position(candidates, [centre[1] for centre in centres], target)
+    sure = [index for index, one in enumerate(candidates) if one.detection.score >= settings.min_part_score]
+    named = _named_by_position(sorted(sure, key=lambda index: centres[index][1]), target)
 
     def merit(index: int) -> float:
         one, centre = candidates[index], centres[index]
@@ -87,12 +91,9 @@ def ranked_parts(
     return [candidates[index] for index in sorted(range(len(candidates)), key=merit, reverse=True)]
 
 
-def _named_by_position(candidates: Sequence[Candidate], heights: list[float], target: str) -> set[int]:
-    """Which candidates lie where the words say, of those that are good enough to be counted; empty where no word does."""
+def _named_by_position(stacked: list[int], target: str) -> set[int]:
+    """Which of the parts, given from top to bottom, lie where the words say; none where no word does."""
     words = set(re.findall(r"\w+", target))
-    best = max(one.detection.score for one in candidates)
-    good = [index for index, one in enumerate(candidates) if one.detection.score >= best / 2]
-    stacked = sorted(good, key=lambda index: heights[index])
     if len(stacked) < 2:
         return set()
     for place, said in ((stacked[:1], _FIRST), (stacked[-1:], _LAST), (stacked[1:-1], _BETWEEN)):
