@@ -21,9 +21,9 @@ from rich.table import Table
 from annotate.annotators import foundation
 from annotate.annotators.candidates import Candidate, ranked
 from annotate.annotators.choose import choose_annotators
-from annotate.annotators.motion import Motion, decode_keyframes
+from annotate.annotators.grasps import holding_grasp
+from annotate.annotators.motion import Motion
 from annotate.annotators.regions import propose_region
-from annotate.annotators.roles import KeyframedEpisode
 from annotate.settings import AnnotateSettings, ChoiceSettings
 from annotate.sources import SOURCES
 from annotate.sources.episode import Episode
@@ -75,11 +75,8 @@ def chances(data_dir: Path, settings: AnnotateSettings) -> Iterator[Chance | Non
     known, source = truth.read(data_dir / truth.FILE_NAME), SOURCES["libero"]
     annotators = choose_annotators(settings, "cpu")
     items = [item for file in list_files(source, data_dir) for item in read_episodes(source, file)]
-    episodes = [
-        KeyframedEpisode(item, decode_keyframes(item, settings), settings.motion)
-        for item in items
-        if isinstance(item, Episode) and item.close_step >= 0
-    ]
+    held = [holding_grasp(item, settings) for item in items if isinstance(item, Episode)]
+    episodes = [keyframed for keyframed in held if keyframed is not None]
     size = annotators.group_size
     groups = [episodes[start : start + size] for start in range(0, len(episodes), size)]
     for group in track(groups, data_dir.name, console=Console(stderr=True)):

@@ -12,7 +12,7 @@ from simulation.environment import AGENT_VIEW, CONTROL_HZ, GRIPPER, WRIST_VIEW, 
 from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
 from simulation.mishaps import script_of
-from simulation.policy import Attempt, run_attempt
+from simulation.policy import Attempt, Script, run_attempt
 from simulation.rlds import RldsEpisode
 from simulation.thinning import thin_actions, window_starts
 from simulation.truth import EpisodeTruth, StepTruth, phrase_of
@@ -36,10 +36,11 @@ def attempt_until_solved(environment: TaskEnvironment, initial_state: int, misha
     """
     attempts: list[Attempt] = []
     for variation in GRASP_VARIATIONS:
+        script: Script | None = None
         if mishap:
             script = script_of(mishap, (environment.suite, environment.task_id, initial_state))
-        else:
-            script = None if environment.destination else operate_fixture(initial_state)
+        elif not environment.destination:
+            script = operate_fixture(initial_state)
         attempts.append(run_attempt(environment, initial_state, variation, script))
         if attempts[-1].solved:
             break
