@@ -69,14 +69,14 @@ def test_accepting_can_be_repeated_with_other_thresholds():
     assert accept(strict, FilterSettings()) == accept(GOOD, FilterSettings())
 
 
-def test_parts_from_before_the_list_of_closes_are_read(tmp_path):
+def test_parts_of_earlier_versions_are_read(tmp_path):
     table.write_part(tmp_path / "part.parquet", [GOOD], {})
     columns = pq.read_table(tmp_path / "part.parquet")
     evidence = [
         {name: found[name] for name in ("status", "score", "step")} for found in columns["evidence"].to_pylist()
     ]
     place = columns.schema.get_field_index("evidence")
-    older = columns.set_column(place, "evidence", pa.array(evidence)).drop_columns(["close_steps"])
+    older = columns.set_column(place, "evidence", pa.array(evidence)).drop_columns(["close_steps", "target_part"])
     pq.write_table(older, tmp_path / "older.parquet")
     (row,) = table.read_part(tmp_path / "older.parquet")
     assert row == dataclasses.replace(table.read_part(tmp_path / "part.parquet")[0], close_steps=[])

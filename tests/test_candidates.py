@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scene import episode, object_mask, write_scenes
 
 from annotate.annotators.candidates import Candidate, distinct, fingers_end, ranked
+from annotate.annotators.grasps import holding_grasp
 from annotate.annotators.mask_cleaning import near_box
-from annotate.annotators.motion import Motion, decode_keyframes
 from annotate.annotators.regions import opened, propose_region, reaches_out
 from annotate.settings import AnnotateSettings
 from pixel160k.format import masks
@@ -29,7 +29,7 @@ def candidate(centre, score, mask=None):
 def motion(tmp_path_factory):
     """Of an episode in which the disc at TAKEN is carried away."""
     (read,) = read_all("libero", write_scenes(tmp_path_factory.mktemp("drawn"), [episode(centre=TAKEN)]))
-    return Motion(decode_keyframes(read, SETTINGS), SETTINGS.motion)
+    return holding_grasp(read, SETTINGS).motion
 
 
 def test_what_left_its_place_outweighs_the_detector_and_nearness(motion):

@@ -17,11 +17,11 @@ from random_models import write_detector, write_segmenter  # noqa: E402
 
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
+from annotate.annotators.grasps import holding_grasp  # noqa: E402
 from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.mask_cleaning import tidy  # noqa: E402
-from annotate.annotators.motion import decode_keyframes  # noqa: E402
 from annotate.annotators.regions import crop_window, shift_box  # noqa: E402
-from annotate.annotators.roles import Gripper, KeyframedEpisode  # noqa: E402
+from annotate.annotators.roles import Gripper  # noqa: E402
 from annotate.annotators.segmenter import Segment, Segmenter  # noqa: E402
 from annotate.settings import AnnotateSettings, ChoiceSettings, FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
@@ -295,9 +295,9 @@ class TwoThings:
         ]
 
     def find(self, read, region, gripper):
-        self.region, keyframes = region, decode_keyframes(read, AnnotateSettings())
+        self.region = region
         (found,) = DetectedObjectFinder(self, self, 5, ChoiceSettings(context=1)).find_objects(
-            [KeyframedEpisode(read, keyframes, AnnotateSettings().motion)],
+            [holding_grasp(read, AnnotateSettings())],
             [Gripper(gripper, masks.inside_box(gripper, 256, 256))],
             [region],
             ["red disc"],
@@ -308,7 +308,8 @@ class TwoThings:
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory):
     """Episodes whose disc at (90, 150) is carried away, and is left standing."""
-    files = [episode(centre=(90, 150))], [episode(centre=(90, 150), carry=False)]
+    left = episode(centre=(90, 150), carry=False, instruction="touch the red disc")
+    files = [episode(centre=(90, 150))], [left]
     return read_all("libero", write_scenes(tmp_path_factory.mktemp("carried"), *files))
 
 

@@ -190,8 +190,8 @@ def _from_row(row: dict[str, Any]) -> EpisodeAnnotation:
 
     row["detections"] = [Detection(tuple(found["box"]), found["score"]) for found in row["detections"]]
     # Parts written before these columns were there lack them.
-    row["close_steps"] = row["close_steps"] or []
-    row["evidence"] = Evidence(**row["evidence"] | {"why": row["evidence"]["why"] or ""})
+    row["close_steps"], row["target_part"] = row["close_steps"] or [], row["target_part"] or ""
+    row["evidence"] = Evidence(**{name: value for name, value in row["evidence"].items() if value is not None})
     for name in ("gripper_box", "region_box", "object_box"):
         row[name] = box(row[name])
     if row["prompts"] is not None:
