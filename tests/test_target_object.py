@@ -25,10 +25,10 @@ CASES = [
     ("move the red fork to the left side of stove", "red fork", "pick_place"),
     # bridge_orig
     ("put cup from counter or drying rack into sink", "cup", "pick_place"),
-    ("flip pot upright which is in sink", "pot", "push"),
+    ("flip pot upright which is in sink", "pot", "tilt"),
     ("turn lever vertical to front", "lever", "turn"),
     ("Take the silver pot and move it to the top left burner.", "silver pot", "pick_place"),
-    ("unfold the cloth from top right to bottom left", "cloth", "open"),
+    ("unfold the cloth from top right to bottom left", "cloth", "fold"),
     # fractal
     ("pick rxbar chocolate from bottom drawer and place on counter", "rxbar chocolate", "pick_place"),
     ("move 7up can near coke can", "7up can", "pick_place"),
