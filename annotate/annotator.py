@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from annotate.accept import accept
-from annotate.annotators.grammar import verb_class
+from annotate.annotators.grammar import read
 from annotate.annotators.motion import decode_keyframes, expand_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
 from annotate.faults import LOGGER, internal_error, is_of_the_device
@@ -138,17 +138,19 @@ def _begin(
 
 def _described(episode: Episode, target: str) -> EpisodeAnnotation:
     """The row of an episode with what the source says of it."""
+    reading = read(episode.instruction)
     return EpisodeAnnotation(
         **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
         camera=episode.camera,
         instruction=episode.instruction,
-        verb=verb_class(episode.instruction),
+        verb=reading.kind,
         num_steps=episode.num_steps,
         first_step=episode.first_step,
         last_step=episode.last_step,
         close_step=episode.close_step,
         target_object=target,
+        detail="" if target else reading.missing or "the language model named nothing that the instruction holds",
     )
 
 
@@ -210,7 +212,7 @@ def _finish(
     """Store what was found, ask motion whether it agrees, accept or reject, sample prompts."""
     if gripper is not None:
         row = dataclasses.replace(row, gripper_box=gripper.box, gripper_mask=masks.encode(gripper.mask))
-    row = dataclasses.replace(row, detections=found.detections, detail=found.detail)
+    row = dataclasses.replace(row, detections=found.detections, detail=found.detail or row.detail)
     if found.mask is None:
         return accept(row, settings.filter)
     # What is opened, turned, pushed or wiped need not move away; a driving base moves the camera.
