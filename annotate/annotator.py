@@ -139,6 +139,7 @@ def _begin(
 def _described(episode: Episode, target: str) -> EpisodeAnnotation:
     """The row of an episode with what the source says of it."""
     reading = read(episode.instruction)
+    missing = reading.missing or "the language model named nothing that the instruction holds"
     return EpisodeAnnotation(
         **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
@@ -150,7 +151,7 @@ def _described(episode: Episode, target: str) -> EpisodeAnnotation:
         last_step=episode.last_step,
         close_step=episode.close_step,
         target_object=target,
-        detail="" if target else reading.missing or "the language model named nothing that the instruction holds",
+        detail="" if target or not episode.instruction else f"no target: {missing}",
     )
 
 

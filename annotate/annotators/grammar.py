@@ -142,8 +142,8 @@ def _target(clause: _Run, runs: list[_Run]) -> str:
             return tool
     if (named := _named(clause.phrase)) or table.REFERRING.isdisjoint(clause.phrase):
         return named
-    earlier = [run for run in runs[:index] if _named(run.phrase)]
-    referred = next((run for run in earlier if run.verb), earlier[0] if earlier else None)
+    earlier = [run for run in runs[:index] if _named(run.phrase) and (run.verb or not _is_robot(run.phrase))]
+    referred = next((run for run in reversed(earlier) if run.verb), earlier[0] if earlier else None)
     return _named(referred.phrase) if referred else ""
 
 
@@ -208,7 +208,7 @@ def _runs(words: list[str]) -> Iterator[_Run]:
         before = _word(words, index - 1)
         if verb and not phrase and before in table.BE and not last.verb:  # "the cup should be moved"
             phrase = last.phrase
-        if verb or phrase:
+        if verb or (phrase and _word(words, end) != ":"):  # "step 1:" is a label
             last = _Run(verb, phrase, before, _word(words, end), doubt)
             yield last
         index = max(end, index + 1)
@@ -232,7 +232,7 @@ def _verb_at(words: list[str], index: int) -> tuple[str, str]:
             return "", ""
         if (word == verb and word not in table.ALSO_NOUNS) or with_determiner:
             return verb, ""
-        adjective = word in table.WEAK_FORMS and word != verb and index
+        adjective = word in table.WEAK_FORMS and word != verb and before in ("and", "or", "to", "by", "before", "after")
         return (verb, "") if opens and not adjective else ("", "")
     if not opens or not word.isalpha() or word in table.BOUNDARIES | table.NO_OBJECT | table.COLOURS | table.SUBJECTS:
         return "", ""
@@ -326,6 +326,7 @@ def _is_adverb(word: str) -> bool:
 def _words(instruction: str) -> list[str]:
     """Lower-case words (hyphens and apostrophes inside them kept) and punctuation marks, in order."""
     text = instruction.lower().replace("_", " ").replace("’", "'").replace("cardboard fence", "cardboardfence")
+    text = re.sub(r"\bcan (?=(?:you|we|i)\b)", "could ", text)  # else it is a thing
     text = re.sub(r"\bpickup\b", "pick up", re.sub(r"-(?=(?:up|down|off|on|out|over)\b)", " ", text))
     found = re.findall(r"[^\W_]+(?:[-'][^\W_]+)*|[.,;:!?()/]", text)
     parts = (_GLUED.fullmatch(word) for word in found)
