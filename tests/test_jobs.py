@@ -10,20 +10,24 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scene import episode, write_scenes
 
 from annotate.jobs import annotate as annotate_job
+from annotate.jobs import beam as beam_job
 from annotate.jobs import shards as shards_job
 from annotate.jobs.annotate import annotate
-from annotate.jobs.beam import Execution
+from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
 from annotate.jobs.summary import check_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
+from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
@@ -90,11 +94,54 @@ def test_a_repeated_run_does_nothing(drawn, finished):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def write_name(file, folder, device):
+    (folder / f"{file.name}.txt").write_text(file.name)
+    return {}
+
+
+def test_no_folder_is_listed_for_each_file(tmp_path, monkeypatch):
+    """Folders grow with the files: who lists them for every file needs time that grows with the square of their number."""
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(beam_job, "_interval", lambda folder: 1000.0)  # the progress bar lists by the clock
+    monkeypatch.setattr(os, "scandir", lambda path=".": (listed.append(str(path)), scandir(path))[1])
+
+    def listings(count):
+        out = tmp_path / f"{count} files"
+        files = [SourceFile(tmp_path / f"{number}", "drawn", "train", number, count, 1) for number in range(count)]
+        assert len(run_job("test", write_name, files, out, {}, Execution())) == count
+        return sum(path in (str(out), str(out / ".done")) for path in listed)
+
+    assert listings(3) == listings(60) > 0
+
+
 def test_a_lost_part_is_made_again(drawn, finished, tmp_path):
     out = run_both(drawn, tmp_path)
     next(out.rglob("part-train-00002.parquet")).unlink()
     next(out.rglob("*-00001.tar")).write_bytes(b"cut")
     assert digests(run_both(drawn, tmp_path)) == digests(finished)
+
+
+def test_indices_are_joined_without_an_object_per_sample(tmp_path, monkeypatch):
+    """Millions of samples: the joined index is written in row groups of a fixed size, whatever the files hold."""
+    monkeypatch.setattr(shards, "_ROW_GROUP", 7000)
+    rows = [
+        shards.IndexRow(
+            f"e{number // 9:05d}-{number % 9:04d}", f"e{number // 9:05d}", number % 9, "accepted", "x", 1, 1
+        )
+        for number in range(3000)
+    ]
+    shards.write_index(tmp_path / "one.parquet", rows)
+    shards.write_index(tmp_path / "none.parquet", [])
+    paths = [tmp_path / f"{name}.parquet" for name in ("none", *["one"] * 20, "none")]
+    tracemalloc.start()
+    counts = shards.join_indices(paths, tmp_path / "all.parquet")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counts == (60_000, 20 * 334)
+    assert peak < 2 << 20, "60,000 rows as Python objects take some 30 MB"
+    assert pq.read_table(tmp_path / "all.parquet") == pa.concat_tables([pq.read_table(tmp_path / "one.parquet")] * 20)
+    groups = pq.ParquetFile(tmp_path / "all.parquet").metadata
+    assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [7000] * 8 + [4000]
 
 
 @pytest.mark.slow
@@ -321,3 +368,20 @@ def test_a_card_that_the_user_changed_stays_and_ours_is_brought_up_to_date(finis
 def test_a_runner_that_is_not_there_is_one_line(drawn, tmp_path):
     with pytest.raises(InputError, match=r"^--runner no\.such\.Runner: [^\n]+$"):
         annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner="no.such.Runner"))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--dask_npartitions=x"], "argument --dask_npartitions: invalid int value: 'x'"),
+        (["--dask_npartitions"], "argument --dask_npartitions: expected one argument"),
+        (["--type_check_strictness=x"], "argument --type_check_strictness: invalid choice: 'x'"),
+        (["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"], "Timed out trying to connect to"),
+    ],
+    ids=["value", "none", "choice", "address"],
+)
+def test_a_wrong_option_of_a_runner_is_one_line(drawn, tmp_path, options, fault):
+    pytest.importorskip("distributed", reason="needs the extra [dask]")
+    runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
+    with pytest.raises(InputError, match=rf"^--runner {runner}: {fault}[^\n]*$"):
+        annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner=runner, options=options))

@@ -27,6 +27,7 @@ from pixel160k.paths import AnyPath, open_parquet
 
 FORMAT_VERSION = 1
 MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
+_ROW_GROUP = 1 << 18  # rows of the index that are written together: some 40 MB
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
 
@@ -178,6 +179,25 @@ def write_index(path: Path, rows: list[IndexRow]) -> None:
     """Write index rows as Parquet."""
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=INDEX_SCHEMA)
     pq.write_table(table, path, compression="zstd")
+
+
+def join_indices(paths: Sequence[AnyPath], out: Path) -> tuple[int, int]:
+    """Write the index rows of several files into one, in their order; returns how many samples and episodes they are.
+
+    No episode may stand in two files. However many samples there are, about one row group of them is in memory.
+    """
+    waiting, samples, episodes = INDEX_SCHEMA.empty_table(), 0, 0
+    with pq.ParquetWriter(out, INDEX_SCHEMA, compression="zstd") as writer:
+        for path in paths:
+            with pq.ParquetFile(open_parquet(path)) as parquet:
+                rows = parquet.read(use_threads=False)
+            samples, episodes = samples + len(rows), episodes + len(rows["episode_id"].unique())
+            waiting = pa.concat_tables([waiting, rows])
+            if ready := len(waiting) // _ROW_GROUP * _ROW_GROUP:
+                writer.write_table(waiting.slice(0, ready), _ROW_GROUP)
+                waiting = waiting.slice(ready)
+        writer.write_table(waiting)
+    return samples, episodes
 
 
 def read_index(path: AnyPath) -> list[IndexRow]:

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
-from pixel160k.format import shards
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
-from pixel160k.paths import AnyPath, list_sizes, open_parquet, open_path
-from pixel160k.read.folder import explain, parse_statistics, read_unchecked_manifest
+from pixel160k.paths import AnyPath, list_sizes, open_path
+from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
 from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
 from pixel160k.read.verify_statistics import check_statistics
 
@@ -50,6 +47,7 @@ class _Verification:
         self._sizes = list_sizes(directory)
         self._statistics = self._read_statistics()
         self._index = self._read_index()
+        self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
         self._actions: list[np.ndarray] = []  # one array per shard: float32 (samples, 7),
         self._states: list[np.ndarray] = []  # and float32 (samples, S)
@@ -100,9 +98,9 @@ class _Verification:
         if "index.parquet" not in self._sizes:
             return None
         try:
-            return pq.read_table(open_parquet(self._directory / "index.parquet"), schema=shards.INDEX_SCHEMA)
-        except (OSError, pa.ArrowException) as error:
-            self._fault("index.parquet", f"cannot be read ({one_line(error)})")
+            return read_index(self._directory)
+        except InputError as error:
+            self._fault("index.parquet", one_line(error))
             return None
 
     def _check_shard(self, shard: ShardEntry) -> None:
@@ -186,7 +184,7 @@ class _Verification:
         """The index rows of a shard are its samples, with the very offsets and lengths."""
         if self._index is None:
             return
-        indexed = {row["key"]: row for row in self._index.filter(pc.field("shard") == name).to_pylist()}
+        indexed = {row["key"]: row for row in self._index.take(self._indexed.get(name, np.zeros(0, int))).to_pylist()}
         for row in rows:
             listed = indexed.pop(row["key"], None)
             if listed is None:
@@ -213,3 +211,12 @@ class _Verification:
         actions, states = np.concatenate(self._actions), np.concatenate(self._states)
         for fault in check_statistics(self._statistics, actions, states, len(self._episodes)):
             self._fault("dataset_statistics.json", fault)
+
+
+def _rows_by_value(column: pa.ChunkedArray) -> dict[str, np.ndarray]:
+    """Of each value of a dictionary column the rows that have it, in order: one walk, however many values there are."""
+    if not len(column):
+        return {}
+    values, codes = column.chunk(0).dictionary.to_pylist(), column.chunk(0).indices.to_numpy()
+    ends = np.cumsum(np.bincount(codes, minlength=len(values)))
+    return dict(zip(values, np.split(np.argsort(codes, kind="stable"), ends[:-1]), strict=True))
