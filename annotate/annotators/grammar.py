@@ -208,7 +208,8 @@ def _runs(words: list[str]) -> Iterator[_Run]:
         before = _word(words, index - 1)
         if verb and not phrase and before in table.BE and not last.verb:  # "the cup should be moved"
             phrase = last.phrase
-        if verb or (phrase and _word(words, end) != ":"):  # "step 1:" is a label
+        is_label = _word(words, end + _word(words, end).isdigit()) == ":"  # "step 1:"
+        if verb or (phrase and not is_label):
             last = _Run(verb, phrase, before, _word(words, end), doubt)
             yield last
         index = max(end, index + 1)

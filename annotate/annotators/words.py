@@ -155,13 +155,15 @@ def _errors(word: str, other_letter: bool) -> frozenset[str]:
     return frozenset(chain(swapped, doubled, missing, other)) - _NOT_MISTYPED
 
 
-MISTYPED_VERBS: dict[str, str] = {
-    error: verb for verb in reversed(_OFTEN_MISTYPED) for error in _errors(verb, other_letter=len(verb) > 3)
-}
-"""What is one typing error away from a common verb, with that verb."""
 _MISTYPED_TOO = "from into onto next near with under behind between beside inside above below toward towards".split()
 PREPOSITIONS = _PREPOSITIONS.union(
     {"ont", "ot", "tot", "inot"}, *(_errors(word, other_letter=len(word) > 4) for word in _MISTYPED_TOO)
 )
+MISTYPED_VERBS: dict[str, str] = {
+    error: verb
+    for verb in reversed(_OFTEN_MISTYPED)
+    for error in _errors(verb, other_letter=len(verb) > 3) - PREPOSITIONS
+}
+"""What is one typing error away from a common verb, with that verb."""
 BOUNDARIES = PREPOSITIONS | BE | NEGATIONS | _ASKING | _OTHER_BOUNDARIES
 """What a noun phrase ends at."""
