@@ -134,9 +134,7 @@ OPENINGS = [
     "Step 1: ",
 ]
 ENDINGS = ["", ".", "!", " please", ", thank you.", "?", " \n"]
-PLAIN = [
-    (text, noun, kind) for text, noun, kind in CASES if text[:1].isalpha() and VERB_OF.get(text.split()[0].lower())
-]
+PLAIN = [case for case in CASES if case[0] and case[0].split()[0].lower() in VERB_CLASS]
 
 
 @given(st.sampled_from(OPENINGS), st.sampled_from(PLAIN), st.sampled_from(ENDINGS), st.booleans())
