@@ -212,7 +212,7 @@ def sharing(device: str, models: tuple[Any, Segmenter] | None = None) -> dict[st
         annotators = replace(annotators, gripper=finders[0], object=finders[1])
     episodes = [
         replace(episode, viewpoint=str(place))
-        for place, episode in enumerate(sample_episodes(8) * (8 if models else 1))
+        for place, episode in enumerate(sample_episodes(8) * 8 if models else sample_episodes(3))
     ]
     annotate_episodes(episodes[:8], annotators, settings)
     found: dict[str, Any] = {"episodes": len(episodes)}
