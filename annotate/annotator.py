@@ -19,7 +19,7 @@ from typing import Any
 
 from annotate.accept import accept
 from annotate.ahead import ahead
-from annotate.annotators.grammar import verb_class
+from annotate.annotators.grammar import read
 from annotate.annotators.grasps import holding_grasp
 from annotate.annotators.regions import propose_region, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
@@ -168,17 +168,20 @@ def _begin(
 
 def _described(episode: Episode, target: str) -> EpisodeAnnotation:
     """The row of an episode with what the source says of it."""
+    reading = read(episode.instruction)
+    missing = reading.missing or "the language model named nothing that the instruction holds"
     return EpisodeAnnotation(
         **dataclasses.asdict(episode.identity),
         native_id=episode.native_id,
         camera=episode.camera,
         instruction=episode.instruction,
-        verb=verb_class(episode.instruction),
+        verb=reading.kind,
         num_steps=episode.num_steps,
         first_step=episode.first_step,
         last_step=episode.last_step,
         close_steps=episode.close_steps,
         target_object=target,
+        detail="" if target or not episode.instruction else f"no target: {missing}",
     )
 
 
@@ -266,7 +269,8 @@ def _finish(
     """Store what was found, ask motion whether it agrees, accept or reject, sample prompts."""
     if gripper is not None:
         row = dataclasses.replace(row, gripper_box=gripper.box, gripper_mask=masks.encode(gripper.mask))
-    row = dataclasses.replace(row, detections=found.detections, detail=found.detail, target_part=found.part)
+    detail = found.detail or row.detail
+    row = dataclasses.replace(row, detections=found.detections, detail=detail, target_part=found.part)
     if found.mask is None:
         return accept(row, settings.filter)
     if keyframed.episode.base_moves:  # and the camera with it

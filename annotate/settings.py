@@ -36,7 +36,7 @@ class MotionSettings(Settings):
 
 
 class TargetSettings(Settings):
-    """Who names the object that is grasped first."""
+    """Who names the object that is grasped first where the grammar is not sure; what it is sure of, it names."""
 
     method: Literal["rank", "generate", "grammar"] = "rank"  # an LLM ranks the instruction's noun phrases, or answers
     model: str = "HuggingFaceTB/SmolLM2-1.7B-Instruct"  # hub id or folder of an instruct LLM

@@ -1,15 +1,16 @@
 """The target noun by an instruct language model, as in the paper: asked which object the robot grasps first.
 
+It is asked where the grammar (annotate/annotators/grammar.py) is not sure; what the grammar is sure of, it knows better.
 Small models choose better than they answer, so by default the instruction's own noun phrases are ranked by their
-likelihood as the answer. Free generation is there to compare. `benchmarks/target_nouns.py` measures both against the
-grammar (annotate/annotators/grammar.py). torch and transformers are imported only when a model is loaded.
+likelihood as the answer. Free generation is there to compare. `benchmarks/target_nouns.py` measures both.
+torch and transformers are imported only when a model is loaded.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from annotate.annotators.grammar import candidate_phrases, phrase_of_answer
+from annotate.annotators.grammar import candidate_phrases, phrase_of_answer, read
 from annotate.annotators.pretrained import load, torch_dtype
 
 QUESTION = "which one object the robot first grasp in this task {instruction}"
@@ -57,8 +58,8 @@ class LanguageModelNamer:
         """One noun phrase per instruction, lower-case, without determiner; "" where none is named.
 
         It is always a run of the instruction's own words, of its first 200 where it is longer: the time and the memory that
-        the model takes grow with their number squared. The model is asked once about each distinct instruction, and
-        never about one that names no object.
+        the model takes grow with their number squared. The model is asked once about each distinct instruction of which
+        the grammar is not sure, and never about one that names no object.
         """
         for instruction in instructions:
             if instruction not in self._targets:
@@ -69,6 +70,9 @@ class LanguageModelNamer:
         if len(words := instruction.split()) > _WORDS:
             instruction = " ".join(words[:_WORDS])
         instruction = instruction[:_CHARACTERS]
+        reading = read(instruction)
+        if not reading.doubt:
+            return reading.target
         candidates = candidate_phrases(instruction)
         if candidates and self._generate:
             return phrase_of_answer(self._answer(instruction), instruction)

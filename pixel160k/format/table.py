@@ -105,7 +105,9 @@ class EpisodeAnnotation:
     native_id: Annotated[str, "the source's own name of the episode"] = ""
     camera: Annotated[str, "which of the source's cameras took the images"] = ""
     instruction: Annotated[str, "what the robot is told"] = ""
-    verb: Annotated[str, "the instruction's verb class"] = ""
+    verb: Annotated[
+        str, "the instruction's verb class: pick_place, open, close, push, turn, tilt, wipe, fold, or other"
+    ] = ""
     num_steps: Annotated[int, "number of raw steps"] = 0
     first_step: Annotated[int, "the first valid raw step (x_0), on whose frame object mask and prompts lie"] = -1
     last_step: Annotated[int, "the last valid raw step"] = -1
