@@ -184,7 +184,13 @@ def _print(*tables: Any) -> None:
 )
 @click.option("--config", type=_new_local_file, help="YAML file of settings.")
 @_overrides
-@click.option("--tracks", is_flag=True, help="Also masks at every step (as --set tracks=true).")
+@click.option(
+    "--tracks",
+    type=click.Choice(["accepted", "all", "none"]),
+    is_flag=False,
+    flag_value="accepted",
+    help="Also masks at every step: of accepted episodes, or, with --tracks=all, of rejected ones too.",
+)
 @click.option(
     "--device",
     "--devices",
@@ -202,7 +208,7 @@ def annotate_command(
     out: AnyPath,
     config: Path | None,
     overrides: tuple[str, ...],
-    tracks: bool,
+    tracks: str | None,
     device: str,
     execution: tuple[int, str, tuple[str, ...], tuple[int, int]],
 ) -> None:
@@ -238,7 +244,7 @@ def annotate_command(
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
-    settings = annotate.load_settings(source, config, overrides, {"tracks": True} if tracks else {}, device)
+    settings = annotate.load_settings(source, config, overrides, {"tracks": tracks} if tracks else {}, device)
     data_dir = annotate.default_data_dir(source, data_dir)
     totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
     _print(summary.summary_table(totals))
@@ -269,10 +275,11 @@ def build_shards_command(
     from annotate.jobs.summary import check_episodes
 
     manifest = build_shards(annotations, out, Execution(*execution), data_dir, include)
-    left_out = manifest["left_out"]
+    left_out, untracked = manifest["left_out"], manifest["untracked"]
     click.echo(
         f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
         + (f"; {len(left_out)} unusable episodes left out (see manifest.json)" if left_out else "")
+        + (f"; {untracked} without masks at every step, which `annotate --tracks=all` makes" if untracked else "")
     )
     errors = manifest["internal_errors"]
     check_episodes(errors, len(errors), out)

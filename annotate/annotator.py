@@ -3,24 +3,27 @@
 The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
 Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
-size that the gripper finder wants. So at most one group per viewpoint has its keyframes in memory.
+size that the gripper finder wants, and several groups together where a GPU takes them as one batch. There a thread reads
+and decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead, those that wait for others
+of their viewpoint, and those at work.
 
-A bug that an episode meets costs that episode: a failed row, `internal_error`. A group that fails together is done again
-one by one.
+A bug that an episode meets costs that episode: a failed row, `internal_error`. Groups that fail together are done again
+one by one, and then the episodes of the one that fails alone.
 """
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from annotate.accept import accept
+from annotate.ahead import ahead
 from annotate.annotators.grammar import verb_class
-from annotate.annotators.motion import decode_keyframes, expand_box
+from annotate.annotators.motion import Keyframes, decode_keyframes, expand_box
 from annotate.annotators.roles import FoundObject, Gripper, GripperFinder, KeyframedEpisode, ObjectFinder, TargetNamer
 from annotate.faults import LOGGER, internal_error, is_of_the_device
+from annotate.groups import batched, grouped
 from annotate.settings import AnnotateSettings
 from annotate.sources.episode import BadImage, Episode
 from annotate.timing import Stopwatch
@@ -35,6 +38,7 @@ Tracker = Callable[[Sequence[Episode], Sequence[EpisodeAnnotation]], list[list[S
 
 
 _NO_LOCK = nullcontext()
+_WAITING = 32  # episodes that wait for others of their viewpoint, at most; each holds a few MB
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,18 @@ class Annotators:
     stopwatch: Stopwatch  # measures the seconds per stage
     track: Tracker | None = None  # masks at every step, if wanted
     lock: AbstractContextManager[Any] = _NO_LOCK  # held while a model is used: one thread at a time
+    together: int = 1  # groups go through the stages together until they hold so many episodes
+    ahead: int = 0  # episodes that a thread reads and decodes while others are at work
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What is made of an episode before a model sees it: its keyframes if its gripper closes, or the error met on the way."""
+
+    episode: Episode
+    size: tuple[int, int] = (0, 0)  # height and width of the frames, in pixels
+    keyframes: Keyframes | None = None
+    error: Exception | None = None
 
 
 def annotate_episodes(
@@ -70,64 +86,78 @@ def annotate_episodes(
     """
     rows: list[EpisodeAnnotation] = []
     tracks: dict[int, list[StepMasks]] = {}
-    waiting: dict[str, list[tuple[int, KeyframedEpisode]]] = defaultdict(list)
 
-    def attempt(group: list[tuple[int, KeyframedEpisode]]) -> bool:
-        """Annotate a group; False where that failed and not all of its episodes need be at fault."""
-        indices, episodes = zip(*group, strict=True)
-        try:
-            found = _annotate([rows[index] for index in indices], episodes, annotators, settings)
-            followed = _track(episodes, found, annotators)
-        except Exception as error:
-            if is_of_the_device(error):
-                raise
-            if len(group) > 1:
-                LOGGER.warning("%d episodes, done again one by one:", len(group), exc_info=error)
-                return False
-            found, followed = [internal_error(rows[indices[0]], error)], [[]]
-        for index, row, masked in zip(indices, found, followed, strict=True):
-            rows[index], tracks[index] = row, masked
-        return True
-
-    def annotate_group(group: list[tuple[int, KeyframedEpisode]]) -> None:
-        if not attempt(group):
-            for one in group:
-                attempt([one])
-
-    with annotators.stopwatch("read"):
-        for item in items:
+    def begun(decoded: Iterable[_Decoded | EpisodeAnnotation]) -> Iterator[tuple[str, tuple[int, KeyframedEpisode]]]:
+        """Begin the row of each item; yield those episodes that go on to the stages, each with its viewpoint and place."""
+        for item in decoded:
             if isinstance(item, EpisodeAnnotation):
                 rows.append(item)
                 continue
             row, keyframed = _begin(item, annotators, settings)
             rows.append(row)
             if keyframed is not None:
-                group = waiting[item.viewpoint]
-                group.append((len(rows) - 1, keyframed))
-                if len(group) == annotators.group_size:
-                    annotate_group(waiting.pop(item.viewpoint))
-        for group in waiting.values():
-            annotate_group(group)
+                yield item.episode.viewpoint, (len(rows) - 1, keyframed)
+
+    def annotate_together(groups: list[list[tuple[int, KeyframedEpisode]]]) -> None:
+        indices = [index for group in groups for index, _ in group]
+        episodes = [[keyframed for _, keyframed in group] for group in groups]
+        try:
+            found = _annotate([rows[index] for index in indices], episodes, annotators, settings)
+            followed = _track([keyframed for group in episodes for keyframed in group], found, annotators, settings)
+        except Exception as error:
+            if is_of_the_device(error):
+                raise
+            if len(indices) > 1:
+                LOGGER.warning("%d episodes, done again one by one:", len(indices), exc_info=error)
+                smaller = [[group] for group in groups] if len(groups) > 1 else [[[one]] for one in groups[0]]
+            else:
+                rows[indices[0]], smaller = internal_error(rows[indices[0]], error), []
+        else:
+            smaller = []
+            for index, row, masked in zip(indices, found, followed, strict=True):
+                rows[index], tracks[index] = row, masked
+        for part in smaller:  # only here is what the exception held let go
+            annotate_together(part)
+
+    decoded = (item if isinstance(item, EpisodeAnnotation) else _decode(item, settings) for item in items)
+    with annotators.stopwatch("read"), closing(ahead(decoded, annotators.ahead)) as read:
+        for groups in batched(grouped(begun(read), annotators.group_size, _WAITING), annotators.together):
+            annotate_together(groups)
     return rows, [step for index in sorted(tracks) for step in tracks[index]]
 
 
+def _decode(episode: Episode, settings: AnnotateSettings) -> _Decoded:
+    """Decode the keyframes of an episode, and keep what goes wrong for its row."""
+    size = (0, 0)
+    try:
+        if episode.first_step > episode.last_step:
+            return _Decoded(episode)
+        initial = episode.frame(episode.first_step)
+        size = initial.shape[0], initial.shape[1]
+        episode.check_sizes()
+        if episode.close_step < 0:
+            return _Decoded(episode, size)
+        return _Decoded(episode, size, decode_keyframes(episode, settings, initial))
+    except Exception as error:
+        return _Decoded(episode, size, error=error)
+
+
 def _begin(
-    episode: Episode, annotators: Annotators, settings: AnnotateSettings
+    decoded: _Decoded, annotators: Annotators, settings: AnnotateSettings
 ) -> tuple[EpisodeAnnotation, KeyframedEpisode | None]:
-    """The row of an episode before any image was looked at, and its keyframes if there is anything to annotate."""
+    """The row of an episode before a model looked at an image, and its keyframes if there is anything to annotate."""
+    episode = decoded.episode
     row = EpisodeAnnotation(**dataclasses.asdict(episode.identity))
     try:
         with annotators.stopwatch("target noun"), annotators.lock:
             (target,) = annotators.target.name_targets([episode.instruction])
-        row = _described(episode, target)
-        if episode.first_step > episode.last_step:
+        height, width = decoded.size
+        row = dataclasses.replace(_described(episode, target), image_height=height, image_width=width)
+        if decoded.error is not None:
+            raise decoded.error
+        if decoded.keyframes is None:
             return accept(row, settings.filter), None
-        initial = episode.frame(episode.first_step)
-        row = dataclasses.replace(row, image_height=initial.shape[0], image_width=initial.shape[1])
-        episode.check_sizes()
-        if row.close_step < 0:
-            return accept(row, settings.filter), None
-        return row, KeyframedEpisode(episode, decode_keyframes(episode, settings, initial), settings.motion)
+        return row, KeyframedEpisode(episode, decoded.keyframes, settings.motion)
     except BadImage as error:
         return dataclasses.replace(row, status=table.FAILED, reason="bad_image", detail=str(error)), None
     except Exception as error:
@@ -154,14 +184,15 @@ def _described(episode: Episode, target: str) -> EpisodeAnnotation:
 
 def _annotate(
     rows: Sequence[EpisodeAnnotation],
-    episodes: Sequence[KeyframedEpisode],
+    groups: Sequence[Sequence[KeyframedEpisode]],
     annotators: Annotators,
     settings: AnnotateSettings,
 ) -> list[EpisodeAnnotation]:
-    """Take a group of one viewpoint through the stages."""
+    """Take groups, each of one viewpoint, through the stages together; `rows` are those of their episodes, one after another."""
     stopwatch = annotators.stopwatch
+    episodes = [keyframed for group in groups for keyframed in group]
     with stopwatch("gripper"), annotators.lock:
-        grippers = annotators.gripper.find_grippers(episodes)
+        grippers = [gripper for group in annotators.gripper.find_grippers(groups) for gripper in group]
     regions = [
         None if gripper is None else expand_box(gripper.box, annotators.region_expansion, *gripper.mask.shape)
         for gripper in grippers
@@ -191,13 +222,21 @@ def _annotate(
 
 
 def _track(
-    episodes: Sequence[KeyframedEpisode], rows: Sequence[EpisodeAnnotation], annotators: Annotators
+    episodes: Sequence[KeyframedEpisode],
+    rows: Sequence[EpisodeAnnotation],
+    annotators: Annotators,
+    settings: AnnotateSettings,
 ) -> list[list[StepMasks]]:
-    """Per episode the masks of its steps; none where the annotators do not track."""
+    """Per episode the masks of its steps; none where the annotators do not track, or not this row."""
+    followed: list[list[StepMasks]] = [[] for _ in rows]
     if annotators.track is None:
-        return [[] for _ in episodes]
+        return followed
+    wanted = [place for place, row in enumerate(rows) if settings.tracks == "all" or row.status == table.ACCEPTED]
     with annotators.stopwatch("tracks"), annotators.lock:
-        return annotators.track([keyframed.episode for keyframed in episodes], rows)
+        found = annotators.track([episodes[place].episode for place in wanted], [rows[place] for place in wanted])
+    for place, masked in zip(wanted, found, strict=True):
+        followed[place] = masked
+    return followed
 
 
 def _finish(

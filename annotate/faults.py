@@ -1,14 +1,14 @@
 """Bugs that one episode meets: a failed row, the traceback in the log, and the next episode goes on."""
 
+import contextvars
 import dataclasses
 import logging
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixel160k.errors import one_line
+from pixel160k.errors import InputError, one_line
 from pixel160k.format import table
 from pixel160k.format.table import EpisodeAnnotation
 
@@ -16,8 +16,14 @@ LOGGER = logging.getLogger("annotate")
 """Gets the traceback of every bug."""
 LOGGER.setLevel(logging.WARNING)  # whatever the level of all others is
 
+_LOG: contextvars.ContextVar[object] = contextvars.ContextVar("log", default=None)  # whose log is written to
+
 _ROOT = Path(__file__).parents[1]
 _ROOMS = {"annotate", "pixel160k"}
+
+
+class DeviceUnusable(InputError):
+    """A device cannot be used by this process at all: no fault of the file that it should have worked on."""
 
 
 def internal_error(row: EpisodeAnnotation, error: Exception) -> EpisodeAnnotation:
@@ -44,7 +50,9 @@ def describe_error(error: Exception) -> str:
 
 
 def is_of_the_device(error: Exception) -> bool:
-    """Whether an accelerator reports a fault after which it does nothing more for this process: no episode's fault."""
+    """Whether this process can do nothing more on its accelerator, whatever the episode or the file."""
+    if isinstance(error, DeviceUnusable):
+        return True
     return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)  # of torch, which may not be there
 
 
@@ -59,13 +67,17 @@ def _place(error: Exception) -> str:
 
 @contextmanager
 def tracebacks_to(log: Path) -> Iterator[None]:
-    """Within this block, append what this thread logs of bugs to a file, which is made when there is something to say."""
+    """Within this block, append what this thread logs of bugs to a file, which is made when there is something to say.
+
+    And what threads log that work for it, with its context variables.
+    """
     handler = logging.FileHandler(log, delay=True, encoding="utf-8")
-    this = threading.get_ident()
-    handler.addFilter(lambda record: record.thread == this)  # the other threads have handlers of their own
+    handler.addFilter(lambda record: _LOG.get() is handler)  # the other threads have handlers of their own
+    before = _LOG.set(handler)
     LOGGER.addHandler(handler)
     try:
         yield
     finally:
         LOGGER.removeHandler(handler)
+        _LOG.reset(before)
         handler.close()

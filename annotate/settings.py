@@ -4,14 +4,22 @@
 of them are part of a run's fingerprint. What changes no result (workers, runner, paths) is a command-line option.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pixel160k.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Expansion = Annotated[float, Field(ge=1)]
+
+
+def _in_words(tracks: Any) -> Any:
+    """`tracks` as runs of earlier versions and YAML's no have it: true meant all."""
+    return ("all" if tracks else "none") if isinstance(tracks, bool) else tracks
+
+
+Tracks = Annotated[Literal["none", "accepted", "all"], BeforeValidator(_in_words)]
 
 
 class MotionSettings(Settings):
@@ -77,7 +85,7 @@ class AnnotateSettings(Settings):
     camera: str = ""  # "" is the source's main camera
     approach_frames: Annotated[int, Field(ge=0, le=64)] = 3  # decoded between the first step and the close
     evidence_frames: Annotated[int, Field(ge=4, le=64)] = 8  # decoded after the close
-    tracks: bool = False  # also masks at every step, by the segmenter's video memory
+    tracks: Tracks = "none"  # whose masks are followed through every step, by the segmenter's video memory
     detections: Annotated[int, Field(ge=1, le=32)] = 5  # candidate boxes kept per episode
     target: TargetSettings = TargetSettings()
     foundation: FoundationSettings = FoundationSettings()

@@ -1,4 +1,8 @@
-"""A stopwatch: wall seconds per stage, for the summary and stats.json."""
+"""A stopwatch: wall seconds per stage, for the summary and stats.json.
+
+What a thread does ahead of the models is not measured: the stages "read" and "tracks" have the time for which it was
+waited for. Where nothing is read ahead (on a CPU), "read" is reading, parsing and decoding.
+"""
 
 import threading
 import time

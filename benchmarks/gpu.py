@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,9 @@ from model_overhead import make_batch  # noqa: E402
 
 from annotate.annotator import annotate_episodes  # noqa: E402
 from annotate.annotators.choose import choose_annotators  # noqa: E402
+from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import mixed_precision  # noqa: E402
+from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder  # noqa: E402
 from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.mask_cleaning import tidy  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
@@ -79,7 +82,7 @@ from pixel160k.files import sha256_of  # noqa: E402
 from pixel160k.format import masks, shards  # noqa: E402
 from pixel160k.format.actions import action_chunk, dataset_statistics  # noqa: E402
 from pixel160k.format.prompts import point, sample_prompts  # noqa: E402
-from pixel160k.format.table import EpisodeAnnotation  # noqa: E402
+from pixel160k.format.table import Detection, EpisodeAnnotation  # noqa: E402
 from train import stages as training_stages  # noqa: E402
 from train.cost import FlopCount  # noqa: E402
 from train.settings import TrainSettings  # noqa: E402
@@ -161,6 +164,9 @@ def machine(device: str) -> dict[str, Any]:
 # ---- the tiny half ----
 
 
+TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
+
+
 def sample_episodes(count: int) -> list[Episode]:
     """The first episodes of the shipped sample."""
     files = list_files(SOURCES["sample"], sample.default_directory())
@@ -170,13 +176,61 @@ def sample_episodes(count: int) -> list[Episode]:
 
 def annotated(device: str, dtype: Dtype, episodes: list[Episode]) -> tuple[list[Any], list[Any], float]:
     """Rows and tracks of episodes by the tiny checkpoints, and the seconds that they take."""
-    tiny = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar", "tracks=true")
-    settings = AnnotateSettings.load(None, (*tiny, f"foundation.dtype={dtype}"))
+    settings = AnnotateSettings.load(None, (*TINY, "tracks=all", f"foundation.dtype={dtype}"))
     annotators = choose_annotators(settings, device)
     use_tf32(False)
     began = time.perf_counter()
     rows, tracks = annotate_episodes(episodes, annotators, settings)
     return rows, tracks, time.perf_counter() - began
+
+
+class SureDetector:
+    """Takes the time of a detector, and finds the same box on every image: what random weights find takes no such way on."""
+
+    def __init__(self, detector: Detector) -> None:
+        """Ask this one."""
+        self._detector, self.readable = detector, detector.readable
+
+    def detect(self, images: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
+        """The middle of each image."""
+        self._detector.detect(images, phrases)
+        return [
+            [Detection((0.3 * w, 0.3 * h, 0.7 * w, 0.7 * h), 0.9)] for h, w in (image.shape[:2] for image in images)
+        ]
+
+
+def sharing(device: str, models: tuple[Any, Segmenter] | None = None) -> dict[str, Any]:
+    """Lone viewpoints, as nearly all of Bridge's, without tracks: one after the other, many together, and read ahead.
+
+    By the tiny checkpoints, whose masks must not change, or by these models in a published size.
+    """
+    any_gripper = ("foundation.min_gripper_score=0", "foundation.max_gripper_area=1") if models else ()
+    settings = AnnotateSettings.load(None, (*TINY, *any_gripper))
+    annotators = choose_annotators(settings, device)
+    if models is not None:
+        finders = TrackedGripperFinder(*models, settings.foundation), DetectedObjectFinder(*models, settings.detections)
+        annotators = replace(annotators, gripper=finders[0], object=finders[1])
+    episodes = [
+        replace(episode, viewpoint=str(place))
+        for place, episode in enumerate(sample_episodes(8) * 8 if models else sample_episodes(3))
+    ]
+    annotate_episodes(episodes[:8], annotators, settings)
+    found: dict[str, Any] = {"episodes": len(episodes)}
+    alone: list[EpisodeAnnotation] = []
+    for name, together, ahead in (("one by one", 1, 0), ("32 together", 32, 0), ("and read ahead", 32, 32)):
+        chosen = replace(annotators, together=together, ahead=ahead)
+        wait(device)
+        began = time.perf_counter()
+        rows, _ = annotate_episodes(episodes, chosen, settings)
+        wait(device)
+        found[f"{name}: s per episode"] = (time.perf_counter() - began) / len(episodes)
+        alone = alone or rows
+    pairs = list(zip(alone, rows, strict=True))
+    return found | {
+        "same status": sum(one.status == other.status for one, other in pairs),
+        "object masks, least IoU": min(overlap(one.object_mask, other.object_mask) for one, other in pairs),
+        "gripper masks, least IoU": min(overlap(one.gripper_mask, other.gripper_mask) for one, other in pairs),
+    }
 
 
 def overlap(first: Any, second: Any) -> float:
@@ -293,7 +347,7 @@ def followed(segmenter: Segmenter, several: list[Video]) -> list[Any]:
     return list(segmenter.follow(several))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
 def segmenting(size: str, device: str) -> dict[str, Any]:
     """SAM 2 in a published size, bfloat16: the encoder alone, masks from boxes, tracks before and now."""
     plain, segmenter = random_sam2(size, device), random_segmenter(size, device, "bfloat16")
@@ -370,9 +424,19 @@ def detecting(device: str) -> dict[str, Any]:
     return found
 
 
+def random_models(size: str, device: str) -> tuple[Detector, Segmenter]:
+    """Both models in published sizes, bfloat16."""
+    return random_detector(device, "bfloat16"), random_segmenter(size, device, "bfloat16")
+
+
+def sure(models: tuple[Detector, Segmenter]) -> tuple[SureDetector, Segmenter]:
+    """The same with a detector that finds something."""
+    return SureDetector(models[0]), models[1]
+
+
 def whole(size: str, device: str) -> dict[str, Any]:
     """seconds per episode in groups of 8, as `pixelcli annotate` asks the models, without reading and decoding."""
-    detector, segmenter = random_detector(device, "bfloat16"), random_segmenter(size, device, "bfloat16")
+    detector, segmenter = random_models(size, device)
     frames, several = drawn_frames(GROUP), videos(GROUP)
     crops, box = [frame[20:180, 40:200] for frame in frames], (40.0, 40.0, 120.0, 120.0)
 
@@ -485,6 +549,7 @@ def main() -> None:
     tiny: list[tuple[str, float, Callable[[], dict[str, Any]]]] = [
         ("machine", 0, lambda: machine(device)),
         ("agreement", 0, lambda: agreement(device)),
+        ("sharing", 5, lambda: sharing(device)),
         ("loading", 20, lambda: loading(device)),
     ]
     full: list[tuple[str, float, Callable[[], dict[str, Any]]]] = [
@@ -492,6 +557,7 @@ def main() -> None:
         ("small", 35, lambda: segmenting("small", device)),
         ("detector", 15, lambda: detecting(device)),
         ("whole-small", 15, lambda: whole("small", device)),
+        ("sharing-small", 25, lambda: sharing(device, sure(random_models("small", device)))),
         ("train-16", 15, lambda: training("openvla-7b", device, 16, False)),
         ("act", 10, lambda: acting("openvla-7b", device)),
         ("train-16-checkpointing", 15, lambda: training("openvla-7b", device, 16, True)),

@@ -65,7 +65,9 @@ def evaluate(
     result = _rounded(
         {
             "dataset": run["dataset"],
-            "annotations": {key: run[key] for key in ("software", "source", "settings", "models")},
+            "annotations": {
+                key: run[key] for key in ("software", "source", "settings", "models", "revisions") if key in run
+            },
             "join": {
                 "rows": len(rows),
                 "matched": len(cases),

@@ -93,7 +93,7 @@ def test_out_that_holds_another_run(tmp_path, scenes):
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")}
     code, output = run_annotate(scenes, tmp_path / "out", "--set", "prompts.points=5")
     assert code == 1
-    assert "holds the results of another run (different: settings)" in one_line_error(output)
+    assert "holds the results of another run (different: settings.prompts.points)" in one_line_error(output)
     assert {path: path.read_bytes() for path in before} == before
 
 

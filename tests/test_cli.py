@@ -113,6 +113,39 @@ def test_an_option_that_would_be_ignored_is_refused(arguments):
     assert "which would be ignored" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "tracks"),
+    [
+        ([], "none"),
+        (["--tracks"], "accepted"),
+        (["--tracks=all"], "all"),
+        (["--tracks", "all"], "all"),
+        (["--tracks=none"], "none"),
+        (["--tracks", "--workers", "1"], "accepted"),
+        (["--tracks", "--"], "accepted"),
+        (["--set", "tracks=all"], "all"),
+        (["--set", "tracks=true"], "all"),  # as it was said before
+        (["--set", "tracks=false"], "none"),
+        (["--set", "tracks=all", "--tracks"], "accepted"),
+    ],
+    ids=" ".join,
+)
+def test_tracks_alone_are_those_of_accepted_episodes(monkeypatch, tmp_path, arguments, tracks):
+    seen = []
+
+    def annotate(source, data_dir, out, settings, *_):
+        seen.append((settings.tracks, out))
+        raise InputError("seen")
+
+    monkeypatch.setattr("annotate.jobs.annotate.annotate", annotate)
+    out = ["--out", str(tmp_path)]
+    invoke("annotate", "--src", "sample", *out, *arguments)
+    if "--" not in arguments:
+        invoke("annotate", "--src", "sample", *arguments, *out)
+    assert set(seen) == {(tracks, tmp_path)}
+    assert invoke("annotate", "--src", "sample", "--out", str(tmp_path), "--tracks=most").exit_code == 2
+
+
 def test_what_is_typed_reaches_training_as_it_is(monkeypatch, tmp_path):
     """`--init` is a text: neither a comment, nor a number, nor YAML's no."""
     pytest.importorskip("peft")

@@ -37,6 +37,7 @@ from pixel160k.tfrecord import read_records, write_records
 
 ROOT = Path(__file__).parents[1]
 MOTION = AnnotateSettings(annotators="motion")
+TRACKED = AnnotateSettings(annotators="motion", tracks="all")
 TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 OK, FAILED = ("accepted", ""), "failed"
 
@@ -171,7 +172,7 @@ def test_the_models_meet_no_text_or_frame_that_stops_them(generated, tmp_path, g
     """With the paper's annotators, whose detector reads only so many words."""
     pytest.importorskip("transformers", reason="needs the extra [foundation]")
     data, out = generated(generator) / name, tmp_path / "out"
-    code, _ = run_annotate("libero", data, out, *TINY, *(["tracks=true"] if failed else []))
+    code, _ = run_annotate("libero", data, out, *TINY, *(["tracks=all"] if failed else []))
     assert code == 0
     rows = list(read_annotations(out))
     assert {place: (row.status, row.reason) for place, row in enumerate(rows) if row.status == FAILED} == failed
@@ -287,8 +288,9 @@ def drawn(tmp_path_factory):
 class Faulty:
     """Annotators in groups of three, of which one stage meets a bug at the episode of one record."""
 
-    def __init__(self, stage, error=None, record=1):
+    def __init__(self, stage, error=None, record=1, together=1):
         self.stage, self.error, self.record, self.groups = stage, error or TypeError("no such\noperand"), record, []
+        self.together = together
 
     def meet(self, stage, episodes):
         self.groups.append((stage, len(episodes)))
@@ -298,9 +300,9 @@ class Faulty:
     def annotators(self):
         motion = choose_annotators(MOTION, "cpu")
 
-        def find_grippers(episodes):
-            self.meet("gripper", [keyframed.episode for keyframed in episodes])
-            return motion.gripper.find_grippers(episodes)
+        def find_grippers(groups):
+            self.meet("gripper", [keyframed.episode for group in groups for keyframed in group])
+            return motion.gripper.find_grippers(groups)
 
         def find_objects(episodes, regions, targets):
             self.meet("object", [keyframed.episode for keyframed in episodes])
@@ -312,19 +314,33 @@ class Faulty:
 
         gripper, target = type("", (), {}), type("", (), {})
         gripper.find_grippers, target.find_objects = staticmethod(find_grippers), staticmethod(find_objects)
-        return dataclasses.replace(motion, gripper=gripper, object=target, group_size=3, track=track)
+        more = {"together": self.together, "ahead": 2}
+        return dataclasses.replace(motion, gripper=gripper, object=target, group_size=3, track=track, **more)
 
 
 @pytest.mark.parametrize("stage", ["gripper", "object", "tracks"])
 def test_a_group_that_fails_together_is_done_one_by_one(drawn, caplog, stage):
     faulty = Faulty(stage)
-    rows, tracks = annotate_episodes(read_all("libero", drawn)[:3], faulty.annotators(), MOTION)
+    rows, tracks = annotate_episodes(read_all("libero", drawn)[:3], faulty.annotators(), TRACKED)
     assert [(row.status, row.reason) for row in rows] == [OK, (FAILED, "internal_error"), OK]
     assert [size for met, size in faulty.groups if met == stage] == [3, 1, 1, 1]
     assert [masked.episode_id for masked in tracks] == [rows[0].episode_id, rows[2].episode_id]
     assert rows[1].detail.startswith("TypeError: no such operand (annotate/annotator.py:") and rows[1].target_object
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
     assert all("in meet" in record.exc_text for record in caplog.records if record.exc_text)
+
+
+def test_of_groups_that_fail_together_only_the_guilty_one_is_taken_apart(drawn, caplog):
+    """A bug at one episode must not change how the other groups are annotated: each keeps its discrete video."""
+    faulty, episodes = Faulty("object", together=6, record=4), []
+    for record, one in enumerate(read_all("libero", drawn)):
+        identity = dataclasses.replace(one.identity, record=record, episode_id=f"drawn-{record}")
+        episodes.append(dataclasses.replace(one, identity=identity, viewpoint="AB"[record % 2]))
+    rows, tracks = annotate_episodes(episodes, faulty.annotators(), TRACKED)
+    assert [size for met, size in faulty.groups if met == "object"] == [6, 3, 1, 1, 1, 3]
+    assert [(row.status, row.reason) for row in rows] == [OK] * 4 + [(FAILED, "internal_error"), OK]
+    assert [masked.episode_id for masked in tracks] == [row.episode_id for row in rows if row.reason == ""]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "ERROR"]
 
 
 @pytest.mark.parametrize("stage", ["name_targets", "decode_keyframes", "accept", "sample_prompts"])
@@ -365,7 +381,7 @@ def test_a_bug_ends_the_command_with_a_line_and_a_code_and_loses_nothing(drawn, 
         return source.to_episode(columns, identity, camera)
 
     monkeypatch.setitem(SOURCES, "libero", dataclasses.replace(source, to_episode=to_episode))
-    for _ in range(2):  # what is done is not done again, but told again
+    for _ in range(2):  # tried again, and told again
         code, output = run_annotate("libero", drawn, out)
         assert code == 3
         assert "internal_error" in output and "the software met a bug" in output.replace("\n", " ")
@@ -376,7 +392,7 @@ def test_a_bug_ends_the_command_with_a_line_and_a_code_and_loses_nothing(drawn, 
         assert "(and 1 more episodes); the traceback is in " in line and str(out / ".done" / "workers.log") in line
     assert outcome(out) == [OK, (FAILED, "internal_error"), OK] * 2
     log = (out / ".done" / "workers.log").read_text()
-    assert log.count("Traceback") == 2 and "in to_episode" in log and "drawn-train-00001-00001:" in log
+    assert log.count("Traceback") == 4 and "in to_episode" in log and "drawn-train-00001-00001:" in log
     monkeypatch.undo()
     code, output = run("build-shards", "--annotations", out, "--out", tmp_path / "shards", "--include", "all")
     assert code == 0 and "2 unusable episodes left out" in output

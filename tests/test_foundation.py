@@ -179,16 +179,20 @@ class Script:
     """A detector and segmenter that answer from a list, and remember what they were asked."""
 
     def __init__(self, boxes, track):
-        self.boxes, self.tracked, self.asked = boxes, track, []
+        self.boxes, self.tracked, self.asked, self.detected, self.cut = boxes, track, [], [], []
 
     def detect(self, images, phrases):
+        self.detected.append(len(images))
         return [self.boxes[index] for index in range(len(images))]
 
-    def track(self, frames, start, prompt):
-        self.asked.append(("track", start, tuple(prompt)))
-        return self.tracked
+    def follow(self, videos):
+        for video in videos:
+            ((start, prompt),) = video.prompts
+            self.asked.append(("track", start, tuple(prompt)))
+            yield [self.tracked[: len(video.frames)]]
 
     def segment(self, images, boxes):
+        self.cut.append(len(images))
         self.asked += [("segment", box) for box in boxes]
         return [Segment(masks.inside_box(box, 64, 64), 0.9) for box in boxes]
 
@@ -211,7 +215,7 @@ def square(score):
 def test_the_most_confident_frame_is_prompted_and_lost_frames_are_prompted_anew():
     track = [square(0.9), square(0.1), square(0.9), square(0.2)]
     script = Script([detection(0.3), detection(0.4), detection(0.8, (1.0, 2.0, 3.0, 4.0)), []], track)
-    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(keyframed_episodes(4))
+    (grippers,) = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers([keyframed_episodes(4)])
     assert script.asked == [("track", 2, (1.0, 2.0, 3.0, 4.0)), ("segment", (10.0, 10.0, 20.0, 20.0))]
     assert [gripper and gripper.box for gripper in grippers] == [
         (5, 5, 25, 25), (10, 10, 20, 20), (5, 5, 25, 25), None,  # lost, and no box to prompt it with
@@ -220,7 +224,7 @@ def test_the_most_confident_frame_is_prompted_and_lost_frames_are_prompted_anew(
 
 def test_short_groups_go_frame_by_frame():
     script = Script([detection(0.3), [], detection(0.8)], [])
-    grippers = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers(keyframed_episodes(3))
+    (grippers,) = TrackedGripperFinder(script, script, FoundationSettings()).find_grippers([keyframed_episodes(3)])
     assert [kind for kind, *_ in script.asked] == ["segment", "segment"]
     assert [gripper is not None for gripper in grippers] == [True, False, True]
 
@@ -228,9 +232,29 @@ def test_short_groups_go_frame_by_frame():
 def test_a_users_prompt_goes_to_the_first_frame():
     script = Script([[], []], [square(0.9), square(0.9)])
     chosen = FoundationSettings(gripper_prompt=(7.0, 8.0))
-    grippers = TrackedGripperFinder(script, script, chosen).find_grippers(keyframed_episodes(2))
+    (grippers,) = TrackedGripperFinder(script, script, chosen).find_grippers([keyframed_episodes(2)])
     assert script.asked == [("track", 0, (7.0, 8.0))]
     assert all(grippers)
+
+
+def test_groups_of_several_viewpoints_share_calls_and_keep_their_own_videos():
+    """One call of the detector and one for all masks from boxes; each group answers as it does alone."""
+    sizes = [4, 1, 5, 1, 1]
+    boxes = [detection(0.1 + 0.05 * place, (float(place), 2.0, 9.0, 9.0)) for place in range(sum(sizes))]
+    boxes[4] = []  # the first lone one
+    track = [square(0.9), square(0.1), square(0.9), square(0.9), square(0.2)]
+    together = Script(boxes, track)
+    groups = [keyframed_episodes(size) for size in sizes]
+    found = TrackedGripperFinder(together, together, FoundationSettings()).find_grippers(groups)
+    assert together.detected == [12] and together.cut == [5]
+    alone, asked = [], []
+    for place, group in enumerate(groups):
+        script = Script(boxes[sum(sizes[:place]) :], track)
+        alone += TrackedGripperFinder(script, script, FoundationSettings()).find_grippers([group])
+        asked += script.asked
+    boxes_of = [[[gripper and gripper.box for gripper in group] for group in groups] for groups in (found, alone)]
+    assert boxes_of[0] == boxes_of[1] and boxes_of[0][1] == [None]
+    assert sorted(together.asked, key=str) == sorted(asked, key=str)
 
 
 def run_annotate(folders, data, out, *more):
@@ -298,8 +322,10 @@ def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
         arguments += ["--set", override]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    row = next(read_annotations(tmp_path / "annotations"))
-    tracks = read_tracks(tmp_path / "annotations" / "tracks" / "part-train-00000.parquet")[row.episode_id]
+    row, rejected = read_annotations(tmp_path / "annotations")
+    read = read_tracks(tmp_path / "annotations" / "tracks" / "part-train-00000.parquet")
+    assert rejected.status == "rejected" and read.keys() == {row.episode_id}
+    tracks = read[row.episode_id]
     assert sorted(tracks) == list(range(row.num_steps))
     assert tracks[row.first_step].object_mask == row.object_mask
     assert tracks[row.close_step].gripper_mask == row.gripper_mask
@@ -327,3 +353,42 @@ def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):
     arguments[-1] = str(tmp_path / "again")
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1 and "tracks/part-train-00000.parquet" in result.output
+
+
+def test_an_episode_without_tracks_among_others_is_counted(folders, tmp_path):
+    """Rejected ones are not followed unless asked for, so what is accepted later, or goes into shards anyway, has no tracks."""
+    import json
+
+    data = write_scenes(tmp_path / "data", [episode(), episode(seed=3)])
+    first, later = tmp_path / "first", tmp_path / "later"
+    arguments = ["annotate", "--src", "libero", "--data-dir", str(data), "--out", str(first), "--tracks"]
+    for override in ("annotators=motion", f"foundation.segmenter={folders[1]}", "filter.min_mask_score=1"):
+        arguments += ["--set", override]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and not read_tracks(first / "tracks" / "part-train-00000.parquet")
+
+    def build(annotations, out, *more):
+        arguments = ["build-shards", "--annotations", str(annotations), "--out", str(tmp_path / out), *more]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
+        assert CliRunner().invoke(main, ["verify", "--shards", str(tmp_path / out)]).exit_code == 0
+        said = "2 without masks at every step" in result.output
+        assert said == ("So it is for 2 episodes here" in (tmp_path / out / "README.md").read_text())
+        return manifest["episodes"], manifest["untracked"], said
+
+    assert build(first, "all", "--include", "all") == (2, 2, True)
+    arguments = ["annotate", "--refilter", str(first), "--set", "filter.min_mask_score=0.2", "--out", str(later)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and "2 of the accepted have no masks at every step" in " ".join(result.output.split())
+    assert build(later, "accepted") == (2, 2, True)
+
+    run = json.loads((later / "run.json").read_text())
+    for tracks, untracked in ((True, 2), (False, 0)):  # as earlier versions wrote it
+        run["settings"]["tracks"] = tracks
+        (later / "run.json").write_text(json.dumps(run))
+        assert build(later, f"old-{tracks}") == (2, untracked, bool(untracked))
+        arguments = ["annotate", "--refilter", str(later), "--out", str(tmp_path / f"anew-{tracks}")]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        anew = json.loads((tmp_path / f"anew-{tracks}" / "run.json").read_text())
+        assert anew["settings"]["tracks"] == ("all" if tracks else "none")

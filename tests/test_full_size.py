@@ -85,7 +85,7 @@ def test_full_size_models_take_the_same_path(tmp_path):
     detector, segmenter = (model(chosen, "cpu", Stopwatch()) for model in (Detector, Segmenter))
     frame = np.random.default_rng(0).integers(0, 255, (256, 320, 3)).astype(np.uint8)
     candidate = SimpleNamespace(keyframes=SimpleNamespace(initial=frame, close=frame))
-    (gripper,) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([candidate])
+    ((gripper,),) = TrackedGripperFinder(detector, segmenter, chosen).find_grippers([[candidate]])
     (found,) = DetectedObjectFinder(detector, segmenter, 5).find_objects([candidate], [(0, 0, 320, 256)], ["red disc"])
     assert gripper is None or gripper.mask.shape == (256, 320)
     assert 1 <= len(found.detections) <= 5

@@ -4,11 +4,13 @@ The device "cpu:0" is the CPU on that way, with batches and inputs made by torch
 so that whatever looks at one, or mixes devices, fails, in the published sizes and within seconds.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,14 +23,16 @@ pytest.importorskip("peft", reason="needs the extra [train]")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from annotate.annotator import annotate_episodes  # noqa: E402
 from annotate.annotators import sam2 as sam2_module  # noqa: E402
 from annotate.annotators import segmenter as segmenter_module  # noqa: E402
+from annotate.annotators.choose import choose_annotators  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
-from annotate.annotators.device import resized, resized_as_floats  # noqa: E402
+from annotate.annotators.device import mixed_precision, resized, resized_as_floats  # noqa: E402
 from annotate.annotators.lanes import Video  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.jobs.annotate import describe_run, load_settings  # noqa: E402
-from annotate.settings import FoundationSettings  # noqa: E402
+from annotate.settings import AnnotateSettings, FoundationSettings  # noqa: E402
 from annotate.timing import Stopwatch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -60,11 +64,15 @@ def on_meta(benchmark, monkeypatch):
 
 
 class Watch(TorchDispatchMode):
-    """Counts operators, and those whose result is not on the meta device; notes the dtypes that are resized there."""
+    """Counts operators, those whose result is not on the meta device, and copies into another dtype or device.
+
+    Notes the dtypes that are resized on the meta device.
+    """
 
     def __init__(self):
         super().__init__()
         self.operators, self.elsewhere, self.resized = Counter(), Counter(), set()
+        self.copies, self.cast_weights = Counter(), Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -72,6 +80,12 @@ class Watch(TorchDispatchMode):
         self.operators[name] += 1
         if isinstance(result, torch.Tensor) and result.device.type != "meta":
             self.elsewhere[name] += 1
+        if name in ("aten::to", "aten::_to_copy"):  # the first is the second, or nothing
+            before, after = ((tensor.device.type, tensor.dtype) for tensor in (args[0], result))
+            if isinstance(args[0], torch.nn.Parameter):
+                self.cast_weights[id(args[0])] += before != after
+            elif before != after:
+                self.copies[before[1], after[1]] += 1
         if name.endswith("_aa") and args[0].device.type == "meta":
             self.resized.add(args[0].dtype)
         return result
@@ -85,7 +99,7 @@ def videos(benchmark, count, frames=6):
 def run(model, some):
     """Follow videos to their ends, and what was seen before the steps and during them."""
     before, during = Watch(), Watch()
-    with torch.inference_mode():
+    with torch.no_grad():
         with before:
             lanes = [lane for video in some for pair in model._lanes(video) for lane in pair]
         with during:
@@ -101,6 +115,35 @@ def test_tracking_in_full_size_stays_on_the_device(benchmark, on_meta):
     assert before.resized and before.resized <= CUDA_RESIZES
 
 
+def copies(dtype, videos):
+    """Copies into other dtypes within the loop over the frames of videos, of weights and of all else."""
+    model = Segmenter(FoundationSettings(segmenter="tiny", dtype=dtype), "cpu:0", Stopwatch())
+    with mixed_precision("cpu:0", dtype):
+        watch = run(model, videos)[1]
+    return watch.cast_weights, watch.copies
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [
+        # Of these, transformers makes two: SAM 2's memory is bfloat16, and whether the object is there a number.
+        ("float32", {(torch.bool, torch.float32): 2, (torch.float32, torch.bfloat16): 1, (torch.bfloat16, torch.float32): 1}),
+        # Rotations are computed in float32, and so are norms and sums, whose results autocast gives to the next product.
+        ("bfloat16", {(torch.bfloat16, torch.float32): 16, (torch.float32, torch.bfloat16): 40, (torch.bool, torch.bfloat16): 1, (torch.bool, torch.float32): 1}),
+    ],
+)  # fmt: skip
+def test_in_a_loop_over_frames_little_is_copied_and_no_weight(benchmark, dtype, most):
+    """Autocast keeps a weight that it has cast, but not in inference mode, where it did so 180 times a frame."""
+    seen = [copies(dtype, videos(benchmark, count, frames)) for count, frames in ((1, 4), (1, 6), (2, 4))]
+    (weights, few), (longer_weights, long), (_, many) = seen
+    assert len(weights) == sum(weights.values()) == sum(longer_weights.values()) and bool(weights) == (
+        dtype != "float32"
+    )
+    assert few == many  # objects that are followed together
+    step = {kinds: (long[kinds] - few[kinds]) / 2 for kinds in long if long[kinds] != few[kinds]}
+    assert step.keys() <= most.keys() and all(step[kinds] <= most[kinds] for kinds in step), step
+
+
 def test_many_objects_take_the_kernels_of_one(benchmark, on_meta):
     products = ("aten::linear", "aten::scaled_dot_product_attention", "aten::conv2d")
     seen = [run(on_meta, videos(benchmark, count))[1].operators for count in (1, 4)]
@@ -111,7 +154,7 @@ def test_every_frame_is_encoded_once_and_let_go(benchmark, on_meta, monkeypatch)
     encoded, encode = [], on_meta._encode
     monkeypatch.setattr(on_meta, "_encode", lambda images: encoded.extend(map(id, images)) or encode(images))
     (video,) = videos(benchmark, 1, frames=20)
-    with torch.inference_mode():
+    with torch.no_grad():
         pairs = on_meta._lanes(video)
         on_meta._run([lane for pair in pairs for lane in pair])
     assert sorted(encoded) == sorted(map(id, video.frames))
@@ -125,6 +168,37 @@ def test_frames_are_encoded_once_on_a_cpu_too(monkeypatch):
     frames = [np.full((64, 64, 3), 20 * place, np.uint8) for place in range(5)]
     list(model.follow([Video(frames, [(0, (10.0, 10.0, 40.0, 40.0)), (2, (30.0, 30.0))])]))
     assert sorted(encoded) == sorted(map(id, frames))
+
+
+@pytest.fixture(scope="module")
+def on_its_way():
+    """The annotators of the sample with tracks, on a GPU's way."""
+    overrides = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar", "tracks=accepted")
+    chosen = AnnotateSettings.load(None, overrides)
+    return choose_annotators(chosen, "cpu:0"), chosen
+
+
+def test_viewpoints_share_forward_passes_and_frames_are_encoded_once(benchmark, on_its_way, monkeypatch):
+    """Lone viewpoints, as nearly all of Bridge's: each model is called once for all. Beside the frames of tracks, SAM 2 encodes
+    only an image for each mask from a box: the gripper's close frame, the object's crop.
+    """
+    annotators, chosen = on_its_way
+    detector, segmenter = annotators.object._detector, annotators.object._segmenter
+    calls = []
+    for model, name in ((detector, "_detect"), (segmenter, "_cut_out"), (segmenter, "_encode")):
+        whole = getattr(model, name)
+        counted = partial(lambda whole, name, batch: calls.append((name, len(batch))) or whole(batch), whole, name)
+        monkeypatch.setattr(model, name, counted)
+    episodes = [dataclasses.replace(one, viewpoint=one.native_id) for one in benchmark.sample_episodes(3)]
+    assert len({one.viewpoint for one in episodes}) == 3
+    rows, tracks = annotate_episodes(episodes, annotators, chosen)
+    accepted = {row.episode_id for row in rows if row.status == "accepted"}
+    assert len(accepted) == 2 and accepted == {masked.episode_id for masked in tracks}
+    *gripper_and_detection, (last, cut) = [call for call in calls if call[0] != "_encode"]
+    assert gripper_and_detection == [("_detect", 3), ("_cut_out", 3), ("_detect", 3)]
+    assert last == "_cut_out" and cut >= len(accepted)
+    frames = sum(one.num_steps for one in episodes if one.identity.episode_id in accepted)
+    assert sum(size for name, size in calls if name == "_encode") == frames
 
 
 def test_the_gpus_way_finds_the_same_masks(benchmark):
@@ -221,9 +295,11 @@ def test_the_benchmark_runs_its_tiny_half_without_beam_and_tfds(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(found) == {"machine", "agreement", "loading"}
+    assert set(found) == {"machine", "agreement", "sharing", "loading"}
     assert not any({"failed", "not run"} & set(section) for section in found.values()), found
     agreement = found["agreement"]
     assert agreement["float32: same status"] == agreement["episodes"] >= 1
     assert agreement["float32: tracked masks, least IoU"] > 0.99 and agreement["actions: largest difference"] < 1e-5
+    assert found["sharing"]["same status"] == found["sharing"]["episodes"]
+    assert found["sharing"]["object masks, least IoU"] > 0.99
     assert next(iter(found["loading"].values())) > 0

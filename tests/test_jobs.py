@@ -368,3 +368,20 @@ def test_a_card_that_the_user_changed_stays_and_ours_is_brought_up_to_date(finis
 def test_a_runner_that_is_not_there_is_one_line(drawn, tmp_path):
     with pytest.raises(InputError, match=r"^--runner no\.such\.Runner: [^\n]+$"):
         annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner="no.such.Runner"))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--dask_npartitions=x"], "argument --dask_npartitions: invalid int value: 'x'"),
+        (["--dask_npartitions"], "argument --dask_npartitions: expected one argument"),
+        (["--type_check_strictness=x"], "argument --type_check_strictness: invalid choice: 'x'"),
+        (["--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1"], "Timed out trying to connect to"),
+    ],
+    ids=["value", "none", "choice", "address"],
+)
+def test_a_wrong_option_of_a_runner_is_one_line(drawn, tmp_path, options, fault):
+    pytest.importorskip("distributed", reason="needs the extra [dask]")
+    runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
+    with pytest.raises(InputError, match=rf"^--runner {runner}: {fault}[^\n]*$"):
+        annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner=runner, options=options))

@@ -22,6 +22,7 @@ def test_yaml_then_overrides(tmp_path):
         ("evidence_frames=2", "setting 'evidence_frames': input should be greater than or equal to 4, not 2"),
         ("filter.min_evidence=high", "setting 'filter.min_evidence'"),
         ("annotators=magic", "setting 'annotators': input should be 'foundation' or 'motion', not 'magic'"),
+        ("tracks=most", "setting 'tracks': input should be 'none', 'accepted' or 'all', not 'most'"),
         ("evidence_frames", "--set takes key=value"),
         ("annotators.x=1", "'annotators' holds a value"),
         ("evidence_frames=[", "--set evidence_frames=[: the value is no YAML: "),
@@ -83,7 +84,7 @@ def test_defaults_by_source(tmp_path):
     shipped = load_settings("sample", None, ())
     assert (shipped.annotators, shipped.foundation.detector, shipped.target.method) == ("foundation", "tiny", "grammar")
     assert load_settings("sample", None, ("annotators=motion",)).annotators == "motion"
-    assert load_settings("sample", None, ("tracks=false",), {"tracks": True}).tracks
+    assert load_settings("sample", None, ("tracks=none",), {"tracks": "accepted"}).tracks == "accepted"
     real = load_settings("fractal", None, ())
     assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")
     with pytest.raises(InputError, match="needs --data-dir"):

@@ -1,18 +1,21 @@
 """Workers, claims and faults of the machine, with work that costs nothing: who does which file, and who does it again."""
 
 import errno
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from annotate.faults import DeviceUnusable
 from annotate.jobs import claims, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
@@ -23,6 +26,10 @@ from pixel160k.owner import is_alive, owner_of, temporary_name, this_process
 
 FILES = [SourceFile(Path(f"/x-train.tfrecord-0000{k}-of-00004"), "x", "train", k, 4, -1) for k in range(4)]
 ELSEWHERE = "elsewhere_12345678-1-1"  # an owner on another host
+
+
+class AcceleratorError(RuntimeError):
+    """As torch calls it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Work:
     error: int = 0  # the errno that the first calls for shard 2 raise
     errors: int = 0
     together: int = 0  # wait until so many processes are at work
+    losses: int = 0  # the first calls for shard 2 that lose their device
+    unusable: str = ""  # a device on which nothing can be done at all, as CUDA_VISIBLE_DEVICES names it
+    bugs: int = 0  # the first calls for shard 2 in which an episode meets a bug
 
     def __call__(self, file, folder, device):
         (self.folder / f"worker-{os.getpid()}").touch()
@@ -48,9 +58,18 @@ class Work:
         (folder / f"{file.name}.txt").write_text(file.name)
         if file.shard == 2 and calls < self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
+        if file.shard == 2 and calls < self.losses:
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+        if self.unusable and os.environ.get("CUDA_VISIBLE_DEVICES") == self.unusable:
+            raise DeviceUnusable("--device cuda cannot be used: no such GPU")
         if file.shard == 2 and calls < self.errors:
             raise OSError(self.error, os.strerror(self.error), "somewhere")
-        return {"pid": os.getpid(), "device": device, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return {
+            "pid": os.getpid(),
+            "device": device,
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "internal_errors": ["x: a bug"] if file.shard == 2 and calls < self.bugs else [],
+        }
 
 
 @pytest.fixture
@@ -92,6 +111,102 @@ def test_a_file_that_kills_every_worker_is_given_up(tmp_path, calls):
     assert not unfinished(tmp_path / "out")
     assert len(run(Work(calls), tmp_path / "out", workers=2)) == 4  # a new command tries anew
     assert [len(list(calls.glob(f"{file.name}-*"))) for file in FILES] == [1, 1, 4, 1]
+
+
+def times(calls):
+    return [len(list(calls.glob(f"{file.name}-*"))) for file in FILES]
+
+
+def test_workers_whose_device_is_lost_stop_and_the_others_do_their_files(tmp_path, calls, capfd):
+    """One loses its GPU at a file, one can use none from the start, which is no death of its file; one is left."""
+    work = Work(calls, losses=1, unusable="2", together=3)
+    markers = run(work, tmp_path / "out", devices=("cuda:0", "cuda:1", "cuda:2"))
+    assert times(calls)[2] in (2, 3) and [len(marker["died"]) for marker in markers] == [0, 0, 1, 0]
+    assert {marker["summary"]["visible"] for marker in markers} <= {"0", "1"}
+    for text in (capfd.readouterr().err, (tmp_path / "out" / ".done" / "workers.log").read_text()):
+        text = " ".join(text.split())
+        assert re.search(
+            r"worker \d+ \(cuda:[01]\) lost its device at x-train.tfrecord-00002\S+, which is done again", text
+        )
+        assert "AcceleratorError: CUDA error: an illegal memory access" in text
+        assert re.search(r"worker \d+ \(cuda:2\) lost its device: --device cuda cannot be used: no such GPU", text)
+    assert not unfinished(tmp_path / "out")
+
+
+@pytest.mark.parametrize("devices", [("cuda:0",), ("cuda:0", "cuda:1")], ids=["one", "two"])
+def test_a_job_ends_when_no_device_is_left_and_goes_on_on_others(tmp_path, calls, devices, monkeypatch):
+    monkeypatch.setattr(unit, "_LOST", {})
+    work = Work(calls, losses=len(devices))
+    with pytest.raises(
+        InputError,
+        match=r"^no worker is left, since cuda:[01] does nothing more \(AcceleratorError: [^\n]*, at x-train[^\n]*\)"
+        r"; the same command goes on from there, with --devices on others$",
+    ):
+        run(work, tmp_path / "out", devices=devices)
+    assert not list((tmp_path / "out" / ".done").glob("*.failed")) + list((tmp_path / "out" / ".done").glob("*.bug"))
+    assert times(calls)[2] == len(devices)
+    assert len(run(work, tmp_path / "out", devices=("cuda:2",))) == 4
+    assert times(calls) == [1, 1, len(devices) + 1, 1]
+    assert not unfinished(tmp_path / "out") and not list((tmp_path / "out" / ".done").glob("*.lost"))
+
+
+def test_a_file_at_which_three_devices_are_lost_is_given_up(tmp_path, calls):
+    """Each time in another process, or in this one as if it were another."""
+    out, work = tmp_path / "out", Work(calls, losses=9)
+    run(Work(calls), out)
+    (out / ".done" / f"{FILES[2].name}.json").unlink()
+    for lost in (1, 2, 3, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(unit, "_LOST", {})
+            patch.setattr(claims, "this_process", lambda lost=lost: f"{this_process()[:-1]}{lost}")
+            for file in FILES:
+                unit.Unit(work, str(out), fingerprint_of(out), "cuda")(file)
+        assert times(calls) == [1, 1, 1 + lost, 1]
+    assert "3 workers died at it" in (out / ".done" / f"{FILES[2].name}.failed").read_text()
+
+
+def test_a_device_that_cannot_be_used_fails_no_file(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(unit, "_LOST", {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    with pytest.raises(InputError, match=r"since cuda does nothing more \(--device cuda cannot be used: no such GPU\)"):
+        run(Work(calls, unusable="none"), tmp_path / "out", devices=["cuda"])
+    assert sum(times(calls)) == 1 and not list((tmp_path / "out" / ".done").glob("*.failed"))
+    assert not unfinished(tmp_path / "out")
+
+
+def test_a_cluster_whose_workers_have_all_lost_their_device_says_so(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(unit, "_LOST", {})
+    execution = Execution(runner="apache_beam.runners.portability.fn_api_runner.FnApiRunner")
+    with pytest.raises(
+        InputError, match=r"^no worker is left, since cuda of \S+ does nothing more \(AcceleratorError: "
+    ):
+        run_job("x", Work(calls, losses=1), FILES, tmp_path / "out", {"job": "x"}, execution, ["cuda"])
+    monkeypatch.setattr(unit, "_LOST", {})  # as of a worker that was started again
+    assert len(run_job("x", Work(calls), FILES, tmp_path / "out", {"job": "x"}, execution, ["cuda"])) == 4
+
+
+def test_what_met_a_bug_is_tried_once_by_each_command_and_nothing_else_is(tmp_path, calls):
+    out, work = tmp_path / "out", Work(calls, bugs=2)
+    for tries, bug in ((1, True), (2, True), (3, False), (3, False)):
+        with pytest.raises(PartDone) if tries == 1 else nullcontext():
+            run(work, out, shard=(1, 2))  # shard 2 is its third
+        assert bool(run(work, out, shard=(2, 2))[2]["summary"]["internal_errors"]) == bug
+        assert times(calls) == [1, 1, tries, 1]
+
+
+def test_commands_at_once_try_what_met_a_bug_only_once(tmp_path, calls):
+    """Also one that began before the other had tried it again."""
+    run(Work(calls, bugs=9), tmp_path / "out")
+    first = unit.met_bugs(FILES, unit.finished(tmp_path / "out", FILES, fingerprint_of(tmp_path / "out")))
+    assert list(first) == [FILES[2].name]
+    again = unit.Unit(Work(calls, bugs=9), str(tmp_path / "out"), fingerprint_of(tmp_path / "out"), "cpu", first)
+    for file in [*FILES, *FILES]:
+        again(file)
+    assert times(calls) == [1, 1, 2, 1]
+
+
+def fingerprint_of(out):
+    return json.loads((out / ".done" / f"{FILES[0].name}.json").read_text())["fingerprint"]
 
 
 def test_each_worker_gets_its_own_device(tmp_path, calls, monkeypatch):

@@ -1,21 +1,25 @@
 """Who fills the three roles: from the settings to loaded annotators, once per process."""
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import cv2
 
-from annotate.annotator import Annotators, Tracker
+from annotate.annotator import Annotators
 from annotate.annotators.grammar import GrammarNamer
 from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
-from annotate.annotators.pretrained import check_device, check_model, resolve
+from annotate.annotators.pretrained import check_device, elsewhere, pin
 from annotate.annotators.roles import TargetNamer
 from annotate.settings import AnnotateSettings
 from annotate.timing import Stopwatch
 from pixel160k.packages import require_packages
 
 _CHOOSING = threading.Lock()
+# Episodes that go through the models together, and that a thread reads ahead. On a CPU a group goes alone, so that what stands
+# in a batch beside a frame, and with it the last bits, is the group's own; and a thread would take the core from the models.
+_ON_A_CPU, _ON_A_GPU = (1, 0), (32, 32)
 
 
 def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
@@ -28,7 +32,8 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         device: where the models compute, as torch names it.
 
     Raises:
-        InputError: a model cannot be loaded, or the device cannot be used.
+        InputError: a model cannot be loaded.
+        DeviceUnusable: the device cannot be used.
     """
     # Held while transformers is imported, too: its lazy modules fail where several threads import them at once.
     with _CHOOSING:
@@ -38,8 +43,8 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
 
 @lru_cache(maxsize=1)
 def _choose(settings: AnnotateSettings, device: str) -> Annotators:
-    if settings.annotators == "motion" and not settings.tracks:
-        return _motion_annotators(settings, Stopwatch(), None)
+    if settings.annotators == "motion" and settings.tracks == "none":
+        return _motion_annotators(settings, Stopwatch())
 
     import torch
 
@@ -52,9 +57,11 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         torch.set_float32_matmul_precision("high")  # TF32: float32's range, and eight times the speed
     stopwatch = Stopwatch(device)
     segmenter = Segmenter(settings.foundation, device, stopwatch)
-    track = partial(track_episodes, segmenter=segmenter) if settings.tracks else None
+    together, ahead = _ON_A_CPU if device == "cpu" else _ON_A_GPU
+    track = None if settings.tracks == "none" else partial(track_episodes, segmenter=segmenter)
     if settings.annotators == "motion":
-        return _motion_annotators(settings, stopwatch, track)
+        motion = _motion_annotators(settings, stopwatch)
+        return replace(motion, track=track, lock=threading.RLock(), together=together, ahead=ahead)
 
     from annotate.annotators.detector import Detector
     from annotate.annotators.foundation import DetectedObjectFinder, TrackedGripperFinder
@@ -69,31 +76,41 @@ def _choose(settings: AnnotateSettings, device: str) -> Annotators:
         stopwatch,
         track,
         threading.RLock(),
+        together,
+        ahead,
     )
 
 
-def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch, track: Tracker | None) -> Annotators:
+def _motion_annotators(settings: AnnotateSettings, stopwatch: Stopwatch) -> Annotators:
     objects = MotionObjectFinder(settings.detections)
     expansion = settings.motion.region_expansion
-    lock = nullcontext() if track is None else threading.RLock()
-    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch, track, lock)
+    return Annotators(MotionGripperFinder(), GrammarNamer(), objects, 1, expansion, stopwatch)
 
 
-def check_annotators(settings: AnnotateSettings) -> None:
-    """Check, before workers start, that the packages and models that the settings need can be had; loads no weights.
+def pin_models(settings: AnnotateSettings) -> dict[str, str]:
+    """Before workers start, which revisions of the models the settings mean now; loads no weights.
+
+    Returns:
+        By its setting each model that will be loaded, as `NAME@REVISION` (pretrained.py); empty where none is.
 
     Raises:
         InputError: the packages or a model are missing; one line that says how to get them.
     """
-    if settings.annotators == "motion" and not settings.tracks:
-        return
+    if settings.annotators == "motion" and settings.tracks == "none":
+        return {}
     require_packages("foundation", "torch", "transformers", otherwise="--set annotators=motion without tracks")
-    check_model("foundation.segmenter", resolve(settings.foundation.segmenter, "segmenter"))
-    if settings.annotators == "motion":
-        return
-    check_model("foundation.detector", resolve(settings.foundation.detector, "detector"))
-    if settings.target.method != "grammar":
-        check_model("target.model", settings.target.model)
+    models = {"foundation.segmenter": settings.foundation.segmenter}
+    if settings.annotators != "motion":
+        models["foundation.detector"] = settings.foundation.detector
+        if settings.target.method != "grammar":
+            models["target.model"] = settings.target.model
+    return {setting: pin(setting, model) for setting, model in models.items()}
+
+
+def with_models(settings: AnnotateSettings, pinned: Mapping[str, str]) -> AnnotateSettings:
+    """The settings by which any worker loads exactly these models."""
+    values = {setting: elsewhere(model) for setting, model in pinned.items()}
+    return AnnotateSettings.load(base=settings.model_dump(), values=values)
 
 
 def model_names(settings: AnnotateSettings) -> dict[str, str]:

@@ -42,12 +42,12 @@ class Detector:
         """
         self._settings, self._device, self._stages = settings, device, stages
 
-        def from_pretrained(path: str) -> tuple[GroundingDinoProcessor, Any]:
-            images = GroundingDinoImageProcessorPil.from_pretrained(path)
+        def from_pretrained(path: str, revision: str = "main") -> tuple[GroundingDinoProcessor, Any]:
+            images = GroundingDinoImageProcessorPil.from_pretrained(path, revision=revision)
             model: Any = GroundingDinoForObjectDetection.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True
+                path, dtype=torch.float32, use_safetensors=True, revision=revision
             )
-            return GroundingDinoProcessor(images, AutoTokenizer.from_pretrained(path)), model
+            return GroundingDinoProcessor(images, AutoTokenizer.from_pretrained(path, revision=revision)), model
 
         if loaded is None:
             loaded = load("foundation.detector", resolve(settings.detector, "detector"), from_pretrained)

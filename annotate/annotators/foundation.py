@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from annotate.annotators.detector import Detector, crop_window, shift_box
+from annotate.annotators.lanes import Video
 from annotate.annotators.mask_cleaning import tidy
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
@@ -26,19 +27,33 @@ class TrackedGripperFinder:
         """Use these models."""
         self._detector, self._segmenter, self._settings = detector, segmenter, settings
 
-    def find_grippers(self, episodes: Sequence[KeyframedEpisode]) -> list[Gripper | None]:
-        """One answer per episode, on its close frame; None where neither the track nor the detector found a gripper."""
-        frames = [episode.keyframes.close for episode in episodes]
-        found = self._detector.detect(frames, [self._settings.gripper_phrase] * len(frames))
-        boxes = {index: detections[0] for index, detections in enumerate(found) if detections}
-        grippers: dict[int, Gripper] = {}
-        if prompt := self._prompt(boxes, frames):
-            segments = self._segmenter.track(frames, *prompt)
-            grippers = self._keep(dict(enumerate(segments)))
-        again = [index for index in boxes if index not in grippers]
-        segments = self._segmenter.segment([frames[index] for index in again], [boxes[index].box for index in again])
-        grippers |= self._keep(dict(zip(again, segments, strict=True)))
-        return [grippers.get(index) for index in range(len(frames))]
+    def find_grippers(self, groups: Sequence[Sequence[KeyframedEpisode]]) -> list[list[Gripper | None]]:
+        """For each group one answer per episode, on its close frame; None where neither track nor detector found a gripper.
+
+        The frames of all groups go through the detector together, and so do the videos through the segmenter.
+        """
+        frames = [[episode.keyframes.close for episode in group] for group in groups]
+        places = [(group, index) for group, several in enumerate(frames) for index in range(len(several))]
+        every = [frames[group][index] for group, index in places]
+        found = self._detector.detect(every, [self._settings.gripper_phrase] * len(every))
+        boxes: list[dict[int, Detection]] = [{} for _ in frames]
+        for (group, index), detections in zip(places, found, strict=True):
+            if detections:
+                boxes[group][index] = detections[0]
+        videos = {
+            group: Video(several, [prompt])
+            for group, several in enumerate(frames)
+            if (prompt := self._prompt(boxes[group], several))
+        }
+        grippers: dict[tuple[int, int], Gripper] = {}
+        for group, (segments,) in zip(videos, self._segmenter.follow(videos.values()), strict=True):
+            grippers |= self._keep({(group, index): segment for index, segment in enumerate(segments)})
+        again = [(group, index) for group, index in places if index in boxes[group] and (group, index) not in grippers]
+        anew = self._segmenter.segment(
+            [frames[group][index] for group, index in again], [boxes[group][index].box for group, index in again]
+        )
+        grippers |= self._keep(dict(zip(again, anew, strict=True)))
+        return [[grippers.get((group, index)) for index in range(len(several))] for group, several in enumerate(frames)]
 
     def _prompt(self, boxes: dict[int, Detection], frames: Sequence[np.ndarray]) -> tuple[int, Sequence[float]] | None:
         """The frame to prompt and its prompt; None where the frames make no video or there is nothing to prompt with."""
@@ -51,13 +66,13 @@ class TrackedGripperFinder:
         confident = max(boxes, key=lambda index: boxes[index].score)
         return confident, boxes[confident].box
 
-    def _keep(self, segments: dict[int, Segment]) -> dict[int, Gripper]:
+    def _keep(self, segments: dict[tuple[int, int], Segment]) -> dict[tuple[int, int], Gripper]:
         """The segments that can be a gripper: present, and neither empty nor too large."""
         grippers = {}
-        for index, segment in segments.items():
+        for place, segment in segments.items():
             mask = tidy(segment.mask)
             if segment.score >= self._settings.min_gripper_score and 0 < mask.mean() <= self._settings.max_gripper_area:
-                grippers[index] = Gripper(masks.box_of(mask), mask)
+                grippers[place] = Gripper(masks.box_of(mask), mask)
         return grippers
 
 

@@ -32,7 +32,8 @@ class LanguageModelNamer:
         """Load a model.
 
         Args:
-            model: hub id or local folder, in the layout of transformers' `save_pretrained`, tokenizer included.
+            model: hub id or local folder, with or without `@REVISION`, in the layout of transformers' `save_pretrained`,
+                tokenizer included.
             device: as torch names it.
             dtype: "float32" or "bfloat16".
             generate: let the model answer freely (greedily) instead of ranking the instruction's noun phrases.
@@ -42,10 +43,13 @@ class LanguageModelNamer:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        loader = partial(AutoModelForCausalLM.from_pretrained, dtype=torch_dtype(dtype), use_safetensors=True)
-        loaded: Any = load("target.model", model, loader)
-        self._model = loaded.to(device).eval()
-        self._tokenizer: Any = load("target.model", model, AutoTokenizer.from_pretrained)
+        def from_pretrained(path: str, revision: str = "main") -> tuple[Any, Any]:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch_dtype(dtype), use_safetensors=True, revision=revision
+            )
+            return loaded.to(device).eval(), AutoTokenizer.from_pretrained(path, revision=revision)
+
+        self._model, self._tokenizer = load("target.model", model, from_pretrained)
         self._generate = generate
         self._targets: dict[str, str] = {}
 

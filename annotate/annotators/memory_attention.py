@@ -49,7 +49,7 @@ class MemoryAttention:
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         """Use the memory attention of a `Sam2VideoModel`, which has its device already and computes in a dtype."""
         self._module, self._dtype = model.memory_attention, dtype
-        with torch.inference_mode():
+        with torch.no_grad():
             cosines, sines = self._module.rotary_emb(model.no_memory_embedding, self._module.position_ids)
             self._turns = torch.complex(cosines[0, :, ::2], sines[0, :, ::2])  # (cells, channels / 2)
             self._ages = self._keys_of_ages(model.memory_temporal_positional_encoding)

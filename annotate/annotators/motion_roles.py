@@ -12,10 +12,10 @@ from pixel160k.format.table import Box, Detection
 class MotionGripperFinder:
     """The gripper is the arm's end at the close."""
 
-    def find_grippers(self, episodes: Sequence[KeyframedEpisode]) -> list[Gripper | None]:
-        """One answer per episode; see `Motion.gripper`."""
-        found = [episode.motion.gripper() for episode in episodes]
-        return [None if gripper is None else Gripper(*gripper) for gripper in found]
+    def find_grippers(self, groups: Sequence[Sequence[KeyframedEpisode]]) -> list[list[Gripper | None]]:
+        """For each group one answer per episode; see `Motion.gripper`."""
+        found = [[episode.motion.gripper() for episode in group] for group in groups]
+        return [[None if gripper is None else Gripper(*gripper) for gripper in group] for group in found]
 
 
 class MotionObjectFinder:

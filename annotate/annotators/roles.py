@@ -1,7 +1,7 @@
 """The three roles of the annotation and what passes between them; who fills a role is chosen by the settings.
 
-Each role sees a group of episodes at once, all of one source file and one viewpoint. So a model can take them as one
-batch, and a tracker can carry the gripper's look from episode to episode.
+Each role sees several episodes of one source file at once, so that a model can take them as one batch. The finder of
+grippers sees them in groups of one viewpoint, so that a tracker can carry the gripper's look from episode to episode.
 """
 
 from collections.abc import Sequence
@@ -55,8 +55,8 @@ class FoundObject:
 class GripperFinder(Protocol):
     """Finds the gripper on each episode's close frame."""
 
-    def find_grippers(self, episodes: Sequence[KeyframedEpisode]) -> list[Gripper | None]:
-        """One answer per episode; None where no gripper was found."""
+    def find_grippers(self, groups: Sequence[Sequence[KeyframedEpisode]]) -> list[list[Gripper | None]]:
+        """For each group, whose episodes are of one viewpoint, one answer per episode; None where no gripper was found."""
         ...
 
 
@@ -77,7 +77,7 @@ class ObjectFinder(Protocol):
         """One answer per episode.
 
         Args:
-            episodes: of one viewpoint.
+            episodes: of one viewpoint or several.
             regions: per episode where to look: a box xyxy in pixels of the first valid frame.
             targets: per episode the noun phrase to look for; "" where the instruction names none.
         """

@@ -73,6 +73,7 @@ def _normalised(norm: torch.nn.LayerNorm, features: torch.Tensor) -> torch.Tenso
 
     torch's own takes a block of a GPU for each pixel, and of the masks' features that is a million blocks for 4 numbers.
     """
-    variance, mean = torch.var_mean(features.float(), 1, correction=0, keepdim=True)
+    features = features.float()
+    variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
     weight, bias = norm.weight[:, None, None], norm.bias[:, None, None]
-    return (features.float() - mean) * (torch.rsqrt(variance + norm.eps) * weight) + bias
+    return (features - mean) * (torch.rsqrt(variance + norm.eps) * weight) + bias

@@ -59,7 +59,7 @@ class Segmenter:
             model = load(
                 "foundation.segmenter",
                 resolve(settings.segmenter, "segmenter"),
-                lambda path: Sam2VideoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True),
+                partial(Sam2VideoModel.from_pretrained, dtype=torch.float32, use_safetensors=True),
             )
         self._model = model.to(device).eval()
         self._size = int(model.config.image_size)
@@ -69,7 +69,7 @@ class Segmenter:
         self._attention = attention(self._model, torch_dtype(settings.dtype))
         adapt(model, device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
     def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[Segment]:
         """Cut out what a box encloses, one box per image.
 
@@ -100,6 +100,11 @@ class Segmenter:
         parts = np.split(flat, np.cumsum([mask.numel() for mask in found])[:-1])
         return [Segment(part.reshape(shape), score) for part, shape, score in zip(parts, shapes, scores, strict=True)]
 
+    @property
+    def videos_ahead(self) -> int:
+        """How many videos should be ready when `follow` asks for more; none on a CPU, which has better things to do."""
+        return 0 if self._device == "cpu" else self._videos.size
+
     def track(self, frames: Sequence[np.ndarray], start: int, prompt: Prompt) -> list[Segment]:
         """Follow one object through frames, both ways from the frame on which it is prompted.
 
@@ -114,7 +119,7 @@ class Segmenter:
         ((segments,),) = self.follow([Video(frames, [(start, prompt)])])
         return segments
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
     def follow(self, videos: Iterable[Video]) -> Iterator[list[list[Segment]]]:
         """Follow what is prompted in videos, both ways; as many videos are asked for as are followed together.
 

@@ -5,10 +5,11 @@ forwards and backwards, so that the steps before and after have a mask too.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import numpy as np
 
+from annotate.ahead import ahead
 from annotate.annotators.lanes import Video
 from annotate.annotators.mask_cleaning import tidy
 from annotate.annotators.segmenter import Segment, Segmenter
@@ -42,18 +43,20 @@ def track_episodes(
                 yield Video(list(frames.values()), prompts)
 
     tracks: list[list[StepMasks]] = [[] for _ in episodes]
-    for number, followed in enumerate(segmenter.follow(videos())):
-        index, seen = sound[number]
-        unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
-        found = {
-            name: _step_masks(segments, seen, episodes[index].num_steps, *start)
-            for (name, start), segments in zip(starts[index].items(), followed, strict=True)
-        }
-        objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
-        steps = zip(objects, grippers, strict=True)
-        tracks[index] = [
-            StepMasks(rows[index].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
-        ]
+    # While a GPU follows some videos, a thread decodes the next.
+    with closing(ahead(videos(), segmenter.videos_ahead)) as decoded:
+        for number, followed in enumerate(segmenter.follow(decoded)):
+            index, seen = sound[number]
+            unknown: list[tuple[RLE | None, bool]] = [(None, False)] * episodes[index].num_steps
+            found = {
+                name: _step_masks(segments, seen, episodes[index].num_steps, *start)
+                for (name, start), segments in zip(starts[index].items(), followed, strict=True)
+            }
+            objects, grippers = found.get("object", unknown), found.get("gripper", unknown)
+            steps = zip(objects, grippers, strict=True)
+            tracks[index] = [
+                StepMasks(rows[index].episode_id, step, *one, *other) for step, (one, other) in enumerate(steps)
+            ]
     return tracks
 
 

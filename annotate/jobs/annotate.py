@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from annotate.annotator import annotate_episodes
-from annotate.annotators.choose import check_annotators, choose_annotators, model_names
+from annotate.annotators.choose import choose_annotators, model_names, pin_models, with_models
 from annotate.faults import name_errors, tracebacks_to
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices
@@ -39,7 +39,7 @@ class _AnnotateFile:
             episodes = read_episodes(SOURCES[self.source], file, self.settings.camera)
             rows, tracks = annotate_episodes(episodes, annotators, self.settings)
         table.write_part(folder / f"part-{file.name}.parquet", rows, self.description)
-        if self.settings.tracks:
+        if self.settings.tracks != "none":
             (folder / "tracks").mkdir()
             write_tracks(folder / "tracks" / f"part-{file.name}.parquet", tracks)
         return {
@@ -50,12 +50,22 @@ class _AnnotateFile:
         }
 
 
-def describe_run(source: str, dataset: str, settings: AnnotateSettings, device: str = "cpu") -> dict[str, Any]:
+def describe_run(
+    source: str,
+    dataset: str,
+    settings: AnnotateSettings,
+    device: str = "cpu",
+    revisions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What a run of `annotate` is: everything that determines the bytes of its parts. Each part holds it, and run.json too.
 
     `filter_digest` says at a glance whether two runs accepted by the same thresholds. A GPU rounds otherwise than a CPU, so
-    the kind of a device that is no CPU belongs to it, and parts of both never mix.
+    the kind of a device that is no CPU belongs to it, and parts of both never mix. So do the `revisions` of the models that
+    are loaded, as `pin_models` returns them; the settings hold the names alone, so that a run goes on with a revision that
+    is asked for by a setting.
     """
+    names = {setting: model.rpartition("@")[0] for setting, model in (revisions or {}).items()}
+    settings = AnnotateSettings.load(base=settings.model_dump(), values=names)
     kind = device.partition(",")[0].partition(":")[0]
     return {
         "job": "annotate",
@@ -65,6 +75,7 @@ def describe_run(source: str, dataset: str, settings: AnnotateSettings, device: 
         "settings": settings.model_dump(mode="json"),
         "filter_digest": settings.filter.digest(),
         "models": model_names(settings),
+        **({"revisions": dict(revisions)} if revisions else {}),
         **({} if kind == "cpu" else {"device": kind}),
     }
 
@@ -146,7 +157,7 @@ def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> l
         if "," in device:
             raise InputError(f"--device {device} does not go with --runner: each worker takes one, as cuda")
         return [device]
-    return list_devices(device, check=settings.annotators != "motion" or settings.tracks)
+    return list_devices(device, check=settings.annotators != "motion" or settings.tracks != "none")
 
 
 def annotate(
@@ -183,11 +194,11 @@ def annotate(
     cameras = SOURCES[source].cameras
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
-    check_annotators(settings)
-    identity = describe_run(source, files[0].dataset, settings, device)
+    revisions = pin_models(settings)
+    identity = describe_run(source, files[0].dataset, settings, device, revisions)
     # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
-    work = _AnnotateFile(source, settings, identity, str(out.resolve()))
+    work = _AnnotateFile(source, with_models(settings, revisions), identity, str(out.resolve()))
     devices = _devices(settings, execution, device)
     title = f"annotate {files[0].dataset}"
     markers = run_job(title, work, files, out, identity | {"files": inputs}, execution, devices)

@@ -8,10 +8,12 @@ this process for one local worker, in each of several local worker processes (`a
 (`annotate.jobs.claims`).
 
 So a job is a loop: run the pipeline over the files that nobody works on, then see what is left. What another living process
-has is waited for, and what a dead one had is done again. A restart skips the files that are done and does the others again.
+has is waited for, and what a dead one had is done again. A restart skips the files that are done and does the others again,
+and those once more in which episodes met bugs.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -20,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,8 +30,19 @@ from typing import Any, TextIO
 import apache_beam as beam
 
 from annotate.jobs import claims
-from annotate.jobs.local import run_workers
-from annotate.jobs.unit import Unit, Work, finished, log_path, notes, says_disk_is_full, settled
+from annotate.jobs.local import no_device_left, run_workers
+from annotate.jobs.unit import (
+    Unit,
+    Work,
+    finished,
+    log_path,
+    lost_device,
+    lost_notes,
+    met_bugs,
+    notes,
+    says_disk_is_full,
+    settled,
+)
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
 from pixel160k.files import read_json, write_text
@@ -65,12 +78,13 @@ def run_job(
     """Run a job over all files into `out` and return their done-markers, in the order of the files.
 
     A marker is a dict: `summary` (what `work` returned), `outputs` (name -> bytes and sha256), `seconds`, `fingerprint`,
-    `retries` (how often a fault that may pass was met), `died` (the processes that died at the file before).
+    `retries` (how often a fault that may pass was met), `died` (the processes that died at the file before), `token` (tells
+    the outcomes of several commands apart). A summary with `internal_errors` that are not empty says that episodes met bugs.
 
     Args:
         title: names the job on the progress bar.
         work: called once per file; must be picklable.
-        files: the source files; those that `out` holds results of are skipped.
+        files: the source files; those that `out` holds results of are skipped, but for those of this part with bugs.
         out: output directory; new, empty, or holding the same run, which is then resumed, or shared with the commands
             that work there now.
         description: everything that determines the results; its hash is the fingerprint of the run.
@@ -78,8 +92,8 @@ def run_job(
         devices: where the work computes: `execution.workers` local processes for each. Another runner takes one.
 
     Raises:
-        InputError: `out` cannot be written or holds something else, the disk is full, or a file failed; names the file
-            and the cause.
+        InputError: `out` cannot be written or holds something else, the disk is full, no device is left, or a file
+            failed; names the file and the cause.
         JobBug: a file met a bug.
         PartDone: this command's part is done, but others are not.
     """
@@ -89,21 +103,25 @@ def run_job(
     index, count = execution.shard
     part = files[index - 1 :: count]
     markers = finished(out, files, fingerprint)
+    again = met_bugs(part, markers[index - 1 :: count])
+    markers = [None if file.name in again else marker for file, marker in zip(files, markers, strict=True)]
     unfinished = _unfinished(files, markers)
     if pending := _unfinished(part, markers[index - 1 :: count]):
         noted = {path.name for file in pending for path in notes(done, file).values()}
         for path in done.glob("*"):
             if path.name in noted:
                 path.unlink(missing_ok=True)  # of an earlier command
+        for path in done.glob("*.lost"):
+            path.unlink(missing_ok=True)  # of an earlier command; a process that still cannot work says so again
         with (
             _worker_output_to(log_path(out)) as terminal,
             _progress(title, done, [f.name for f in files], terminal) as say,
         ):
-            unit = Unit(work, str(out.resolve()), fingerprint, devices[0])
+            unit = Unit(work, str(out.resolve()), fingerprint, devices[0], again)
             _run_until_settled(unit, pending, execution, list(devices), say)
         claims.remove_leftovers(out)
     _open_run(out, description)  # if two different runs began at the same moment, one of them ends here
-    done_since = iter(finished(out, unfinished, fingerprint))
+    done_since = iter(finished(out, unfinished, fingerprint, again))
     markers = [next(done_since) if marker is None else marker for marker in markers]
     lost = _unfinished(files, markers)
     failed = [notes(done, file) for file in _unfinished(part, markers[index - 1 :: count])]
@@ -131,6 +149,8 @@ def _run_until_settled(
 ) -> None:
     """Run rounds until each file is done or its failure is noted, by whomever."""
     done, idle, waiting = unit.out / ".done", 0, False
+    workers = [device for _ in range(execution.workers) for device in devices]
+    alone = bool(execution.runner) or len(workers) == 1
     while pending:
         claimed = {path.name for path in done.glob("*.claim")}
         held = (claims.claim_path(done, file.name) for file in pending)
@@ -140,7 +160,7 @@ def _run_until_settled(
             if path.name not in claimed or not claims.is_held(path)
         ]
         if free:
-            failure = _run_round(unit, free, execution, devices, say)
+            failure = _run_round(unit, free, execution, [] if alone else workers, say)
         else:
             if not waiting:
                 say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
@@ -148,11 +168,16 @@ def _run_until_settled(
             time.sleep(_interval(done))
         left = [
             file
-            for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint), strict=True)
+            for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint, unit.again), strict=True)
             if not is_settled
         ]
         idle = idle + 1 if free and len(left) == len(pending) else 0
+        if idle and (lost := lost_notes(done)) and (failure is not None or idle == _ROUNDS_WITHOUT_PROGRESS):
+            owner, why = list(lost.items())[-1]
+            raise no_device_left(f"{unit.device} of {owner}", why)
         if failure is not None:
+            if idle and execution.runner and isinstance(failure, OSError):  # it cannot be reached
+                raise InputError(f"--runner {execution.runner}: {one_line(failure)}")
             if idle:
                 raise failure
             _log(unit.out, "".join(traceback.format_exception(failure)))
@@ -163,24 +188,32 @@ def _run_until_settled(
 
 
 def _run_round(
-    unit: Unit, files: list[SourceFile], execution: Execution, devices: list[str], say: Callable[[str], None]
+    unit: Unit, files: list[SourceFile], execution: Execution, workers: list[str], say: Callable[[str], None]
 ) -> Exception | None:
     """Run the pipeline once over these files; returns how the runner failed, if it did.
 
+    Args:
+        unit: does a file.
+        files: the files to do.
+        execution: the runner and its options.
+        workers: the devices of local worker processes, as `run_workers` takes them; empty where there are none.
+        say: shows a line to the user.
+
     Raises:
-        InputError: the disk is full, or there is no such runner.
+        InputError: the disk is full, there is no such runner, or no device is left.
     """
-    local = [device for _ in range(execution.workers) for device in devices][: len(files)]
 
     def tell(line: str) -> None:
         _log(unit.out, line)
         say(line)
 
     try:
-        if execution.runner or execution.workers * len(devices) == 1:
-            run_pipeline(unit, files, execution.runner, execution.options)
+        if workers:
+            run_workers(unit, files, workers, tell)
         else:
-            run_workers(unit, files, local, tell)
+            run_pipeline(unit, files, execution.runner, execution.options)
+            if not execution.runner and (why := lost_device(unit.device)):
+                raise no_device_left(unit.device, why)
     except InputError:
         raise
     except Exception as error:
@@ -206,7 +239,7 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
     """Run the pipeline over these files: in this process, or by another Beam runner with its options.
 
     Raises:
-        InputError: there is no such runner.
+        InputError: there is no such runner, or it does not take these options.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -214,10 +247,15 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
     if not runner:
         chosen += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    complaint = io.StringIO()
     try:
-        created = beam.Pipeline(options=PipelineOptions(chosen))
+        with redirect_stderr(complaint):
+            created = beam.Pipeline(options=PipelineOptions(chosen))
+            created.options.get_all_options()  # reads all options, those of this runner included
     except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
         raise InputError(f"--runner {runner}: {one_line(error)}") from None
+    except SystemExit:  # of argparse, which has printed its reason
+        raise InputError(f"--runner {runner}: {complaint.getvalue().strip().rpartition('error: ')[2]}") from None
     with created as pipeline:
         _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
 
@@ -241,9 +279,8 @@ def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
         if (earlier := read_json(record)) != (wanted := json.loads(canonical)):
             if not isinstance(earlier, dict):
                 raise InputError(f"{record} describes no run; choose another --out, or delete that one")
-            differing = sorted(key for key in {*earlier, *wanted} if earlier.get(key) != wanted.get(key))
             raise InputError(
-                f"{out} holds the results of another run (different: {', '.join(differing)}); "
+                f"{out} holds the results of another run (different: {', '.join(_differences(earlier, wanted))}); "
                 "choose another --out, or delete that one"
             )
     elif any(not path.name.startswith(TEMPORARY) for path in out.glob("*")) and not record.exists():
@@ -252,6 +289,16 @@ def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
         write_text(record, canonical)
     (out / ".done").mkdir(exist_ok=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _differences(earlier: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys, with dots, whose values differ; of models also the values."""
+    for key in sorted({*earlier, *wanted}):
+        old, new = earlier.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {old}, is {new}" if prefix == "revisions." else f"{prefix}{key}"
 
 
 def _unfinished(files: Sequence[SourceFile], markers: Sequence[dict[str, Any] | None]) -> list[SourceFile]:

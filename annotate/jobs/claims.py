@@ -5,8 +5,10 @@ and says which process holds it. A process that finds a living claim leaves the 
 taken over. Whether the holder lives is decided so:
 
 - on the same host: by its process id and start time, at once;
-- on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time; in a store it is written anew). A claim that was not
-  renewed for `LEASE` seconds is dead. Both times are the file system's or the store's own, so the hosts' clocks need not agree.
+- a process that stops and puts its file back (`put_back`) says so in its claim;
+- on another host: the holder renews its claim every `RENEWAL` seconds (the file's modification time; in a store it is written
+  anew). A claim that was not renewed for `LEASE` seconds is dead. Both times are the file system's or the store's own, so
+  the hosts' clocks need not agree.
 
 Claims save work, and nothing depends on them for being right: outputs are renamed into place whole, and two processes that
 do the same file all the same write the same bytes.
@@ -20,10 +22,10 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pixel160k.files import create_file
+from pixel160k.files import create_file, write_text
 from pixel160k.owner import TEMPORARY, is_alive, owner_of, temporary_name, this_process
 from pixel160k.paths import AnyPath
 from pixel160k.stores import StorePath
@@ -34,7 +36,10 @@ RENEWAL = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Claim:
-    """A process, `owner`, works on a file. `died`: the owners that died at the file before, one after the other."""
+    """A process, `owner`, works on a file.
+
+    `died`: the owners that died at the file before, one after the other; `owner` itself, once it has put the file back.
+    """
 
     owner: str
     token: str
@@ -59,16 +64,16 @@ def read_claim(path: AnyPath) -> Claim | None:
 def is_held(path: AnyPath) -> bool:
     """Whether a living process holds the claim at this path."""
     claim = read_claim(path)
-    return claim is not None and _lives(path, claim.owner)
+    return claim is not None and _is_at_work(path, claim)
 
 
 def take(done: AnyPath, name: str) -> Claim | None:
     """Claim a file for this process; None where a living process holds it."""
     path, died = claim_path(done, name), []
     if (held := read_claim(path)) is not None:
-        if _lives(path, held.owner) or not _evict(path, held):
+        if _is_at_work(path, held) or not _evict(path, held):
             return None
-        died = [*held.died, held.owner]
+        died = list(dict.fromkeys([*held.died, held.owner]))
     claim = Claim(this_process(), uuid.uuid4().hex, died)
     try:
         create_file(path, _content(claim))
@@ -77,13 +82,20 @@ def take(done: AnyPath, name: str) -> Claim | None:
     return claim
 
 
+def put_back(done: AnyPath, name: str, claim: Claim) -> None:
+    """Give up the file of a claim as if this process had died at it: another one takes it over at once."""
+    if is_ours(done, name, claim):
+        given_up = replace(claim, died=[*claim.died, claim.owner])
+        write_text(claim_path(done, name), _content(given_up).decode())
+
+
 def _content(claim: Claim) -> bytes:
     return json.dumps(asdict(claim)).encode()
 
 
 @contextmanager
 def renewed(done: AnyPath, name: str, claim: Claim) -> Iterator[None]:
-    """Renew a claim while the block runs, and give it up at its end."""
+    """Renew a claim while the block runs, and remove it at its end, unless the file was put back."""
     path, finished = claim_path(done, name), threading.Event()
 
     def renew() -> None:
@@ -119,7 +131,7 @@ def remove_leftovers(out: AnyPath) -> None:
     for path in (out / ".done").glob("*.claim"):
         if (claim := read_claim(path)) is None:
             continue
-        if _lives(path, claim.owner):
+        if _is_at_work(path, claim):
             living.add(claim.owner)
         else:
             _evict(path, claim)
@@ -130,6 +142,11 @@ def remove_leftovers(out: AnyPath) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _is_at_work(path: AnyPath, claim: Claim) -> bool:
+    """Whether the holder of the claim at `path` works on its file."""
+    return claim.owner not in claim.died and _lives(path, claim.owner)
 
 
 def _lives(path: AnyPath, owner: str) -> bool:

@@ -4,8 +4,9 @@ Each worker runs the same Beam pipeline in memory over all files, and takes thos
 (`annotate.jobs.claims`). So workers, several commands and several machines share the files by one mechanism. Beam's own
 `multi_processing` mode is not used: it gives each worker a fixed share, and waits for ever for one that died.
 
-A worker that dies is named in the log and on the terminal, and another one is started in its place. Workers end when this
-process ends, however it ends: their standard input closes then.
+A worker that dies is named in the log and on the terminal, and another one is started in its place; but not for a worker
+that lost its device, since the next one would meet the same. Workers end when this process ends, however it ends: their
+standard input closes then.
 """
 
 import errno
@@ -18,12 +19,12 @@ import time
 from collections.abc import Callable
 
 from annotate.jobs.claims import claim_path, read_claim
-from annotate.jobs.unit import Unit, finished, log_path
+from annotate.jobs.unit import Unit, finished, log_path, lost_notes
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError
 from pixel160k.owner import process_id
 
-DISK_IS_FULL = 28  # exit code of a worker
+DISK_IS_FULL, DEVICE_IS_LOST = 28, 29  # exit codes of a worker
 _DEATHS_WITHOUT_WORK = 3  # that many workers in a row that die before they take a file end the job
 
 
@@ -51,22 +52,23 @@ def list_devices(text: str, check: bool = True) -> list[str]:
 
 
 def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Callable[[str], None]) -> None:
-    """Run one worker process per entry of `devices` until none finds a file that it may take.
+    """Run one worker process per entry of `devices`, at most one per file, until none finds a file that it may take.
 
     Args:
         unit: does a file; its own device does not count.
         files: the files to do.
-        devices: one entry per worker; a device may stand there several times.
+        devices: one entry per worker; a device may stand there several times. An entry whose worker lost its device is
+            removed.
         say: shows a line to the user.
 
     Raises:
-        InputError: workers die before they begin.
+        InputError: workers die before they begin, or no device is left.
         OSError: the disk is full.
     """
     running: dict[subprocess.Popen[bytes], str] = {}
     deaths_without_work = 0
     try:
-        for device in devices:
+        for device in devices[: len(files)]:
             running[_start(device)] = device
         for worker, device in running.items():
             _hand_over(worker, unit, files, device)
@@ -79,8 +81,16 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
                 if worker.returncode == DISK_IS_FULL:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 names = _files_of(unit, worker.pid, files)
-                deaths_without_work = 0 if names else deaths_without_work + 1
                 where = f" at {', '.join(names)}, which is done again" if names else ""
+                if worker.returncode == DEVICE_IS_LOST:
+                    notes = lost_notes(unit.out / ".done").items()
+                    why = next((note for owner, note in notes if process_id(owner) == worker.pid), "")
+                    say(f"worker {worker.pid} ({device}) lost its device{where}: {why}")
+                    devices.remove(device)
+                    if not devices:
+                        raise no_device_left(device, why)
+                    continue
+                deaths_without_work = 0 if names else deaths_without_work + 1
                 say(f"worker {worker.pid} ({device}) {_cause(worker.returncode)}{where}")
                 if deaths_without_work == _DEATHS_WITHOUT_WORK:
                     log = log_path(unit.out)
@@ -94,6 +104,14 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
             worker.kill()
         for worker in running:
             worker.wait()
+
+
+def no_device_left(device: str, why: str) -> InputError:
+    """The end of a job whose workers have all lost their devices, this one the last."""
+    return InputError(
+        f"no worker is left, since {device} does nothing more ({why}); "
+        "the same command goes on from there, with --devices on others"
+    )
 
 
 def _start(device: str) -> "subprocess.Popen[bytes]":
@@ -117,7 +135,7 @@ def _hand_over(worker: "subprocess.Popen[bytes]", unit: Unit, files: list[Source
     assert worker.stdin is not None
     bound = "cuda" if device.startswith("cuda") else device  # the only GPU that it sees
     try:
-        worker.stdin.write(pickle.dumps((Unit(unit.work, str(unit.out), unit.fingerprint, bound), files)))
+        worker.stdin.write(pickle.dumps((Unit(unit.work, str(unit.out), unit.fingerprint, bound, unit.again), files)))
         worker.stdin.flush()
     except BrokenPipeError:
         pass  # it has died, which is noticed next

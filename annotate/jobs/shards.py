@@ -30,6 +30,7 @@ from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
+_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
 HORIZON = 50  # actions per sample; loaders slice the first N_c
 _AT_ONCE = 16  # parts that are hashed at the same time
 
@@ -42,6 +43,7 @@ class _BuildShard:
     camera: str
     annotations: str
     include: str
+    tracked: bool  # masks were followed through the steps: of all episodes, or of the accepted ones
     horizon: int
     out: str  # whose log gets the tracebacks of `internal_error`
 
@@ -58,6 +60,7 @@ class _BuildShard:
         (folder / ".work").mkdir()
         left_out: dict[str, str] = {}
         errors: list[str] = []
+        untracked = 0
         actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
         with shards.ShardWriter(tar) as writer:
             for row, episode in _join(rows, episodes):
@@ -74,14 +77,17 @@ class _BuildShard:
                 wanted = row.status == table.ACCEPTED or (self.include == "all" and row.status == table.REJECTED)
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
+                    masked = tracks.get(row.episode_id, {})
                     try:
-                        samples, reason = _make_samples(row, tracks.get(row.episode_id, {}), episode, self.horizon)
+                        samples, reason = _make_samples(row, masked, episode, self.horizon)
                     except Exception as error:
                         LOGGER.error("%s:", row.episode_id, exc_info=error)
                         errors.append(f"{row.episode_id}: {describe_error(error)}")
                         samples, reason = [], "internal_error"
                     for step, members in samples:
                         writer.append(row, step, members)
+                    has_mask = row.object_mask is not None or row.gripper_mask is not None
+                    untracked += bool(self.tracked and samples and has_mask and not masked)
                 if reason:
                     left_out[row.episode_id] = reason
         if not writer.index:
@@ -93,6 +99,7 @@ class _BuildShard:
             "samples": len(writer.index),
             "trajectories": trajectories,
             "left_out": left_out,
+            "untracked": untracked,
             "internal_errors": errors,
             **table.tally(rows),
         }
@@ -160,28 +167,30 @@ def build_shards(
     """
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
+    tracked = run["settings"]["tracks"] not in ("none", False)  # False: of earlier versions
     annotated = {name for name, _ in run["files"]}
     files = [
         file for file in list_files(source, data_dir or open_path(stats["data_dir"])) if file.path.name in annotated
     ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
-    folders = ("", "tracks/") if run["settings"]["tracks"] else ("",)
+    folders = ("", "tracks/") if tracked else ("",)
     parts = [f"{folder}part-{file.name}.parquet" for folder in folders for file in files]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store each of thousands of parts takes a while to answer
         digests = list(pool.map(sha256_of, (annotations / name for name in parts)))
     description = {
         "job": "build-shards",
         "software": version("pixelvla"),
-        "annotations": {key: run[key] for key in ("software", "source", "dataset", "settings", "models")},
+        "annotations": {key: run[key] for key in _MADE_BY if key in run},
         "parts": dict(zip(parts, digests, strict=True)),
         "include": include,
         "horizon": HORIZON,
     }
     started = time.monotonic()
     work = _BuildShard(
-        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, HORIZON, str(out.resolve())
-    )
+        run["source"], run["settings"]["camera"], str(annotations.resolve()), include, tracked, HORIZON,
+        str(out.resolve()),
+    )  # fmt: skip
     markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
     errors = [error for marker in markers for error in marker["summary"].get("internal_errors", [])]
     manifest = _finish(out, files, markers, description)
@@ -225,6 +234,7 @@ def _finish(
             if name.endswith(".tar")
         ],
         "left_out": {key: reason for summary in summaries for key, reason in summary["left_out"].items()},
+        "untracked": sum(summary.get("untracked", 0) for summary in summaries),  # earlier versions did not count them
         "annotated": {"status": dict(sorted(status.items())), "reasons": dict(sorted(reasons.items()))},
         "annotations": description["annotations"],
         "software": description["software"],

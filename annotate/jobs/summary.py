@@ -18,6 +18,8 @@ def summary_table(totals: dict[str, Any]) -> Table:
         caption += f"; {totals['files_missing']} of the data set's files are not in the data directory"
     if retries := totals.get("retries"):  # earlier versions did not count them
         caption += f"; {retries} faults of a disk or network passed and were tried again"
+    if untracked := totals.get("untracked"):  # of --refilter
+        caption += f"; {untracked} of the accepted have no masks at every step, which `annotate --tracks=all` makes"
     for stage, seconds in sorted(totals["stages"].items(), key=lambda item: -item[1]):
         caption += f"\n{seconds:8.1f} s {stage}"
     summary = Table(caption=caption, caption_justify="left")
@@ -45,5 +47,5 @@ def check_episodes(first: list[str], count: int, out: AnyPath) -> None:
         more = f" (and {count - 1} more episodes)" if count > 1 else ""
         raise JobBug(
             f"this is a bug, met at {first[0]}{more}; the traceback is in {name_log(out)}; "
-            "all other episodes are done, and these count as internal_error"
+            "all other episodes are done, these count as internal_error, and the same command tries them once more"
         )

@@ -6,10 +6,15 @@ one does, but for the log (`log_path`).
 
 A file that fails does not stop the others. What the input or the disk did (InputError, OSError) is noted in
 `.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
-goes to `.done/workers.log`. Two faults are treated otherwise:
+goes to `.done/workers.log`. Three faults are treated otherwise:
 
 - an OSError that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
-- a full disk stops the process (OSError), since every other file would meet it too and there is no room to note it.
+- a full disk stops the process (OSError), since every other file would meet it too and there is no room to note it;
+- a lost device (`is_of_the_device`) is the fault of no file, and nothing works on it any more in this process. So the file
+  is put back, as if the process had died at it, this process takes no other, and `.done/{process}.lost` says why.
+
+A done file some of whose episodes met a bug is done again by every new command, once: the marker's token tells its own
+outcome from that of an earlier command (`met_bugs`).
 """
 
 import contextlib
@@ -19,14 +24,16 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from annotate.faults import describe_error, is_of_the_device
 from annotate.jobs import claims
 from annotate.sources.rlds import SourceFile
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import move_file, sha256_of, working_folder, write_json, write_text
+from pixel160k.owner import this_process
 from pixel160k.paths import AnyPath, list_sizes, open_path, read_all
 from pixel160k.stores import StorePath
 
@@ -63,10 +70,40 @@ def says_disk_is_full(error: Exception) -> bool:
     return any(f"[Errno {code}]" in str(error) for code in _FULL)
 
 
-def finished(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> list[dict[str, Any] | None]:
+_LOST: dict[str, str] = {}  # devices that do nothing more for this process, and why
+
+
+def lost_device(device: str) -> str:
+    """Why this process can do nothing more on a device; "" where it can."""
+    return _LOST.get(device, "")
+
+
+def lost_notes(done: AnyPath) -> dict[str, str]:
+    """Why processes, by their names as owners, stopped for want of their device."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in done.glob("*.lost")}
+
+
+def met_bugs(files: Sequence[SourceFile], markers: Sequence[dict[str, Any] | None]) -> dict[str, str]:
+    """The done files in which episodes met bugs: by the file's name the marker's token ("" of earlier versions)."""
+    return {
+        file.name: marker.get("token", "")
+        for file, marker in zip(files, markers, strict=True)
+        if marker and marker["summary"].get("internal_errors")
+    }
+
+
+def finished(
+    out: AnyPath, files: Sequence[SourceFile], fingerprint: str, again: Mapping[str, str] | None = None
+) -> list[dict[str, Any] | None]:
     """Of each file the done-marker, if its outputs are all there; None where it must be done (again).
 
     A folder is listed once, and a marker read only where there is one.
+
+    Args:
+        out: the output directory.
+        files: the files in question.
+        fingerprint: of the run.
+        again: markers that do not count, as `met_bugs` returns them.
     """
     sizes = {"": list_sizes(out), ".done": list_sizes(out / ".done")}
     there = [file.name for file in files if f"{file.name}.json" in sizes[".done"]]
@@ -78,24 +115,30 @@ def finished(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> lis
             sizes[folder] = list_sizes(out / folder)
         return sizes[folder].get(last)
 
-    return [_marker(contents.get(file.name), fingerprint, size_of) for file in files]
+    return [_marker(contents.get(file.name), fingerprint, size_of, (again or {}).get(file.name)) for file in files]
 
 
-def _marker(content: bytes | None, fingerprint: str, size_of: Callable[[str], int | None]) -> dict[str, Any] | None:
-    """A done-marker, if it is of this run and the outputs that it names have their sizes."""
+def _marker(
+    content: bytes | None, fingerprint: str, size_of: Callable[[str], int | None], again: str | None
+) -> dict[str, Any] | None:
+    """A done-marker, if it is of this run, its outputs have their sizes, and its token is not `again`, that of one that no
+    longer counts.
+    """
     try:
         marker = json.loads(content or b"")
     except ValueError:  # there is none, or it is damaged
         return None
-    if marker["fingerprint"] != fingerprint:
+    if marker["fingerprint"] != fingerprint or marker.get("token", "") == again:
         return None
     return marker if all(size_of(name) == output["bytes"] for name, output in marker["outputs"].items()) else None
 
 
-def settled(out: AnyPath, files: Sequence[SourceFile], fingerprint: str) -> list[bool]:
-    """Of each file whether it is done, or its failure is noted."""
+def settled(
+    out: AnyPath, files: Sequence[SourceFile], fingerprint: str, again: Mapping[str, str] | None = None
+) -> list[bool]:
+    """Of each file whether it is done, or its failure is noted. Arguments as of `finished`."""
     names = {path.name for path in (out / ".done").glob("*")}
-    markers = finished(out, files, fingerprint)
+    markers = finished(out, files, fingerprint, again)
     return [
         marker is not None or any(path.name in names for path in notes(out / ".done", file).values())
         for file, marker in zip(files, markers, strict=True)
@@ -124,15 +167,22 @@ def notes(done: AnyPath, file: SourceFile) -> dict[str, AnyPath]:
 class Unit:
     """Does the work of one file, publishes its outputs and notes its failure."""
 
-    def __init__(self, work: Work, out: str, fingerprint: str, device: str) -> None:
+    def __init__(
+        self, work: Work, out: str, fingerprint: str, device: str, again: Mapping[str, str] | None = None
+    ) -> None:
+        """Of what, where to, in which run, on which device, and which done files again (as `met_bugs` returns them)."""
         self.work, self.out, self.fingerprint, self.device = work, open_path(out), fingerprint, device
+        self.again = dict(again or {})
 
     def __call__(self, file: SourceFile) -> None:
-        """Do a file, unless it is done, has failed, or another living process is at it.
+        """Do a file, unless it is done, has failed, another living process is at it, or the device is lost.
 
         Raises:
             OSError: the disk is full.
         """
+        if self.device in _LOST:
+            self._note_loss()
+            return
         import cv2
 
         cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
@@ -154,11 +204,13 @@ class Unit:
                 )
                 return
             try:
-                self._do(file, claim.died)
+                self._do(file, claim)
             except Exception as error:  # noted, and the other files go on; see the module's docstring
                 if says_disk_is_full(error):
                     raise
-                if claims.is_ours(done, file.name, claim):  # or else another process thinks that this one is dead
+                if is_of_the_device(error):
+                    self._lose_device(file, claim, error)
+                elif claims.is_ours(done, file.name, claim):  # or else another process thinks that this one is dead
                     self._note(file, error)
 
     def is_settled(self, file: SourceFile) -> bool:
@@ -175,9 +227,25 @@ class Unit:
             except FileNotFoundError:
                 return None
 
-        return any(note is not None for note in failures) or _marker(content, self.fingerprint, size_of) is not None
+        marker = _marker(content, self.fingerprint, size_of, self.again.get(file.name))
+        return marker is not None or any(note is not None for note in failures)
 
-    def _do(self, file: SourceFile, died: list[str]) -> None:
+    def _lose_device(self, file: SourceFile, claim: claims.Claim, error: Exception) -> None:
+        """Put the file back, and take no other in this process."""
+        self._log(f"{file.path.name}:\n{''.join(traceback.format_exception(error))}")
+        if isinstance(error, InputError):  # it could not be used from the start, and the file did nothing to it
+            _LOST[self.device] = one_line(error)
+        else:
+            _LOST[self.device] = f"{describe_error(error)}, at {file.path.name}"
+            claims.put_back(self.out / ".done", file.name, claim)
+        self._note_loss()
+
+    def _note_loss(self) -> None:
+        note = self.out / ".done" / f"{this_process()}.lost"
+        if not note.exists():
+            write_text(note, _LOST[self.device])
+
+    def _do(self, file: SourceFile, claim: claims.Claim) -> None:
         """Do the work, and once more for each fault that may pass."""
         started = time.monotonic()
         for retries, wait in enumerate((*WAITS, None)):
@@ -191,7 +259,8 @@ class Unit:
                     "summary": summary,
                     "seconds": round(time.monotonic() - started, 3),
                     "retries": retries,
-                    "died": died,
+                    "died": claim.died,
+                    "token": claim.token,
                 }
                 write_json(self.out / ".done" / f"{file.name}.json", marker)
                 return

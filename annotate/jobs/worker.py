@@ -21,8 +21,8 @@ def main() -> None:
         return  # the client died first
     threading.Thread(target=_end_with_the_client, daemon=True).start()
     from annotate.jobs.beam import run_pipeline
-    from annotate.jobs.local import DISK_IS_FULL
-    from annotate.jobs.unit import says_disk_is_full
+    from annotate.jobs.local import DEVICE_IS_LOST, DISK_IS_FULL
+    from annotate.jobs.unit import lost_device, says_disk_is_full
 
     try:
         run_pipeline(unit, files)
@@ -30,6 +30,8 @@ def main() -> None:
         if says_disk_is_full(error):
             sys.exit(DISK_IS_FULL)
         raise
+    if lost_device(unit.device):
+        sys.exit(DEVICE_IS_LOST)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,12 @@ class Manifest(Strict):
     episodes: Annotated[Count, "how many episodes the shards hold"]
     shards: Annotated[list[ShardEntry], "`name`, `bytes`, `sha256`, `samples` of each tar, in order"]
     left_out: Annotated[dict[str, str], "episode id and reason of what should be here and could not be used"]
+    untracked: Annotated[Count, "how many episodes here lack masks at every step, though others were followed"] = 0
     annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]
     annotations: Annotated[
-        dict[str, Any], "`software`, `source`, `dataset`, `settings`, `models` with which they were made"
+        dict[str, Any],
+        "`software`, `source`, `dataset`, `settings`, `models` with which they were made, and where models were loaded "
+        "`revisions`: each as `NAME@REVISION`, by its setting",
     ]
     software: Annotated[str, "the version that built the shards"]
     files: Annotated[dict[FileName, Digest], "SHA-256 of `index.parquet`, `dataset_statistics.json`, `croissant.json`"]

@@ -55,3 +55,10 @@ def read_tracks(path: AnyPath) -> dict[str, dict[int, StepMasks]]:
         for row in rows:
             tracks[row["episode_id"]][row["step"]] = StepMasks(**row)
     return tracks
+
+
+def tracked_episodes(path: AnyPath) -> set[str]:
+    """The ids of the episodes of which a part holds tracks; none where there is no such file."""
+    if not path.is_file():
+        return set()
+    return set(pq.read_table(open_parquet(path), columns=["episode_id"])["episode_id"].to_pylist())

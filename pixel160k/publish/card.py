@@ -80,7 +80,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}],
         "dataset_info": {"features": declared(FEATURES)},
     }
-    annotated = manifest["annotated"]
+    annotated, untracked = manifest["annotated"], manifest.get("untracked", 0)
     counts = [f"| {status} | {count} |" for status, count in annotated["status"].items()]
     reasons = [f"| `{reason}` | {count} | {REASONS[reason]} |" for reason, count in annotated["reasons"].items()]
     settings = yaml.safe_dump(made["settings"], sort_keys=False).strip()
@@ -95,6 +95,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"- Robot: {origin.robot}{f' at {origin.hz:g} Hz' if origin.hz else ''}. Actions: {origin.actions}; gripper 1 = open.",
             f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
+            *_revisions(made.get("revisions", {})),
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
             f"{statistics['num_trajectories']} episodes of the source, accepted or not.\n",
@@ -108,7 +109,8 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             "## Known limits\n",
             "- The masks are made by machines. `score` and `mask_score` order them; they are not probabilities.",
             "- Without tracks only the first valid step has an object mask and only the close step a gripper mask; everywhere "
-            "else the label is 255, not annotated.",
+            "else the label is 255, not annotated."
+            + (f" So it is for {untracked} episodes here, though others have tracks." if untracked else ""),
             "- Prompts belong to the first valid step (`prompt_step`), not to the step of the sample.",
             "- The `motion` annotator's gripper mask is a region around the gripper, not its outline.",
             "- Nobody has looked at every mask; `pixelcli browse` shows them, `pixelcli verify` checks form, not truth.\n",
@@ -116,6 +118,15 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"```yaml\n{settings}\n```\n",
         ]
     )
+
+
+def _revisions(revisions: dict[str, str]) -> list[str]:
+    """A line that says of each model that was loaded which one it was; none where none was, or nobody noted it."""
+    loaded = []
+    for setting, model in revisions.items():
+        name, _, revision = model.rpartition("@")
+        loaded.append(f"`{setting}` is {name} at {'' if ':' in revision else 'commit '}{revision}")
+    return [f"- Model revisions: {'; '.join(loaded)}."] if loaded else []
 
 
 def _left_out(left_out: dict[str, str]) -> str:
