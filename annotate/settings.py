@@ -67,9 +67,7 @@ class ChoiceSettings(Settings):
 
     context: Expansion = 1.25  # the models see a square of this many sides of the region proposal
     distinct: Share = 0.7  # of two boxes that overlap by more than this IoU the better one is kept
-    nearness: Annotated[float, Field(gt=0)] = (
-        0.1  # how fast nearness falls with the distance, share of the image height
-    )
+    nearness: Annotated[float, Field(gt=0)] = 0.1  # how fast nearness falls with distance, share of the image height
     nearness_weight: Annotated[float, Field(ge=0)] = 1.0
     min_part_score: Share = 0.2  # a handle or knob below it counts as not found; then the thing itself is looked for
     motion_weight: Annotated[float, Field(ge=0)] = 3.0  # of the IoU of the mask and what left its place there

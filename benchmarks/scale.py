@@ -1,6 +1,7 @@
 """Whether time and memory stay in proportion: data sets of up to 1,024 files and 20,000 small episodes, through every command.
 
-    python benchmarks/scale.py --out DIR [--files 128,256,512,1024] [--workers 2] [--store-files 32,128]
+    python benchmarks/scale.py --out DIR [--files 128,256,512,1024] [--workers 2]
+        [--joined-files 1024] [--store-files 32,128]
 
 Draws data sets in LIBERO's schema, 20,000 episodes per 1,024 files: 12 frames of 64×64, many of them picked up and carried
 (accepted), others left where they lie (rejected), others broken. A second data set of each size holds no record that can be
@@ -16,6 +17,7 @@ import argparse
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -31,6 +33,9 @@ import cv2
 import numpy as np
 import psutil
 
+from pixel160k.format import shards
+from pixel160k.format.actions import dataset_statistics
+from pixel160k.paths import read_all
 from pixel160k.seeding import seeded_generator
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
@@ -191,6 +196,47 @@ def count_requests(out: Path, files: int, workers: int, payloads: Sequence[bytes
     return found
 
 
+def measure_joining(out: Path, files: int) -> dict[str, float]:
+    """Join so many times the index of a file with 4,900 samples and compute the statistics, as the end of `build-shards` does.
+
+    Returns CPU seconds and the peak memory in MB after each step, of a process that does nothing else.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    tar = "fractal20220817_data-train-00000"
+    rows = [(f"{tar}-{place // 40:05d}", place % 40, 20_480 * place) for place in range(4900)]
+    index = [
+        shards.IndexRow(shards.sample_key(episode, step), episode, step, "accepted", f"{tar}.tar", offset, 20_480)
+        for episode, step, offset in rows
+    ]
+    shards.write_index(out / "one.parquet", index)
+    generator = seeded_generator("scale", "joining")
+    action, state = (generator.random((4900, width), np.float32) for width in (7, 8))
+    np.savez(out / "one.npz", action=action, state=state)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(_join, (out, files))
+    print(f"joining: {found}", flush=True)
+    shutil.rmtree(out)
+    return found
+
+
+def _join(folder: Path, files: int) -> dict[str, float]:
+    found: dict[str, float] = {"peak before": _peak()}
+    began = time.process_time()
+    samples, _ = shards.join_indices([folder / "one.parquet"] * files, folder / "all.parquet")
+    found |= {"samples": samples, "peak, index joined": _peak(), "cpu, index joined": time.process_time() - began}
+    parts = [np.load(io.BytesIO(content or b"")) for content in read_all([folder / "one.npz"] * files)]
+    actions, states = (np.concatenate([part[name] for part in parts]) for name in ("action", "state"))
+    dataset_statistics(actions, states, 1)
+    return found | {"peak": _peak(), "cpu": time.process_time() - began}
+
+
+def _peak() -> int:
+    """The peak memory of this process in MB, of this program alone: getrusage counts what was there before exec."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
+
+
 def print_table(results: list[dict[str, Any]]) -> None:
     """Print per command and size: CPU and wall seconds, memory; and the ratios of the last size to the first."""
     for result in results:
@@ -226,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--files", default="128,256,512,1024")
+    parser.add_argument("--joined-files", type=int, default=0, help="also join 4,900 samples of each of so many files")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--store-files", default="", help="also count the requests to an S3 server on loopback, as 32,128"
@@ -239,6 +286,9 @@ def main() -> None:
         results.append(measure(arguments.out / "work", files, arguments.workers, payloads))
         (arguments.out / "scale.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print_table(results)
+    if arguments.joined_files:
+        joined = measure_joining(arguments.out / "joining", arguments.joined_files)
+        (arguments.out / "joining.json").write_text(json.dumps(joined, indent=1), encoding="utf-8")
     if arguments.store_files:
         numbers = list(map(int, arguments.store_files.split(",")))
         found = {
