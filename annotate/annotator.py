@@ -275,7 +275,7 @@ def _finish(
         return accept(row, settings.filter)
     if keyframed.episode.base_moves:  # and the camera with it
         evidence = Evidence(why="the robot's base drives")
-    elif stays_in_place(row.verb):
+    elif found.part or stays_in_place(row.verb):
         evidence = Evidence(why="what is opened, turned or wiped is not carried away")
     else:
         evidence = keyframed.motion.evidence(found.mask, settings.filter.min_evidence)
