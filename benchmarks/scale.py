@@ -211,8 +211,8 @@ def measure_joining(out: Path, files: int) -> dict[str, float]:
     ]
     shards.write_index(out / "one.parquet", index)
     generator = seeded_generator("scale", "joining")
-    arrays = {name: generator.random((4900, width), np.float32) for name, width in (("action", 7), ("state", 8))}
-    np.savez(out / "one.npz", **arrays)
+    action, state = (generator.random((4900, width), np.float32) for width in (7, 8))
+    np.savez(out / "one.npz", action=action, state=state)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(_join, (out, files))
     print(f"joining: {found}", flush=True)
