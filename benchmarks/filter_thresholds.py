@@ -11,9 +11,10 @@ keep their defaults. Each count is given with motion and without it: then neithe
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -50,7 +51,7 @@ VALUES = {
     "min_coverage": (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
 }
 # Each rule about masks, switched off.
-RULES = {
+RULES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "all rules": nullcontext,
     "what sticks out of the box stays": lambda: patch.object(foundation, "near_box", lambda mask, box: mask),
     "cut boxes stay in the crop": lambda: patch.object(foundation, "reaches_out", lambda *_: False),
@@ -138,8 +139,7 @@ def rules(data_dirs: list[Path], settings: AnnotateSettings) -> Table:
     """The table of rules: each switched off, on the episodes' own instructions."""
     report = Table("rule", "right kept", "wrong masks let through", "mean IoU of all masks")
     for name, switched in RULES.items():
-        context: AbstractContextManager[object] = switched()
-        with context:
+        with switched():
             found = list(judged_rows(data_dirs, 0, settings))
         right, wrong, _ = _counts(found, settings.filter)
         report.add_row(name, right, wrong, f"{np.mean([one.iou for one in found]):.3f}")

@@ -203,7 +203,7 @@ class Motion:
         """
         count, labels, statistics, _ = self._moved_regions
         shared = np.bincount(labels[mask], minlength=count)
-        smaller = np.minimum(statistics[:, cv2.CC_STAT_AREA], max(1, np.count_nonzero(mask)))
+        smaller = np.minimum(statistics[:, cv2.CC_STAT_AREA], max(1, int(np.count_nonzero(mask))))
         moved = shared >= 0.1 * smaller
         moved[0] = False  # what stayed
         return moved[labels]
