@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from foundation_quality import TINY, WITHOUT_MOTION
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,8 +36,6 @@ from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.seeding import seeded_generator
 from simulation import truth
 
-TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
-WITHOUT_MOTION = ("choice.motion_weight=0", "filter.min_evidence=0", "filter.min_coverage=0")
 MIN_OBJECT_PIXELS = 60  # an object that shows less cannot be asked for
 KINDS = RIGHT, WRONG_MASK, WRONG_NAME = "right", "wrong mask", "wrong name"
 VALUES = {

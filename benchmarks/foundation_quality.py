@@ -1,4 +1,4 @@
-"""How good `foundation` with the tiny checkpoints is on held-out scenes, with and without motion evidence; and `motion`.
+"""How good `foundation` with the tiny checkpoints is on held-out scenes, with and without motion; and `motion`.
 
     python -m tiny_models.record --evaluation --out DIR          # once: 100 episodes of known tasks, 24 of unknown ones
     python benchmarks/foundation_quality.py --data DIR/seen_tasks --out OUT
@@ -17,23 +17,25 @@ from rich.table import Table
 
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
-from annotate.jobs.refilter import refilter
 from annotate.settings import AnnotateSettings
 from evaluation.annotations import evaluate
 from simulation import truth
 
 TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
-WITH_EVIDENCE, ALONE, MOTION = "foundation, motion as evidence", "foundation alone", "motion"
+WITHOUT_MOTION = ("choice.motion_weight=0", "filter.min_evidence=0", "filter.min_coverage=0")
+WITH_MOTION, ALONE, MOTION = "foundation, with motion", "foundation alone", "motion"
 
 
 def measure(data_dir: Path, out: Path) -> dict[str, dict[str, Any]]:
     """Annotate one data set in the three ways and evaluate each against its truth."""
-    tiny = AnnotateSettings.load(None, TINY)
-    annotate("libero", data_dir, out / "foundation", tiny, Execution())
-    annotate("libero", data_dir, out / "motion", AnnotateSettings(annotators="motion"), Execution())
-    if not (out / "alone").exists():
-        refilter(out / "foundation", out / "alone", ("filter.min_evidence=0",))
-    folders = {WITH_EVIDENCE: "foundation", ALONE: "alone", MOTION: "motion"}
+    settings = {
+        "foundation": AnnotateSettings.load(None, TINY),
+        "alone": AnnotateSettings.load(None, (*TINY, *WITHOUT_MOTION)),
+        "motion": AnnotateSettings(annotators="motion"),
+    }
+    for folder, chosen in settings.items():
+        annotate("libero", data_dir, out / folder, chosen, Execution())
+    folders = {WITH_MOTION: "foundation", ALONE: "alone", MOTION: "motion"}
     return {
         way: evaluate(out / folder, data_dir / truth.FILE_NAME, out / f"{folder}-evaluation")
         for way, folder in folders.items()
@@ -51,11 +53,11 @@ def main() -> None:
         for data_dir in sorted(path for path in arguments.data.iterdir() if path.is_dir())
     }
     report = quality_table("annotators", "suite")
-    for way in (WITH_EVIDENCE, ALONE, MOTION):
+    for way in (WITH_MOTION, ALONE, MOTION):
         for suite, result in results.items():
             report.add_row(way, suite, *figures([result[way]["overall"]]))
         report.add_row(way, "all", *figures([result[way]["overall"] for result in results.values()]), end_section=True)
-    Console(width=200).print(report, curve([result[WITH_EVIDENCE] for result in results.values()]))
+    Console(width=200).print(report, curve([result[WITH_MOTION] for result in results.values()]))
 
 
 def curve(results: list[dict[str, Any]]) -> Table:

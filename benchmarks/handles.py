@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from annotation_table import figures, quality_table
+from foundation_quality import TINY
 from rich.console import Console
 
 from annotate.jobs.annotate import annotate
@@ -20,8 +21,6 @@ from evaluation.annotations import evaluate
 from pixel160k.format import masks
 from pixel160k.format.table import read_annotations
 from simulation import truth
-
-TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 
 
 def main() -> None:
