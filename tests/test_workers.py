@@ -54,6 +54,7 @@ class Work:
         while len(list(self.folder.glob("worker-*"))) < self.together and time.monotonic() < deadline:
             time.sleep(0.01)
         if self.unusable and os.environ.get("CUDA_VISIBLE_DEVICES") == self.unusable:
+            (self.folder / f"unusable-{file.name}").touch()
             raise DeviceUnusable("--device cuda cannot be used: no such GPU")
         calls = len(list(self.folder.glob(f"{file.name}-*")))
         (self.folder / f"{file.name}-{calls}").touch()
@@ -170,7 +171,7 @@ def test_a_device_that_cannot_be_used_fails_no_file(tmp_path, calls, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     with pytest.raises(InputError, match=r"since cuda does nothing more \(--device cuda cannot be used: no such GPU\)"):
         run(Work(calls, unusable="none"), tmp_path / "out", devices=["cuda"])
-    assert sum(times(calls)) == 1 and not list((tmp_path / "out" / ".done").glob("*.failed"))
+    assert len(list(calls.glob("unusable-*"))) == 1 and not list((tmp_path / "out" / ".done").glob("*.failed"))
     assert not unfinished(tmp_path / "out")
 
 
