@@ -174,7 +174,7 @@ def test_coco_holds_accepted_episodes_only(drawn, tmp_path):
 def rows(shards, tmp_path_factory):
     datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
     path = tmp_path_factory.mktemp("hf")
-    assert export(shards, "hf", path / "out") == {"rows": 495}
+    assert export(shards, "hf", path / "out") == {"rows": 477}
     return datasets.load_dataset(str(path / "out"), split="train", cache_dir=str(path / "cache"))
 
 
@@ -202,4 +202,4 @@ def test_annotations_join_to_the_source(shards, rows):
             name: sample["metadata"][name] for name in ("instruction", "status", "object_mask_valid")
         }
         joined += 1
-    assert joined == 495
+    assert joined == 477

@@ -28,7 +28,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "out"
-    assert export(shards, "lerobot", folder) == {"episodes": 12, "frames": 495, "tasks": 12}
+    assert export(shards, "lerobot", folder) == {"episodes": 12, "frames": 477, "tasks": 12}
     return folder
 
 
@@ -59,7 +59,7 @@ def digest(array):
 
 @pytest.mark.slow
 def test_lerobot_sees_every_frame(samples, loaded):
-    """Image, mask, action, state, task and index of each of the 495 frames."""
+    """Image, mask, action, state, task and index of each of the 477 frames."""
     for sample, frame in zip(samples, loaded["frames"], strict=True):
         metadata = sample["metadata"]
         image = np.asarray(Image.open(io.BytesIO(sample["jpg"])))
@@ -70,7 +70,7 @@ def test_lerobot_sees_every_frame(samples, loaded):
         assert frame["timestamp"] == pytest.approx(frame["frame_index"] / 5)
         np.testing.assert_array_equal(np.array(frame["action"], np.float32), sample["action"])
         np.testing.assert_array_equal(np.array(frame["observation.state"], np.float32), sample["state"])
-    assert [frame["index"] for frame in loaded["frames"]] == list(range(495))
+    assert [frame["index"] for frame in loaded["frames"]] == list(range(477))
     assert loaded["fps"] == 5
 
 
@@ -103,7 +103,7 @@ def test_lerobot_makes_chunks_as_the_shards_do(samples, loaded):
 def test_lerobots_tools_take_it(loaded):
     """Episodes can be deleted and statistics aggregated, which reads the statistics of every episode."""
     assert loaded["fewer"]["episodes"] == 11
-    assert loaded["fewer"]["frames"] == 495 - 44
+    assert loaded["fewer"]["frames"] == 477 - 44
     assert loaded["aggregated"] == ["action", "observation.images.image", "observation.state"]
     assert set(loaded["image_statistics_shape"]) <= set(loaded["statistics"]["observation.images.image"])
 
@@ -113,7 +113,7 @@ def test_statistics_are_those_of_the_frames(exported, samples):
     actions, states = (np.stack([sample[name] for sample in samples]) for name in ("action", "state"))
     expected = dataset_statistics(actions, states, 12)
     for name, part in (("action", "action"), ("observation.state", "proprio")):
-        assert found[name]["count"] == [495]
+        assert found[name]["count"] == [477]
         for measure in ("min", "max", "mean", "std", "q01", "q99"):
             np.testing.assert_allclose(found[name][measure], expected[part][measure], rtol=1e-9, atol=1e-12)
     frames = [np.asarray(Image.open(io.BytesIO(sample["jpg"]))).reshape(-1, 3).T for sample in samples]

@@ -19,7 +19,7 @@ from PIL import Image
 from pixel160k.errors import InputError
 from pixel160k.format.masks import area, encode, iou
 from pixel160k.tfrecord import read_records
-from simulation import recording, truth, two_alike
+from simulation import environment, recording, truth, two_alike
 from simulation.demonstration import Demonstration, attempt_until_solved
 from simulation.environment import (
     AGENT_VIEW,
@@ -441,6 +441,25 @@ def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'pixelvla\[sim\]'"):
         record_sample("libero_object", 1, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_another_mujoco_is_refused_by_name_unless_allowed(tmp_path, monkeypatch):
+    """Under another version the scenes are not those that others evaluate in."""
+    monkeypatch.setattr(environment, "version", lambda distribution: "3.17.0")
+    with pytest.raises(
+        InputError, match=r"MuJoCo 3\.17\.0 .* pip install mujoco==3\.3\.2, or .* PIXELVLA_ANY_MUJOCO=1"
+    ):
+        record_sample("libero_object", 1, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv(environment.ANY_MUJOCO, "1")
+    environment.import_libero()
+
+
+def test_the_shipped_sample_says_which_simulator_made_it():
+    versions = truth.read_versions(SAMPLE / truth.FILE_NAME)
+    assert versions["mujoco"] == environment.MUJOCO_VERSION and len(versions) == 3
+    info = json.loads((SAMPLE / "libero_sample" / "1.0.0" / "dataset_info.json").read_text(encoding="utf-8"))
+    assert all(f"{name} {number}" in info["description"] for name, number in versions.items())
 
 
 class FakeEnvironment:
