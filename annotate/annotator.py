@@ -201,12 +201,16 @@ def _annotate(
             for gripper, keyframed in zip(grippers, episodes, strict=True)
         ]
     # Without a region there is nowhere to look; without a noun, `motion` can still look, and the models are not asked.
-    ready = [index for index, region in enumerate(regions) if region is not None]
+    ready = {
+        index: (gripper, region)
+        for index, (gripper, region) in enumerate(zip(grippers, regions, strict=True))
+        if gripper is not None and region is not None
+    }
     with stopwatch("object"), annotators.lock:
         found = annotators.object.find_objects(
             [episodes[index] for index in ready],
-            [gripper for gripper in grippers if gripper is not None],
-            [region for region in regions if region is not None],
+            [gripper for gripper, _ in ready.values()],
+            [region for _, region in ready.values()],
             [rows[index].target_object for index in ready],
         )
     objects = dict(zip(ready, found, strict=True))

@@ -1,7 +1,9 @@
 """The weightless annotators, on drawn scenes whose masks are known exactly, and on the shipped sample."""
 
 import dataclasses
+import io
 
+import cv2
 import numpy as np
 import pytest
 from conftest import read_all
@@ -14,6 +16,7 @@ from annotate.annotator import annotate_episodes
 from annotate.annotators.choose import choose_annotators
 from annotate.annotators.grasps import holding_grasp
 from annotate.annotators.motion import _percentile
+from annotate.annotators.roles import FoundObject, Gripper
 from annotate.settings import AnnotateSettings
 from annotate.sources import sample
 from pixel160k.format import masks
@@ -123,6 +126,34 @@ def test_a_camera_that_moves_away_is_noticed(write_fractal):
     (read,) = read_all("fractal", write_fractal([fractal_episode([0, 0, 1, 0, 0, 0])]))
     row = annotate_episode(read, SETTINGS)
     assert (row.reason, row.detail) == ("camera_moved", "the camera moved before the close")
+
+
+class GrippersByEpisode:
+    """Finds in each episode a gripper whose box tells which one it is, and keeps what is asked about objects."""
+
+    def find_grippers(self, groups):
+        boxes = [(10.0 * number, 60.0, 40.0 + 10 * number, 90.0) for number in range(len(groups[0]))]
+        self.found = [Gripper(box, masks.inside_box(box, 256, 256)) for box in boxes]
+        return [self.found]
+
+    def find_objects(self, episodes, grippers, regions, targets):
+        self.asked = list(zip(episodes, grippers, regions, targets, strict=True))
+        return [FoundObject() for _ in episodes]
+
+
+def test_a_moved_camera_costs_its_own_episode_alone(tmp_path):
+    """The other episode of its group keeps the gripper that was found on it."""
+    moved = episode()
+    for step in moved["steps"][1:]:  # another picture from the second frame on
+        image = cv2.imdecode(np.frombuffer(step["observation"]["image"].getvalue(), np.uint8), cv2.IMREAD_COLOR)
+        step["observation"]["image"] = io.BytesIO(cv2.imencode(".jpg", 255 - image // 2)[1].tobytes())
+    reads = read_all("libero", write_scenes(tmp_path, [moved, episode()]))
+    fake = GrippersByEpisode()
+    annotators = dataclasses.replace(choose_annotators(SETTINGS, "cpu"), gripper=fake, object=fake, group_size=2)
+    rows, _ = annotate_episodes(reads, annotators, SETTINGS)
+    assert [row.reason for row in rows] == ["camera_moved", "not_detected"]
+    ((keyframed, gripper, region, _),) = fake.asked
+    assert keyframed.episode is reads[1] and gripper is fake.found[1] and region == rows[1].region_box
 
 
 @given(st.integers(1, 8), st.sampled_from([0, 20, 50, 70, 100]), st.integers(0, 99))
