@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from foundation_quality import TINY
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +34,6 @@ from pixel160k.format import masks
 from pixel160k.format.table import Point
 from simulation import truth
 
-TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 WEIGHTS = {  # detector's score alone, each of the others added alone, all
     "score alone": {"nearness_weight": 0.0, "motion_weight": 0.0},
     **{

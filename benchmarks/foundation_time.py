@@ -9,11 +9,11 @@ process and prints the times of the second run: the first loads the models and w
 import argparse
 from pathlib import Path
 
+from foundation_quality import TINY
+
 from annotate.jobs.annotate import annotate, default_data_dir
 from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
-
-TINY = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
 
 
 def main() -> None:

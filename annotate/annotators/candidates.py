@@ -35,7 +35,7 @@ def distinct(detections: Sequence[Detection], overlap: float, count: int) -> lis
     return kept
 
 
-def fingers_end(gripper: Box, entry: Point | None) -> Point:
+def fingers_end(gripper: Box, entry: Point | np.ndarray | None) -> Point:
     """Where the fingers end: the middle of that side of the gripper's box that lies away from where the arm enters the image.
 
     Both are x, y in pixels. Without an entry it is the box's centre.
@@ -47,6 +47,13 @@ def fingers_end(gripper: Box, entry: Point | None) -> Point:
     if abs(y - entry[1]) * (x1 - x0) >= abs(x - entry[0]) * (y1 - y0):  # the arm's line leaves the box above or below
         return x, (y1 if y >= entry[1] else y0)
     return (x1 if x >= entry[0] else x0), y
+
+
+def nearness(mask: np.ndarray, point: Point, settings: ChoiceSettings) -> float:
+    """How near the middle of a mask's box is to a point x, y, in pixels of the mask's frame, weighted: the weight is the most."""
+    x, y = centre_of(masks.box_of(mask))
+    distance = np.hypot(x - point[0], y - point[1]) / (settings.nearness * len(mask))
+    return settings.nearness_weight * float(np.exp(-(distance**2)))
 
 
 def ranked(
@@ -62,9 +69,7 @@ def ranked(
     """
 
     def merit(candidate: Candidate) -> float:
-        x, y = centre_of(masks.box_of(candidate.mask))
-        distance = np.hypot(x - fingers[0], y - fingers[1]) / (settings.nearness * len(candidate.mask))
-        total = candidate.detection.score + settings.nearness_weight * float(np.exp(-(distance**2)))
+        total = candidate.detection.score + nearness(candidate.mask, fingers, settings)
         if motion is not None:
             total += settings.motion_weight * masks.iou(candidate.mask, motion.moved_with(candidate.mask))
         return total

@@ -10,7 +10,6 @@ from annotate.annotators.detector import Detector
 from annotate.annotators.grammar import verb_class
 from annotate.annotators.lanes import Video
 from annotate.annotators.mask_cleaning import near_box, tidy
-from annotate.annotators.motion import Motion
 from annotate.annotators.regions import Window, centre_inside, crop_window, opened, reaches_out, shift_box
 from annotate.annotators.roles import FoundObject, Gripper, KeyframedEpisode
 from annotate.annotators.segmenter import Segment, Segmenter
@@ -154,11 +153,12 @@ class DetectedObjectFinder:
         for index, candidates in zip(boxes, self._cut_out(frames, windows, boxes), strict=True):
             # A driving base moves the camera with it, and the arm's way through the image means nothing then.
             motion = None if episodes[index].episode.base_moves else episodes[index].motion
+            usable = None if motion is None or motion.unusable else motion
             if parts[index]:
-                usable = None if motion is None or motion.unusable else motion
                 best = ranked_parts(candidates, grippers[index].box, usable, targets[index], self._choice)
             else:
-                best = self._ranked(candidates, grippers[index], motion)
+                entry = None if motion is None or motion.camera_moved else motion.arm_entry
+                best = ranked(candidates, fingers_end(grippers[index].box, entry), usable, self._choice)
             found[index] = replace(
                 found[index],
                 detections=[candidate.detection for candidate in best],
@@ -189,19 +189,14 @@ class DetectedObjectFinder:
         candidates = []
         for (index, detections), segments in zip(boxes.items(), cut, strict=True):
             shape = frames[index].shape[:2]
-            found = [
-                (detection, tidy(near_box(_paste(segment.mask, seen[index], shape), limit)), segment.score)
-                for detection, limit, segment in zip(detections, limits[index], segments, strict=True)
-            ]
-            candidates.append([Candidate(*one) for one in found])
+            of_frame = zip(detections, limits[index], segments, strict=True)
+            candidates.append(
+                [
+                    Candidate(item, tidy(near_box(_paste(segment.mask, seen[index], shape), limit)), segment.score)
+                    for item, limit, segment in of_frame
+                ]
+            )
         return candidates
-
-    def _ranked(self, candidates: list[Candidate], gripper: Gripper, motion: Motion | None) -> list[Candidate]:
-        """The candidates, the best first."""
-        entry = None if motion is None or motion.camera_moved else motion.arm_entry
-        fingers = fingers_end(gripper.box, None if entry is None else (float(entry[0]), float(entry[1])))
-        usable = motion if motion is not None and not motion.unusable else None
-        return ranked(candidates, fingers, usable, self._choice)
 
 
 def _clip(mask: np.ndarray | None, region: Box) -> np.ndarray | None:

@@ -8,6 +8,8 @@ What is opened, turned, pushed or wiped is not carried away. There the hand must
 the first close counts if none does.
 """
 
+from functools import cache
+
 import numpy as np
 
 from annotate.annotators.grammar import verb_class
@@ -35,6 +37,7 @@ def holding_grasp(
     """
     grasps = episode.grasps(settings.motion.lift_distance, settings.motion.min_finger_opening)
 
+    @cache  # the grasp that is returned may be one that was looked at before
     def look(grasp: Grasp) -> KeyframedEpisode:
         return KeyframedEpisode(episode, decode_keyframes(episode, grasp, settings, initial), settings.motion)
 

@@ -8,9 +8,7 @@ target is the thing itself as far as it lies in the region proposal. Only this f
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
-from annotate.annotators.candidates import Candidate
+from annotate.annotators.candidates import Candidate, nearness
 from annotate.annotators.motion import Motion
 from annotate.annotators.regions import centre_of
 from annotate.settings import ChoiceSettings
@@ -76,17 +74,15 @@ def ranked_parts(
         target: the words of the instruction.
         settings: the weight of nearness, how fast it falls, and what counts as found.
     """
-    x, y = centre_of(gripper)
-    centres = [centre_of(masks.box_of(one.mask)) for one in candidates]
     sure = [index for index, one in enumerate(candidates) if one.detection.score >= settings.min_part_score]
-    named = _named_by_position(sorted(sure, key=lambda index: centres[index][1]), target)
+    heights = {index: centre_of(masks.box_of(candidates[index].mask))[1] for index in sure}
+    named = _named_by_position(sorted(sure, key=heights.__getitem__), target)
 
     def merit(index: int) -> float:
-        one, centre = candidates[index], centres[index]
-        distance = np.hypot(centre[0] - x, centre[1] - y) / (settings.nearness * len(one.mask))
+        one = candidates[index]
         left = motion is not None and one.mask.any() and motion.left_its_place[one.mask].mean() >= 0.5
-        nearness = settings.nearness_weight * float(np.exp(-(distance**2)))
-        return one.detection.score + nearness + left + (index in named)
+        near = nearness(one.mask, centre_of(gripper), settings)
+        return one.detection.score + near + left + (index in named)
 
     return [candidates[index] for index in sorted(range(len(candidates)), key=merit, reverse=True)]
 

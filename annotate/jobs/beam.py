@@ -109,10 +109,8 @@ def run_job(
     if pending := _unfinished(part, markers[index - 1 :: count]):
         noted = {path.name for file in pending for path in notes(done, file).values()}
         for path in done.glob("*"):
-            if path.name in noted:
+            if path.name in noted or path.name.endswith(".lost"):  # a process that still cannot work says so again
                 path.unlink(missing_ok=True)  # of an earlier command
-        for path in done.glob("*.lost"):
-            path.unlink(missing_ok=True)  # of an earlier command; a process that still cannot work says so again
         with (
             _worker_output_to(log_path(out)) as terminal,
             _progress(title, done, [f.name for f in files], terminal) as say,
