@@ -287,7 +287,8 @@ def build_shards_command(
 
 @main.command("verify")
 @_shards
-def verify_command(shards: AnyPath) -> None:
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that check shards.")
+def verify_command(shards: AnyPath, workers: int) -> None:
     """Check shards against their manifest, and every sample in them; exit code 1 and one line per fault.
 
     \b
@@ -296,7 +297,7 @@ def verify_command(shards: AnyPath) -> None:
     from pixel160k.read.folder import read_manifest
     from pixel160k.read.verify import verify
 
-    faults = verify(shards)
+    faults = verify(shards, workers)
     for fault in faults:
         click.echo(fault)
     if faults:

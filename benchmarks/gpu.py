@@ -80,8 +80,9 @@ from model.settings import PRESETS  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from pixel160k.files import sha256_of  # noqa: E402
 from pixel160k.format import masks, shards  # noqa: E402
-from pixel160k.format.actions import action_chunk, dataset_statistics  # noqa: E402
+from pixel160k.format.actions import action_chunk  # noqa: E402
 from pixel160k.format.prompts import point, sample_prompts  # noqa: E402
+from pixel160k.format.statistics import dataset_statistics  # noqa: E402
 from pixel160k.format.table import Detection, EpisodeAnnotation  # noqa: E402
 from train import stages as training_stages  # noqa: E402
 from train.cost import FlopCount  # noqa: E402

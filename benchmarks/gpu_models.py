@@ -20,7 +20,7 @@ from annotate.timing import Stopwatch
 from model.policy import PixelVLA
 from model.settings import PRESETS
 from model.tokenizer import byte_tokenizer
-from pixel160k.format.actions import dataset_statistics
+from pixel160k.format.statistics import dataset_statistics
 
 Dtype = Literal["float32", "bfloat16"]
 HEIGHT, WIDTH, FRAMES, GROUP = 256, 320, 40, 8  # of the drawn episodes; 8 make a group, as `foundation.video_length`

@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 
 from pixel160k.format import shards
-from pixel160k.format.actions import dataset_statistics
+from pixel160k.format.statistics import dataset_statistics
 from pixel160k.paths import read_all
 from pixel160k.seeding import seeded_generator
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds

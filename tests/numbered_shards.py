@@ -7,8 +7,9 @@ import numpy as np
 
 from pixel160k.files import sha256_of
 from pixel160k.format import masks, shards
-from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.actions import action_chunk
 from pixel160k.format.prompts import sample_prompts
+from pixel160k.format.statistics import dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.seeding import seeded_generator
 

@@ -13,7 +13,8 @@ from cli import main
 from pixel160k import ShardDirectory
 from pixel160k.errors import InputError
 from pixel160k.format import shards
-from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.actions import action_chunk
+from pixel160k.format.statistics import dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation, Evidence
 from pixel160k.show.data_figure import figure_numbers, write_figure
 

@@ -14,7 +14,8 @@ from export_source import raw_samples, sample_shards
 from PIL import Image
 
 from pixel160k.format import masks
-from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.actions import action_chunk
+from pixel160k.format.statistics import dataset_statistics
 from pixel160k.publish.export import export, lerobot
 
 PYTHON = Path(__file__).parents[1] / ".venv-lerobot" / "bin" / "python"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -19,9 +20,11 @@ from annotate.jobs.beam import Execution
 from annotate.jobs.shards import build_shards
 from annotate.settings import AnnotateSettings
 from cli import main
+from pixel160k.errors import InputError
 from pixel160k.files import sha256_of
 from pixel160k.format import masks, shards
 from pixel160k.format.metadata import Metadata
+from pixel160k.processes import in_order
 from pixel160k.publish.features import METADATA, declared
 from pixel160k.read.verify import verify
 
@@ -127,8 +130,15 @@ def assert_fault(directory, expected):
     assert result.output.splitlines()[:-1] == faults
 
 
+def assert_same_with_workers(directory):
+    """Shards are checked by other processes, and the same is said in the same order."""
+    alone = verify(directory)
+    assert verify(directory, workers=2) == alone
+    return alone
+
+
 def test_sound(directory):
-    assert verify(directory) == []
+    assert assert_same_with_workers(directory) == []
     result = CliRunner().invoke(main, ["verify", "--shards", str(directory)])
     assert (result.exit_code, result.output) == (0, "48 samples, no fault\n")
 
@@ -231,6 +241,26 @@ def test_an_episode_in_two_shards(directory):
     assert_fault(directory, "stands apart from the samples of its episode, or twice")
 
 
+def test_what_several_processes_find_is_in_the_order_of_one(directory):
+    """Faults of the files, of both shards, and of what only both together show: an episode twice, states that differ."""
+    rewrite(directory, lambda entries: [entry for entry in entries if not entry[0].name.endswith("-0007.jpg")])
+    edit_array(directory, "state.npy", 3, lambda state: state[:5])
+    second = max(directory.glob("*.tar"))
+    second.write_bytes(first_tar(directory).read_bytes())
+    (directory / "croissant.json").write_text("{}")
+    (directory / "stray.tar").write_bytes(b"")
+    faults = assert_same_with_workers(directory)
+    assert sum("lacks jpg" in fault for fault in faults) == 2
+    assert sum("stands apart" in fault for fault in faults) == 1
+    files = ["croissant.json: differs", f"{second.name}: differs", "stray.tar: not in the manifest"]
+    assert [fault.startswith(files[place]) for place, fault in enumerate(faults[:3])] == [True] * 3, faults[:4]
+
+
+def test_a_worker_that_dies_is_one_line():
+    with pytest.raises(InputError, match="a worker process died"):
+        list(in_order(os._exit, [1, 1], 2))
+
+
 @pytest.mark.parametrize(
     ("suffix", "change", "fault"),
     [
@@ -320,7 +350,7 @@ def test_shards_whose_states_differ(directory):
     assert_fault(directory, "its states have 8 numbers, those of the shards before 5")
 
 
-@pytest.mark.parametrize("name", ["verify_sample.masks.encode", "verify_statistics.dataset_statistics"])
+@pytest.mark.parametrize("name", ["verify_sample.masks.encode", "verify.check_statistics"])
 def test_a_bug_of_ours_is_no_fault_of_the_shards(sound, monkeypatch, name):
     def broken(*_):
         raise ValueError("ours")

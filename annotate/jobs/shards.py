@@ -21,9 +21,10 @@ from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
 from pixel160k.errors import InputError
-from pixel160k.files import sha256_of, write_json, write_text, written_atomically
+from pixel160k.files import sha256_of, working_folder, write_json, write_text, written_atomically
 from pixel160k.format import shards, table
-from pixel160k.format.actions import action_chunk, dataset_statistics
+from pixel160k.format.actions import action_chunk
+from pixel160k.format.statistics import Transitions
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks, read_tracks
 from pixel160k.paths import AnyPath, open_path, read_all
@@ -32,7 +33,7 @@ from pixel160k.publish.croissant import croissant
 
 _MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
 HORIZON = 50  # actions per sample; loaders slice the first N_c
-_AT_ONCE = 16  # parts that are hashed at the same time
+_AT_ONCE = 16  # parts that are hashed, or files of transitions that are read, at the same time
 
 
 @dataclass(frozen=True)
@@ -205,16 +206,19 @@ def _finish(
     with written_atomically(out / "index.parquet") as temporary:
         listed = [out / ".work" / f"{file.name}.parquet" for file in files]
         samples, episodes = shards.join_indices(listed, temporary)
-    contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
-    transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
-    actions = np.concatenate([part["action"] for part in transitions])
-    states = [part["state"] for part in transitions if len(part["state"])]
-    if not states:
-        raise InputError(
-            f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
-        )
     summaries = [marker["summary"] for marker in markers]
-    statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
+    with working_folder(out, "statistics") as folder, Transitions(folder) as transitions:
+        for start in range(0, len(files), _AT_ONCE):
+            parts = [out / ".work" / f"{file.name}.npz" for file in files[start : start + _AT_ONCE]]
+            for content in read_all(parts):
+                part = np.load(io.BytesIO(content or b""), allow_pickle=False)
+                if len(part["state"]):
+                    transitions.add(part["action"], part["state"])
+        if not len(transitions):
+            raise InputError(
+                f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
+            )
+        statistics = transitions.statistics(sum(part["trajectories"] for part in summaries))
     status: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for summary in summaries:

@@ -1,7 +1,7 @@
-"""Actions as policies learn them: chunks, the statistics of a data set, scaling by its quantiles.
+"""Actions as policies learn them: chunks, and scaling by the quantiles of a data set.
 
-An action is float32 [Δx, Δy, Δz, Δroll, Δpitch, Δyaw, gripper], the gripper absolute in [0, 1] with 1 = open. Names and
-rules of the statistics are OpenVLA's (BOUNDS_Q99), so that its checkpoints and ours can read each other's files.
+An action is float32 [Δx, Δy, Δz, Δroll, Δpitch, Δyaw, gripper], the gripper absolute in [0, 1] with 1 = open. Scaling is
+OpenVLA's (BOUNDS_Q99), so that its checkpoints and ours can read each other's statistics (`statistics.py`).
 """
 
 from typing import Any
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 ACTION_DIMENSIONS = 7
-_MEASURES = ("mean", "std", "max", "min", "q01", "q99")
-_SCALED = np.array([True] * 6 + [False])  # the gripper stays as it is
 
 
 def action_chunk(actions: np.ndarray, step: int, last_step: int, horizon: int) -> np.ndarray:
@@ -27,31 +25,6 @@ def action_chunk(actions: np.ndarray, step: int, last_step: int, horizon: int) -
 def chunk_mask(step: int, last_step: int, horizon: int) -> np.ndarray:
     """bool (horizon,): which rows of a chunk are the episode's own."""
     return step + np.arange(horizon) <= last_step
-
-
-def dataset_statistics(actions: np.ndarray, states: np.ndarray, trajectories: int) -> dict[str, Any]:
-    """Statistics over all valid transitions of a data set, as OpenVLA writes them in dataset_statistics.json.
-
-    Args:
-        actions: float32 (N, 7).
-        states: float32 (N, S).
-        trajectories: number of episodes that the transitions come from.
-    """
-    return {
-        "action": {**_summary(actions), "mask": _SCALED.tolist()},
-        "proprio": _summary(states),
-        "num_transitions": len(actions),
-        "num_trajectories": trajectories,
-    }
-
-
-def _summary(values: np.ndarray) -> dict[str, list[float]]:
-    # Column by column: of millions of steps, copies of all columns in float64 would take gigabytes.
-    rows = [
-        (column.mean(), column.std(), column.max(), column.min(), *np.quantile(column, (0.01, 0.99)))
-        for column in (column.astype(np.float64) for column in values.T)
-    ]
-    return {name: [float(row[place]) for row in rows] for place, name in enumerate(_MEASURES)}
 
 
 def normalise(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:

@@ -186,17 +186,20 @@ def join_indices(paths: Sequence[AnyPath], out: Path) -> tuple[int, int]:
 
     No episode may stand in two files. However many samples there are, about one row group of them is in memory.
     """
-    waiting, samples, episodes = INDEX_SCHEMA.empty_table(), 0, 0
+    waiting: list[pa.Table] = []
+    held = samples = episodes = 0
     with pq.ParquetWriter(out, INDEX_SCHEMA, compression="zstd") as writer:
         for path in paths:
             with pq.ParquetFile(open_parquet(path)) as parquet:
                 rows = parquet.read(use_threads=False)
             samples, episodes = samples + len(rows), episodes + len(rows["episode_id"].unique())
-            waiting = pa.concat_tables([waiting, rows])
-            if ready := len(waiting) // _ROW_GROUP * _ROW_GROUP:
-                writer.write_table(waiting.slice(0, ready), _ROW_GROUP)
-                waiting = waiting.slice(ready)
-        writer.write_table(waiting)
+            waiting.append(rows)
+            held += len(rows)
+            if held >= _ROW_GROUP:
+                together, held = pa.concat_tables(waiting), held % _ROW_GROUP
+                writer.write_table(together.slice(0, len(together) - held), _ROW_GROUP)
+                waiting = [together.slice(len(together) - held)]
+        writer.write_table(pa.concat_tables(waiting))
     return samples, episodes
 
 

@@ -1,11 +1,12 @@
 """Checks that shards are what their manifest says, and that every sample can be used.
 
 A tar that is cut between two records reads without an error, and readers drop broken samples silently. So checksums and
-counts are compared with the manifest, and members, keys, contents and their order are checked one by one: what one sample
-holds in `verify_sample.py`, the statistics in `verify_statistics.py`. docs/format.md lists what is checked and what cannot
-be.
+counts are compared with the manifest, and members, keys, contents and their order are checked one by one: what one shard
+holds in `verify_shard.py`, what one sample holds in `verify_sample.py`, the statistics in `verify_statistics.py`.
+docs/format.md lists what is checked and what cannot be.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,55 +15,95 @@ from pydantic import ValidationError
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
-from pixel160k.format.schema import Manifest, ShardEntry
+from pixel160k.format.schema import Manifest
+from pixel160k.format.statistics import Transitions
 from pixel160k.format.table import REASONS, REJECTED
 from pixel160k.paths import AnyPath, list_sizes, open_path
+from pixel160k.processes import in_order
 from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
-from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
+from pixel160k.read.verify_shard import ShardFindings, ShardTask, check_shard
 from pixel160k.read.verify_statistics import check_statistics
 
 
-def verify(directory: str | AnyPath) -> list[str]:
+def verify(directory: str | AnyPath, workers: int = 1) -> list[str]:
     """Check every byte of a shard directory and return its faults, one line each; none where all is well.
 
+    Args:
+        directory: output of `pixelcli build-shards`.
+        workers: how many processes check shards, each one shard at a time; the faults and their order are the same. More
+            than one are started anew: a script that asks for them runs under `if __name__ == "__main__":`.
+
     Raises:
-        InputError: the directory holds no shards, or shards of an unknown format version.
+        InputError: the directory holds no shards, or shards of an unknown format version, or a process died.
     """
     directory = open_path(directory)
     manifest = read_unchecked_manifest(directory)
     try:
-        verification = _Verification(directory, Manifest.model_validate(manifest))
+        checked = Manifest.model_validate(manifest)
     except ValidationError as error:
         return [f"manifest.json: {fault}" for fault in explain(error)]
-    verification.run()
-    return [" ".join(fault.split()) for fault in verification.faults]
+    with Transitions() as transitions:
+        faults = _Verification(directory, checked, transitions).run(workers)
+    return [" ".join(fault.split()) for fault in faults]
 
 
 class _Verification:
-    """One walk over a shard directory: shard by shard, sample by sample, in their order. It collects `faults`."""
+    """One walk over a shard directory, shard by shard in their order, and what only the whole of it can tell."""
 
-    def __init__(self, directory: AnyPath, manifest: Manifest) -> None:
-        self.faults: list[str] = []
+    def __init__(self, directory: AnyPath, manifest: Manifest, transitions: Transitions) -> None:
+        self._faults: list[str] = []
         self._directory, self._manifest = directory, manifest
         self._sizes = list_sizes(directory)
         self._statistics = self._read_statistics()
         self._index = self._read_index()
         self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
-        self._actions: list[np.ndarray] = []  # one array per shard: float32 (samples, 7),
-        self._states: list[np.ndarray] = []  # and float32 (samples, S)
+        self._transitions = transitions
 
-    def run(self) -> None:
-        """Find the faults."""
+    def run(self, workers: int) -> list[str]:
+        """Find the faults: those of the files first, then those in the shards."""
         self._check_manifest()
-        self._check_files()
-        for shard in self._manifest.shards:
-            if shard.name in self._sizes:
-                self._check_shard(shard)
+        of_files, self._faults = self._faults, []
+        there = [shard.name for shard in self._manifest.shards if shard.name in self._sizes]
+        digests = {}
+        for name, findings in zip(
+            there, in_order(check_shard, self._tasks(), min(workers, len(there) or 1)), strict=True
+        ):
+            digests[name] = findings.sha256
+            self._take(name, findings)
         self._check_statistics()
+        in_shards, self._faults = self._faults, of_files
+        self._check_files(digests)
+        return self._faults + in_shards
 
     def _fault(self, subject: str, what: str) -> None:
-        self.faults.append(f"{subject}: {what}")
+        self._faults.append(f"{subject}: {what}")
+
+    def _tasks(self) -> Iterator[ShardTask]:
+        manifest = self._manifest.model_copy(update={"shards": [], "left_out": {}})  # each task holds it
+        for shard in self._manifest.shards:
+            if shard.name in self._sizes:
+                rows = None
+                if self._index is not None:
+                    rows = self._index.take(self._indexed.get(shard.name, np.zeros(0, int))).to_pylist()
+                yield ShardTask(self._directory / shard.name, self._sizes[shard.name], shard, manifest, rows)
+
+    def _take(self, name: str, findings: ShardFindings) -> None:
+        """Keep what was found in a shard, and add what only the shards before it tell."""
+        for fault in findings.faults:
+            if isinstance(fault, str):
+                self._faults.append(fault)
+                continue
+            if fault.episode_id in self._episodes:
+                self._fault(fault.key, "stands apart from the samples of its episode, or twice")
+            self._episodes.add(fault.episode_id)
+        if findings.actions is None or findings.states is None:
+            return
+        width, known = findings.states.shape[1], self._transitions.state_width
+        if known not in (None, width):
+            self._fault(name, f"its states have {width} numbers, those of the shards before {known}")
+            return
+        self._transitions.add(findings.actions, findings.states)
 
     def _check_manifest(self) -> None:
         manifest = self._manifest
@@ -83,12 +124,13 @@ class _Verification:
             if name not in manifest.files:
                 self._fault("manifest.json", f"lacks the checksum of {name}")
 
-    def _check_files(self) -> None:
+    def _check_files(self, found: dict[str, str]) -> None:
+        """Compare checksums with the manifest's; `found` holds those of the shards."""
         digests = self._manifest.files | {shard.name: shard.sha256 for shard in self._manifest.shards}
         for name, digest in digests.items():
             if name not in self._sizes:
                 self._fault(name, "missing")
-            elif sha256_of(self._directory / name) != digest:
+            elif (found.get(name) or sha256_of(self._directory / name)) != digest:
                 self._fault(name, "differs from the manifest's SHA-256")
         for name in sorted(self._sizes):
             if name.endswith(".tar") and name not in digests:
@@ -103,97 +145,6 @@ class _Verification:
             self._fault("index.parquet", one_line(error))
             return None
 
-    def _check_shard(self, shard: ShardEntry) -> None:
-        if (size := self._sizes[shard.name]) != shard.bytes:
-            self._fault(shard.name, f"{size} bytes, the manifest says {shard.bytes}")
-        rows: list[dict[str, Any]] = []
-        actions, states = [], []
-        previous: StoredSample | None = None
-        for sample in stored_samples(self._directory / shard.name, self._fault):
-            check_sample(sample, self._manifest, self._fault)
-            self._check_order(previous, sample)
-            if sample.chunk is not None and sample.state is not None:
-                actions.append(sample.chunk[0])
-                states.append(sample.state)
-            rows.append(
-                {
-                    "key": sample.key,
-                    "episode_id": sample.episode_id,
-                    "step": sample.step,
-                    "status": sample.metadata.status if sample.metadata else None,
-                    "shard": shard.name,
-                    "offset": sample.offset,
-                    "bytes": sample.length,
-                }
-            )
-            previous = sample
-        self._check_end(previous)
-        if len(rows) != shard.samples:
-            self._fault(shard.name, f"{len(rows)} samples, the manifest says {shard.samples}")
-        self._check_index(shard.name, rows)
-        if len({state.shape for state in states}) == 1:
-            self._keep_transitions(shard.name, np.stack(actions), np.stack(states))
-
-    def _keep_transitions(self, name: str, actions: np.ndarray, states: np.ndarray) -> None:
-        if self._states and self._states[0].shape[1] != states.shape[1]:
-            known = self._states[0].shape[1]
-            self._fault(name, f"its states have {states.shape[1]} numbers, those of the shards before {known}")
-            return
-        self._actions.append(actions)
-        self._states.append(states)
-
-    def _check_order(self, previous: StoredSample | None, sample: StoredSample) -> None:
-        """Samples follow each other step by step, and their action chunks overlap."""
-        if previous is None or previous.episode_id != sample.episode_id:
-            self._check_end(previous)
-            if sample.episode_id in self._episodes:
-                self._fault(sample.key, "stands apart from the samples of its episode, or twice")
-            self._episodes.add(sample.episode_id)
-            if sample.metadata and sample.step != sample.metadata.first_step:
-                self._fault(sample.key, f"its episode lacks the steps from {sample.metadata.first_step} on")
-            return
-        if sample.step != previous.step + 1:
-            self._fault(sample.key, f"follows {previous.key}: a sample is missing, doubled or out of place")
-            return
-        if previous.metadata and sample.metadata:
-            first, second = previous.metadata.of_episode(), sample.metadata.of_episode()
-            if different := [name for name, value in first.items() if second[name] != value]:
-                self._fault(sample.key, f"another {', '.join(different)} than at the step before")
-        # Row i of a step's chunk is row 0 of the step i later. After the last step the robot stands still.
-        chunks = previous.chunk, sample.chunk
-        if chunks[0] is not None and chunks[1] is not None and not np.array_equal(chunks[0][1:], chunks[1][:-1]):
-            self._fault(sample.key, "its action chunk does not continue that of the step before")
-        if previous.state is not None and sample.state is not None and previous.state.shape != sample.state.shape:
-            self._fault(
-                sample.key, f"state.npy has the shape {sample.state.shape}, before it was {previous.state.shape}"
-            )
-
-    def _check_end(self, last: StoredSample | None) -> None:
-        """The last sample of an episode is that of its last step, and no motion follows."""
-        if last is None or last.metadata is None:
-            return
-        if last.step != last.metadata.last_step:
-            self._fault(last.key, f"its episode lacks the steps after it, to {last.metadata.last_step}")
-        elif last.chunk is not None:
-            still = np.zeros_like(last.chunk[1:])
-            still[:, 6] = last.chunk[0, 6]
-            if not np.array_equal(last.chunk[1:], still):
-                self._fault(last.key, "its action chunk moves on behind the last step")
-
-    def _check_index(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """The index rows of a shard are its samples, with the very offsets and lengths."""
-        if self._index is None:
-            return
-        indexed = {row["key"]: row for row in self._index.take(self._indexed.get(name, np.zeros(0, int))).to_pylist()}
-        for row in rows:
-            listed = indexed.pop(row["key"], None)
-            if listed is None:
-                self._fault(row["key"], "in a shard, not in the index")
-            elif different := [column for column, value in row.items() if value not in (None, listed[column])]:
-                self._fault(row["key"], f"the index has another {', '.join(different)}")
-        for key in sorted(indexed):
-            self._fault(key, "in the index, in no shard")
-
     def _read_statistics(self) -> dict[str, Any] | None:
         if (name := "dataset_statistics.json") not in self._sizes:
             return None
@@ -206,10 +157,9 @@ class _Verification:
     def _check_statistics(self) -> None:
         if len(self._episodes) != self._manifest.episodes:
             self._fault("manifest.json", f"{self._manifest.episodes} episodes, the shards have {len(self._episodes)}")
-        if self._statistics is None or not self._states:
+        if self._statistics is None or not len(self._transitions):
             return
-        actions, states = np.concatenate(self._actions), np.concatenate(self._states)
-        for fault in check_statistics(self._statistics, actions, states, len(self._episodes)):
+        for fault in check_statistics(self._statistics, self._transitions, len(self._episodes)):
             self._fault("dataset_statistics.json", fault)
 
 
