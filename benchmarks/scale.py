@@ -34,8 +34,7 @@ import numpy as np
 import psutil
 
 from pixel160k.format import shards
-from pixel160k.format.statistics import dataset_statistics
-from pixel160k.paths import read_all
+from pixel160k.format.statistics import Transitions
 from pixel160k.seeding import seeded_generator
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
@@ -45,7 +44,7 @@ SIZE, STEPS, CLOSE, OPEN = 64, 12, 4, 9
 KINDS = 60  # different episodes
 
 
-def draw_episode(number: int) -> dict[str, Any]:
+def draw_episode(number: int, length: int = STEPS) -> dict[str, Any]:
     """An episode: a hand comes to a disc, closes, carries it away, opens. Of every ten, two leave the disc where it lies, one
     never closes, and one has a broken first frame.
     """
@@ -53,7 +52,7 @@ def draw_episode(number: int) -> dict[str, Any]:
     background = cv2.resize(generator.integers(90, 170, (8, 8, 3)).astype(np.uint8), (SIZE, SIZE))
     disc, goal, start = generator.uniform((12, 30), (26, 52)), generator.uniform((40, 30), (54, 52)), np.array((32, 8))
     steps = []
-    for step in range(STEPS):
+    for step in range(length):
         there = min(1.0, step / CLOSE)
         carried = np.clip((step - CLOSE) / (OPEN - CLOSE), 0, 1)
         hand = start + (disc - start) * there + (goal - disc) * carried
@@ -77,8 +76,8 @@ def draw_episode(number: int) -> dict[str, Any]:
                 "discount": 1.0,
                 "reward": 0.0,
                 "is_first": step == 0,
-                "is_last": step == STEPS - 1,
-                "is_terminal": step == STEPS - 1,
+                "is_last": step == length - 1,
+                "is_terminal": step == length - 1,
                 "language_instruction": f"pick up the red disc number {number} and place it on the plate",
             }
         )
@@ -100,27 +99,32 @@ def write_data(folder: Path, files: int, payloads: Sequence[bytes]) -> int:
 
 def run(*arguments: str | Path) -> dict[str, Any]:
     """Run a command of pixelcli; returns `wall` and `cpu` seconds and, of the client and of its workers, `memory` in MB: the
-    peak, and the greatest of the first and of the last quarter of the time.
+    peak as it was half a second before the end, and the greatest of the first and of the last quarter of the time.
     """
     command = [sys.executable, "-m", "cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     before, began = os.times(), time.monotonic()
     sizes: dict[int, list[int]] = defaultdict(list)
+    peaks: dict[int, int] = {}
     with tempfile.TemporaryFile() as output:
         client = psutil.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output)
         while client.poll() is None:
             for process in _family(client):
                 with suppress(psutil.NoSuchProcess):
                     sizes[process.pid].append(process.memory_info().rss >> 20)
+                with suppress(OSError, StopIteration):
+                    peaks[process.pid] = _peak(process.pid)
             time.sleep(0.5)
         if client.returncode:
             output.seek(0)
             sys.exit(f"failed: {' '.join(command)}\n{output.read().decode()}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    own = sizes.pop(client.pid, [])
-    workers = [size for size in sizes.values() if len(size) > 4]
-    memory = {"client": _quarters(own), "workers": [_quarters(size) for size in workers]}
+    found = {process: _quarters(size) | {"peak": peaks.get(process, 0)} for process, size in sizes.items()}
+    memory = {
+        "client": found.pop(client.pid),
+        "workers": [found[process] for process in found if len(sizes[process]) > 4],
+    }
     return {"wall": time.monotonic() - began, "cpu": cpu, "memory": memory}
 
 
@@ -135,9 +139,7 @@ def _quarters(sizes: list[int]) -> dict[str, int]:
     """Without the first 4 seconds, in which a process imports what it needs."""
     later = sizes[8:]
     quarter = len(later) // 4
-    if not quarter:
-        return {"peak": max(sizes, default=0)}
-    return {"peak": max(sizes), "first": max(later[:quarter]), "last": max(later[-quarter:])}
+    return {"first": max(later[:quarter]), "last": max(later[-quarter:])} if quarter else {}
 
 
 def measure(out: Path, files: int, workers: int, payloads: Sequence[bytes]) -> dict[str, Any]:
@@ -225,15 +227,17 @@ def _join(folder: Path, files: int) -> dict[str, float]:
     began = time.process_time()
     samples, _ = shards.join_indices([folder / "one.parquet"] * files, folder / "all.parquet")
     found |= {"samples": samples, "peak, index joined": _peak(), "cpu, index joined": time.process_time() - began}
-    parts = [np.load(io.BytesIO(content or b"")) for content in read_all([folder / "one.npz"] * files)]
-    actions, states = (np.concatenate([part[name] for part in parts]) for name in ("action", "state"))
-    dataset_statistics(actions, states, 1)
+    with Transitions(folder) as transitions:
+        for _ in range(files):
+            part = np.load(folder / "one.npz")
+            transitions.add(part["action"], part["state"])
+        transitions.statistics(1)
     return found | {"peak": _peak(), "cpu": time.process_time() - began}
 
 
-def _peak() -> int:
-    """The peak memory of this process in MB, of this program alone: getrusage counts what was there before exec."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+def _peak(process: int | str = "self") -> int:
+    """The peak memory of a process in MB, of this program alone: getrusage counts what was there before exec."""
+    lines = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
 
 

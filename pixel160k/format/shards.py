@@ -4,7 +4,6 @@ docs/format.md is the format in full. A sample always has all its members; JSON 
 of nulls or empty lists, since readers infer types from the first samples. Same input, same settings: the same bytes.
 """
 
-import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixel160k.errors import InputError, one_line
-from pixel160k.format import masks
+from pixel160k.format import masks, tar
 from pixel160k.format.arrow import arrow_schema
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.table import FAILED, EpisodeAnnotation
@@ -63,18 +62,15 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         """Open the tar for writing at `path`, whose file name is the shard's name."""
-        import webdataset
-
-        self._name = path.name
+        self._name, self._offset = path.name, 0
         self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
-        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="pixelvla", group="pixelvla")
         self.index: list[IndexRow] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tar.close()
+        self._file.write(tar.end(self._offset))
         self._file.close()
 
     def write(
@@ -86,10 +82,10 @@ class ShardWriter:
     def append(self, row: EpisodeAnnotation, step: int, members: dict[str, bytes]) -> None:
         """Append one sample whose members are made."""
         key = sample_key(row.episode_id, step)
-        offset = self._tar.tarstream.offset
-        self._tar.write({"__key__": key, **members})
-        size = self._tar.tarstream.offset - offset
-        self.index.append(IndexRow(key, row.episode_id, step, row.status, self._name, offset, size))
+        content = b"".join(tar.member(f"{key}.{suffix}", members[suffix]) for suffix in sorted(members))
+        self._file.write(content)
+        self.index.append(IndexRow(key, row.episode_id, step, row.status, self._name, self._offset, len(content)))
+        self._offset += len(content)
 
 
 def sample_members(
@@ -177,7 +173,7 @@ def _blank_png(height: int, width: int) -> bytes:
 
 def write_index(path: Path, rows: list[IndexRow]) -> None:
     """Write index rows as Parquet."""
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=INDEX_SCHEMA)
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=INDEX_SCHEMA)
     pq.write_table(table, path, compression="zstd")
 
 
@@ -226,6 +222,12 @@ def read_index_table(file: Path | BinaryIO, where: str, columns: Sequence[str] =
 
 
 def _npy(array: np.ndarray) -> bytes:
+    """An array as `np.save` writes it, float32."""
+    return _npy_header(array.shape) + np.ascontiguousarray(array, np.float32).tobytes()
+
+
+@lru_cache(maxsize=64)  # the shapes are few, and making the text takes more time than all else
+def _npy_header(shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return buffer.getvalue()

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pixel160k.errors import InputError, one_line
@@ -25,8 +24,8 @@ class ShardDirectory:
     Attributes:
         directory: where it is.
         manifest: manifest.json, with all keys of `pixel160k.format.schema.Manifest`.
-        index: index.parquet as a table, one row per sample in the shards' order: `key, episode_id, step, status, shard,
-            offset, bytes`.
+        index: index.parquet as a table, one row per sample in the shards' order: `episode_id, step, status, shard, offset,
+            bytes`; texts are dictionaries, each held once. A key follows from episode and step.
         episode_ids: the episodes in the shards' order.
     """
 
@@ -50,9 +49,10 @@ class ShardDirectory:
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
-        self.index = folder.read_index(self.directory)
-        runs = pc.run_end_encode(self.index["episode_id"].cast(pa.string()).combine_chunks())
-        self.episode_ids: list[str] = runs.values.to_pylist()
+        self.index = folder.read_index(self.directory, [name for name in shards.INDEX_SCHEMA.names if name != "key"])
+        episodes = self.index["episode_id"].combine_chunks()
+        runs = pc.run_end_encode(episodes.indices)
+        self.episode_ids: list[str] = episodes.dictionary.take(runs.values).to_pylist()
         ends = runs.run_ends.to_pylist()
         self._rows = dict(zip(self.episode_ids, zip([0, *ends], ends, strict=False), strict=True))
         if len(self._rows) != len(self.episode_ids):

@@ -1,0 +1,46 @@
+"""Members of a tar as `tarfile` writes them, byte for byte, in a twentieth of its time.
+
+A header is 512 bytes, of which only the name, the size and the checksum differ from member to member. `tarfile` makes each
+anew, in more time than it takes to copy and to hash a whole sample.
+"""
+
+import tarfile
+from functools import cache
+
+OWNER = "pixelvla"
+_BLOCK = tarfile.BLOCKSIZE
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # of a ustar header
+
+
+def member(name: str, content: bytes) -> bytes:
+    """A regular file in a tar: header, content, and zeros up to a whole block. Its time and owner are always the same."""
+    return b"".join((_header(name, len(content)), content, bytes(-len(content) % _BLOCK)))
+
+
+def end(length: int) -> bytes:
+    """What ends a tar whose members are this long together: two blocks of zeros, and more up to a whole record."""
+    return bytes(2 * _BLOCK + -(length + 2 * _BLOCK) % tarfile.RECORDSIZE)
+
+
+def _header(name: str, size: int) -> bytes:
+    encoded, length = name.encode("ascii"), b"%011o\0" % size
+    if len(encoded) > 100 or len(length) > 12:  # these need an extended header
+        return _by_tarfile(name, size)
+    blank, summed = _blank()
+    checksum = b"%06o\0 " % (summed + sum(encoded) + sum(length))
+    between = blank[_NAME.stop : _SIZE.start], blank[_SIZE.stop : _CHECKSUM.start], blank[_CHECKSUM.stop :]
+    return b"".join((encoded.ljust(100, b"\0"), between[0], length, between[1], checksum, between[2]))
+
+
+@cache
+def _blank() -> tuple[bytes, int]:
+    """A header without name, size and checksum, and the sum that its checksum begins with."""
+    blank = bytearray(_by_tarfile("", 0))
+    blank[_SIZE], blank[_CHECKSUM] = bytes(12), b" " * 8  # a checksum is of a header that holds spaces in its place
+    return bytes(blank), sum(blank)
+
+
+def _by_tarfile(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size, header.mode, header.uname, header.gname = size, 0o444, OWNER, OWNER
+    return header.tobuf(tarfile.PAX_FORMAT)
