@@ -4,6 +4,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class StoredSample:
 class _Labels(NamedTuple):
     """Which labels occur in a label image, and its size in pixels."""
 
-    values: set[int]
+    values: frozenset[int]
     height: int
     width: int
 
@@ -132,18 +133,23 @@ def _check_images(sample: StoredSample, report: Report) -> _Labels | None:
         return None
     try:
         width, height = foreign.decode_image(sample.members["jpg"], "JPEG").size
-        labels = foreign.decode_labels(sample.members["mask.png"])
+        found = _read_labels(sample.members["mask.png"])
     except InputError as error:
         report(sample.key, f"image or mask does not decode ({error})")
         return None
-    found = _Labels(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()), *labels.shape)
     if wrong := found.values - _LABELS:
         report(sample.key, f"the mask holds label {min(wrong)}, which is none of 0, 1, 2, 255")
         return None
-    if labels.shape != (height, width):
+    if (found.height, found.width) != (height, width):
         report(sample.key, f"the mask is {found.width}x{found.height}, the image {width}x{height}")
         return None
     return found
+
+
+@lru_cache(maxsize=8)  # where nothing is annotated, the bytes are the same at every step
+def _read_labels(png: bytes) -> _Labels:
+    labels = foreign.decode_labels(png)
+    return _Labels(frozenset(np.flatnonzero(np.bincount(labels.ravel())).tolist()), *labels.shape)
 
 
 def _metadata_faults(key: str, metadata: Metadata, manifest: Manifest) -> Iterator[str]:
@@ -187,12 +193,14 @@ def _mark_faults(metadata: Metadata, labels: _Labels) -> Iterator[str]:
         if points != shards.NO_POINTS and not all(0 <= x <= width and 0 <= y <= height for x, y in points):
             yield f"{name} {points} lie outside the image of {width}x{height}"
     rle = metadata.object_mask
-    if rle != shards.NO_RLE and not (rle["size"] == [height, width] and _is_canonical(rle)):
+    if rle != shards.NO_RLE and not (rle["size"] == [height, width] and _is_canonical(height, width, rle["counts"])):
         yield f"object_mask is no RLE of an image of {width}x{height}"
 
 
-def _is_canonical(rle: masks.RLE) -> bool:
+@lru_cache(maxsize=8)  # all samples of an episode hold the same
+def _is_canonical(height: int, width: int, counts: str) -> bool:
     """Whether an RLE is one, and written as `masks.encode` writes it."""
+    rle: masks.RLE = {"size": [height, width], "counts": counts}
     try:
         mask = foreign.decode_rle(rle)
     except InputError:
