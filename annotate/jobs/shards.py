@@ -82,7 +82,8 @@ class _BuildShard:
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
                     masked = tracks.get(row.episode_id, {})
-                    samples, were = [], Counter[str]()
+                    samples: list[tuple[int, dict[str, bytes]]] = []
+                    were = Counter[str]()
                     try:
                         samples, were = _make_samples(row, masked, episode, self.horizon)
                         reason = "" if samples else "too_short"
