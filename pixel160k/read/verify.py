@@ -80,7 +80,7 @@ class _Verification:
         self._faults.append(f"{subject}: {what}")
 
     def _tasks(self) -> Iterator[ShardTask]:
-        manifest = self._manifest.model_copy(update={"shards": [], "left_out": {}})  # each task holds it
+        manifest = self._manifest.model_copy(update={"shards": [], "left_out": {}, "causes": {}})  # each task holds it
         for shard in self._manifest.shards:
             if shard.name in self._sizes:
                 rows = None
