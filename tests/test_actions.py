@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,6 +14,7 @@ from pixel160k.format.statistics import Transitions, dataset_statistics
 values = st.floats(-10, 10, width=32)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 12), st.data())
 def test_chunk_and_its_mask(steps, horizon, data):
     last = data.draw(st.integers(0, steps - 1))
@@ -78,6 +79,7 @@ def test_statistics_of_many_steps_take_no_memory():
     assert peak < 8 << 20, peak
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (20, 7), elements=values))
 def test_scaling_is_openvlas_and_inverts_within_the_quantiles(actions):
     actions[:, 3] = 0.25  # a dimension that never varies

@@ -373,3 +373,10 @@ def test_a_damaged_index_is_named(directory, damage):
     for opening in (ShardDirectory, open_shards):
         with pytest.raises(InputError, match=r"index.parquet cannot be read .*; build these shards again"):
             opening(directory)
+
+
+def test_the_index_is_held_by_columns_and_each_text_once(directory):
+    """Of millions of samples: no key, which follows from the rest, and texts that repeat as numbers."""
+    index = ShardDirectory(directory).index
+    assert index.column_names == ["episode_id", "step", "status", "shard", "offset", "bytes"]
+    assert all(pa.types.is_dictionary(column.type) or pa.types.is_integer(column.type) for column in index.schema)
