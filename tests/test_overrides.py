@@ -69,6 +69,7 @@ ATTRIBUTES = [
     (TRAINER, "is_fsdp_enabled", "_save_optimizer_and_scheduler"),
     ("transformers:ProgressCallback", "training_bar", "on_log"),
     ("transformers:TrainingArguments", "fsdp_plugin_args", "__post_init__"),
+    ("tarfile:TarFile", "members", "next"),
 ]
 
 # (their function or method, the parameters that we give it by name)

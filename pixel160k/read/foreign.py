@@ -44,7 +44,7 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
                     raise InputError("unexpected end of data")  # before a damaged size asks for any memory
                 content = tar.extractfile(member) if member.isreg() else None
                 yield member, content.read() if content else b""
-                tar.members.clear()  # it would keep each for ever
+                tar.members.clear()  # type: ignore[attr-defined]  # undocumented: it would keep each for ever
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise InputError(one_line(error)) from None
 
