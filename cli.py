@@ -179,6 +179,7 @@ def _print(*tables: Any) -> None:
 )
 @click.option("--data-dir", type=_directory, help="Folder with the RLDS files [default for sample: the shipped one].")
 @click.option("--split", default="", help="Only this split [default: all].")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many episodes, in the order of the files.")
 @click.option(
     "--out", type=_directory, required=True, help="Where the annotation parts go; the same run resumes there."
 )
@@ -205,6 +206,7 @@ def annotate_command(
     refilter: AnyPath | None,
     data_dir: AnyPath | None,
     split: str,
+    limit: int | None,
     out: AnyPath,
     config: Path | None,
     overrides: tuple[str, ...],
@@ -216,6 +218,7 @@ def annotate_command(
 
     \b
     pixelcli annotate --src sample --out annotations
+    pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out look --limit 50 --device cuda
     pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out annotations --set annotators=motion --workers 8
     pixelcli annotate --src libero --data-dir DIR --out annotations --set annotators=motion \\
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
@@ -232,6 +235,7 @@ def annotate_command(
             "source",
             "data_dir",
             "split",
+            "limit",
             "config",
             "tracks",
             "device",
@@ -246,7 +250,7 @@ def annotate_command(
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
     settings = annotate.load_settings(source, config, overrides, {"tracks": tracks} if tracks else {}, device)
     data_dir = annotate.default_data_dir(source, data_dir)
-    totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
+    totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device, limit or 0)
     _print(summary.summary_table(totals))
     summary.check_episodes(totals["internal_errors"], totals["reasons"].get("internal_error", 0), out)
 

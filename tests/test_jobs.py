@@ -27,12 +27,13 @@ from annotate.jobs.shards import build_shards
 from annotate.jobs.summary import check_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
-from annotate.sources.rlds import SourceFile
+from annotate.sources.rlds import SourceFile, first_episodes, list_files
 from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
 from pixel160k.format.table import read_annotations
 from pixel160k.read.folder import read_manifest
+from pixel160k.read.verify import verify
 
 SETTINGS = AnnotateSettings(annotators="motion")
 
@@ -97,6 +98,36 @@ def test_a_repeated_run_does_nothing(drawn, finished):
 def write_name(file, folder, device):
     (folder / f"{file.name}.txt").write_text(file.name)
     return {}
+
+
+def test_a_limit_takes_the_first_episodes_of_the_set_and_no_other(drawn, finished, tmp_path):
+    annotations, built = tmp_path / "annotations", tmp_path / "shards"
+    totals = annotate("libero", drawn, annotations, SETTINGS, Execution(), limit=3)
+    whole = [row.episode_id for row in read_annotations(finished / "annotations")]
+    assert [row.episode_id for row in read_annotations(annotations)] == whole[:3]
+    assert (totals["episodes"], totals["limit"], totals["files"], totals["files_missing"]) == (3, 3, 2, 0)
+    first = "part-train-00000.parquet"  # of a file that was not cut: what a run without a limit writes
+    assert (annotations / first).read_bytes() == (finished / "annotations" / first).read_bytes()
+
+    build_shards(annotations, built, Execution(), include="all")
+    assert verify(built) == []
+    assert (read_manifest(built)["episodes"], read_manifest(built)["annotations"]["limit"]) == (3, 3)
+    cut = "drawn-train-00001.tar"
+    part, all_of_it = members(built / cut), members(finished / "shards" / cut)
+    assert part == {key: sample for key, sample in all_of_it.items() if key.startswith(whole[2])}
+
+    for other in (0, 4):  # it is another run, and says so
+        with pytest.raises(InputError, match="different: .*limit"):
+            annotate("libero", drawn, annotations, SETTINGS, Execution(), limit=other)
+
+
+@pytest.mark.parametrize("limit", range(1, 10))
+def test_a_limit_is_kept_where_nothing_says_how_many_records_a_file_holds(drawn, limit):
+    known = list_files(SOURCES["libero"], drawn)
+    unknown = [dataclasses.replace(file, records=-1) for file in known]
+    takes = [file.take for file in first_episodes(known, limit)]
+    assert takes == [file.take for file in first_episodes(unknown, limit)]
+    assert sum(takes) == min(limit, 8) and all(takes)
 
 
 def test_no_folder_is_listed_for_each_file(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.unit import log_path
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode, check_jpeg
-from annotate.sources.rlds import SourceFile, list_files, read_episodes
+from annotate.sources.rlds import SourceFile, first_episodes, list_files, read_episodes
 from pixel160k.errors import InputError
 from pixel160k.files import sha256_of, write_json, write_text, written_atomically
 from pixel160k.format import shards, table
@@ -30,7 +30,7 @@ from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
-_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
+_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions", "limit")  # of run.json; the last two: if any
 HORIZON = 50  # actions per sample; loaders slice the first N_c
 _AT_ONCE = 16  # parts that are hashed at the same time
 
@@ -174,6 +174,8 @@ def build_shards(
     ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
+    if "limit" in run:
+        files = first_episodes(files, run["limit"])
     folders = ("", "tracks/") if tracked else ("",)
     parts = [f"{folder}part-{file.name}.parquet" for folder in folders for file in files]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store each of thousands of parts takes a while to answer

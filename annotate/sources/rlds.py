@@ -11,7 +11,8 @@ exception is a bug, of this module or of a source's `to_episode`; it too costs o
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,7 +37,8 @@ _FILE_NAME = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<sh
 class SourceFile:
     """One TFRecord file, the unit of work: number `shard` of the `shards` files of its split.
 
-    `records` is how many records the data set says that the file holds (−1: it does not say).
+    `records` is how many records the data set says that the file holds (−1: it does not say), `take` how many of them are
+    read, from the first (−1: all).
     """
 
     path: AnyPath
@@ -45,6 +47,7 @@ class SourceFile:
     shard: int
     shards: int
     records: int
+    take: int = -1
 
     @property
     def name(self) -> str:
@@ -197,8 +200,8 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
     camera = camera or source.cameras[0]
     if camera not in source.cameras:
         raise InputError(f"no camera {camera!r}; this source has {', '.join(source.cameras)}")
-    seen = 0
-    for record in read_records(file.path):
+    seen, take = 0, None if file.take < 0 else file.take
+    for record in islice(read_records(file.path), take):
         seen = record.number + 1
         identity = file.identify(record.number, record.masked_crc32c)
         if record.fault:
@@ -206,10 +209,32 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
             yield _failed(identity, "truncated_file" if cut else "malformed_record", record.fault)
             continue
         yield _read_record(source, record.payload, identity, camera)
-    for number in range(seen, file.records):
+    for number in range(seen, file.records if take is None else min(file.records, take)):
         yield _failed(
             file.identify(number, 0), "truncated_file", f"the file ends before record {number} of {file.records}"
         )
+
+
+def first_episodes(files: Sequence[SourceFile], limit: int) -> list[SourceFile]:
+    """The files that hold the first `limit` episodes of a data set, in the order of the files, and of each no more than that.
+
+    A file of which the data set does not say how many records it holds is read through to count them.
+
+    Args:
+        files: as `list_files` returns them.
+        limit: 1 or more.
+
+    Raises:
+        OSError: such a file cannot be read.
+    """
+    chosen: list[SourceFile] = []
+    for file in files:
+        if limit == 0:
+            break
+        records = file.records if file.records >= 0 else sum(1 for _ in read_records(file.path))
+        chosen.append(replace(file, take=min(records, limit)))
+        limit -= chosen[-1].take
+    return chosen
 
 
 def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str) -> Episode | EpisodeAnnotation:
