@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,10 @@ from annotate.sources.rlds import SourceFile, first_episodes, list_files
 from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
+from pixel160k.format.episode_rows import write_rows
 from pixel160k.format.table import read_annotations
+from pixel160k.read.episode_table import episode_table
+from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.folder import read_manifest
 from pixel160k.read.verify import verify
 
@@ -117,7 +121,7 @@ def test_a_limit_takes_the_first_episodes_of_the_set_and_no_other(drawn, finishe
     assert part == {key: sample for key, sample in all_of_it.items() if key.startswith(whole[2])}
 
     for other in (0, 4):  # it is another run, and says so
-        with pytest.raises(InputError, match="different: .*limit"):
+        with pytest.raises(InputError, match=r"different: .*limit"):
             annotate("libero", drawn, annotations, SETTINGS, Execution(), limit=other)
 
 
@@ -295,6 +299,22 @@ def test_index_finds_each_sample_in_its_tar(finished):
         content = (finished / "shards" / row.shard).read_bytes()[row.offset : row.offset + row.bytes]
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
             assert sorted(tar.getnames()) == sorted(f"{row.key}.{suffix}" for suffix in shards.MEMBERS)
+
+
+def test_the_table_of_episodes_says_what_their_samples_say(finished, tmp_path):
+    directory = ShardDirectory(finished / "shards")
+    table = episode_table(directory)
+    directory.manifest["files"].pop("episodes.parquet")  # as of shards that were built before there was one
+    assert episode_table(directory).drop(["verb"]).equals(table.drop(["verb"]))
+    verbs = {row.episode_id: row.verb for row in read_annotations(finished / "annotations")}
+    assert [verbs[episode] for episode in directory.episode_ids] == table["verb"].to_pylist()
+    assert set(table["verb"].to_pylist()) == {"pick_place"}
+
+    other = shutil.copytree(finished / "shards", tmp_path / "shards")
+    write_rows(other / "episodes.parquet", [])
+    assert verify(other) == ["episodes.parquet: differs from the manifest's SHA-256"]
+    with pytest.raises(InputError, match="list other episodes; build these shards again"):
+        episode_table(ShardDirectory(other))
 
 
 def test_statistics_are_over_all_episodes_accepted_or_not(drawn, finished, tmp_path):
