@@ -59,13 +59,13 @@ def write_page(
         InputError: the directory holds no shards, they are damaged, or no episode is as asked for.
     """
     directory = ShardDirectory(shard_directory)
-    overview, choice = Overview(episode_table(directory)), choice or Choice()
+    overview, choice = Overview(episode_table(directory.directory)), choice or Choice()
     overview.check(choice)
     chosen = overview.choose(choice)
     rows = overview.rows(chosen[:limit])
     cards = [make_card(row, lambda row, step: frame(directory, row.episode_id, step)) for row in rows]
     shown = Overview(overview.table.take(chosen[:limit]))  # what the filters of the page count
-    page = render_page(directory, shown, choice, cards, title, total=len(chosen), asked=_in_words(choice))
+    page = render_page(directory.manifest, shown, choice, cards, title, total=len(chosen), asked=_in_words(choice))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return len(cards)
@@ -97,12 +97,12 @@ def make_card(row: EpisodeRow, picture: Picture) -> Card:
 
 
 def render_page(
-    directory: ShardDirectory, overview: Overview, choice: Choice, cards: list[Card], title: str = "", **more: Any
+    manifest: dict[str, Any], overview: Overview, choice: Choice, cards: list[Card], title: str = "", **more: Any
 ) -> str:
     """The HTML of the page.
 
     Args:
-        directory: the shards.
+        manifest: of the shards.
         overview: the episodes that the filters count.
         choice: what the filters are set to.
         cards: of the episodes that are shown.
@@ -110,7 +110,6 @@ def render_page(
         more: `total`, how many episodes are chosen; of a file `asked`, the choice in words; of a server `page`, `pages` and
             `links`: this page's number, those to offer, and their addresses; and `episode`, whether one alone is shown.
     """
-    manifest = directory.manifest
     made = {key: manifest["annotations"].get(key) for key in ("models", "revisions", "settings", "limit")}
     return drawing.render(
         _TEMPLATE,

@@ -7,11 +7,13 @@ episode, `/picture` the picture of one step, which browsers ask for when it come
 import errno
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import pyarrow.compute as pc
 from markupsafe import Markup
 
 from pixel160k.errors import InputError
@@ -19,6 +21,7 @@ from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.paths import AnyPath
 from pixel160k.read.episode_table import episode_table
 from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.folder import read_manifest
 from pixel160k.show.browse_page import make_card, render_page
 from pixel160k.show.frames import frame
 from pixel160k.show.overview import SCORES, Choice, Overview, pages
@@ -38,13 +41,13 @@ class BrowseServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, shards: AnyPath, choice: Choice | None = None, port: int = PORT) -> None:
-        """Read the table of episodes and take the port; 0 takes any that is free.
+        """Read the table of episodes and take the port; 0 takes any that is free. The index is read meanwhile.
 
         Raises:
             InputError: the directory holds no shards, they are damaged, no episode is as asked for, or the port is taken.
         """
-        self.directory = ShardDirectory(shards)
-        self.overview = Overview(episode_table(self.directory))
+        self.manifest = read_manifest(shards)
+        self.overview = Overview(episode_table(shards))
         self.overview.check(choice := choice or Choice())
         try:
             super().__init__((_LOCAL[0], port), _Handler)
@@ -52,7 +55,17 @@ class BrowseServer(ThreadingHTTPServer):
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             raise InputError(f"port {port} cannot be used ({error.strerror}); give another with --port") from None
+        self._opened = ThreadPoolExecutor(1).submit(ShardDirectory, shards)
         self.address = f"http://{_LOCAL[0]}:{self.server_port}{_link(choice)}"
+
+    @property
+    def directory(self) -> ShardDirectory:
+        """The shards, for their pictures; the first that asks may wait for the index.
+
+        Raises:
+            InputError: the index is damaged.
+        """
+        return self._opened.result()
 
     def page(self, query: Mapping[str, str]) -> str:
         """A page of cards. What the query does not know or cannot mean is left out of it."""
@@ -67,7 +80,7 @@ class BrowseServer(ThreadingHTTPServer):
         links = {number: _link(choice, number) for number in {*offered, page - 1, page + 1}}
         cards = [make_card(row, _to_come) for row in rows]
         return render_page(
-            self.directory, self.overview, choice, cards, total=len(chosen), page=page, pages=offered, links=links
+            self.manifest, self.overview, choice, cards, total=len(chosen), page=page, pages=offered, links=links
         )
 
     def episode(self, query: Mapping[str, str]) -> str:
@@ -78,10 +91,13 @@ class BrowseServer(ThreadingHTTPServer):
         """
         episode = query.get("episode", "")
         steps = self.directory.steps(episode)
-        row = self.overview.rows([self.directory.episode_ids.index(episode)])[0]
+        number = pc.index(self.overview.table["episode_id"], episode).as_py()
+        if number < 0:
+            raise InputError(f"the table of episodes lacks {episode}")
+        row = self.overview.rows([number])[0]
         card = make_card(row, _to_come)
         card.pictures[:] = [_to_come(row, step, whole=True) for step in steps]
-        return render_page(self.directory, self.overview, Choice(), [card], total=1, episode=True)
+        return render_page(self.manifest, self.overview, Choice(), [card], total=1, episode=True)
 
     def picture(self, query: Mapping[str, str]) -> str:
         """The picture of a step; what is wrong with it, where it cannot be read."""

@@ -52,7 +52,7 @@ class Viewer(widgets.VBox):
 
     def __init__(self, directory: ShardDirectory) -> None:
         """Read the table of episodes, and show the first."""
-        self._directory, self._overview = directory, Overview(episode_table(directory))
+        self._directory, self._overview = directory, Overview(episode_table(directory.directory))
         self._matching = self._overview.choose(Choice())
         self._current: EpisodeRow | None = None
         narrow, wide = widgets.Layout(width="230px"), widgets.Layout(width="min(100%, 534px)")
