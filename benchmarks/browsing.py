@@ -110,9 +110,11 @@ def write_set(out: Path, episodes: int) -> None:
             random = np.random.default_rng(shard)
             for row in written:
                 one = episode_rows.row_of_annotation(row)
-                named = {"episode_id": row.episode_id.replace("train-00000", name)}
-                scores = {score: float(random.uniform(0.2, 1)) for score in ("score", "mask_score", "evidence_score")}
-                rows.append(dataclasses.replace(one, **named, **scores))
+                first, second, third = (float(score) for score in random.uniform(0.2, 1, 3))
+                episode = row.episode_id.replace("train-00000", name)
+                rows.append(
+                    dataclasses.replace(one, episode_id=episode, score=first, mask_score=second, evidence_score=third)
+                )
     episode_rows.write_rows(out / episode_rows.EPISODES, rows)
     statuses = [row.status for row in rows]
     manifest = {
