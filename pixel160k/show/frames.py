@@ -7,7 +7,7 @@ from markupsafe import Markup
 from pixel160k.errors import InputError
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
-from pixel160k.format.shards import sample_key
+from pixel160k.format.shards import image_member, sample_key
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.foreign import decode_rle
 from pixel160k.read.samples import decode
@@ -35,8 +35,8 @@ def frame(directory: ShardDirectory, episode: str, step: int, thumbnail: bool = 
         layers = _layers(sample.metadata, sample.labels)
     except InputError as error:
         raise InputError(f"{directory.directory}: {episode}: {error}; `pixelcli verify` says more") from None
-    jpeg = encoded["jpg"] if sample.image is None else _smaller(sample.image)
-    return drawing.picture(jpeg, sample.labels.shape, layers, _caption(sample.metadata))
+    image = encoded[image_member(encoded)] if sample.image is None else _smaller(sample.image)
+    return drawing.picture(image, sample.labels.shape, layers, _caption(sample.metadata))
 
 
 def _layers(metadata: Metadata, labels: np.ndarray) -> list[Markup]:
