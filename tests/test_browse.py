@@ -10,8 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from drawn_shards import ACCEPTED, GRIPPER, TARGET, jpeg, write_drawn_shards
 
+from cli import main
 from pixel160k.errors import InputError
 from pixel160k.format import shards
 from pixel160k.format.episode_rows import EpisodeRow, as_table
@@ -193,6 +195,17 @@ def test_the_server_answers_for_this_machine_and_these_shards_alone(server):
         assert ask(server, path)[0] == 404 or "nothing bad" in ask(server, path)[1]
     with pytest.raises(InputError, match="--port"):
         BrowseServer(server.directory.directory, port=server.server_port)
+
+
+def test_the_command_says_where_its_pages_are_and_ends_by_a_key(directory, monkeypatch):
+    def interrupted(server):
+        assert "worst=score" in server.address and len(cards(server.page({"worst": "score"}))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BrowseServer, "serve_forever", interrupted)
+    result = CliRunner().invoke(main, ["browse", "--shards", str(directory), "--worst", "score", "--port", "0"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^4 episodes: open http://127\.0\.0\.1:\d+/\?worst=score in a browser", result.output)
 
 
 def test_damage_is_shown_in_its_place(directory, server):
