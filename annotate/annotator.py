@@ -98,7 +98,8 @@ def annotate_episodes(
             row, keyframed = _begin(item, annotators, settings)
             rows.append(row)
             if keyframed is not None:
-                yield item.episode.viewpoint, (len(rows) - 1, keyframed)
+                one_scene = settings.foundation.one_scene
+                yield item.episode.viewpoint if one_scene else item.episode.camera, (len(rows) - 1, keyframed)
 
     def annotate_together(groups: list[list[tuple[int, KeyframedEpisode]]]) -> None:
         indices = [index for group in groups for index, _ in group]
