@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True, help="folder with train_frames and monitor_frames")
     parser.add_argument("--image-model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=686)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--minutes", type=float, help="train for so long instead; not repeatable")
     parser.add_argument("--shots", type=int, default=240, help="zoomed shots to add")
     parser.add_argument("--seed", type=int, default=0)
