@@ -3,9 +3,9 @@
     python -m tiny_models.record --out DIR                        # nothing is trained on its monitor/ episodes
     python benchmarks/discrete_videos.py --data DIR/monitor
 
-The same episodes are strung together in three ways: alone (each frame by itself), by data set (one viewpoint, as `annotate`
-does by default), and across data sets in turn, as `foundation.one_scene=false` does where a file mixes scenes. The tiny
-checkpoints find the gripper each time.
+The same episodes are strung together in three ways: alone (each frame by itself), by data set (one viewpoint, as
+`annotate` does where there are enough), and across data sets in turn, as it does with lone viewpoints (`foundation.join_scenes`).
+The tiny checkpoints find the gripper each time.
 """
 
 import argparse
@@ -58,9 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = AnnotateSettings.load(None, TINY)
     annotators = choose_annotators(settings, "cpu")
-    data_sets = {
-        path.name: close_frames(path, settings) for path in sorted(arguments.data.iterdir()) if path.is_dir()
-    }
+    data_sets = {path.name: close_frames(path, settings) for path in sorted(arguments.data.iterdir()) if path.is_dir()}
     name_of = {id(known): name for name, episodes in data_sets.items() for _, known in episodes}
     in_turn = [one for one in chain.from_iterable(zip_longest(*data_sets.values())) if one is not None]
     size = settings.foundation.video_length
