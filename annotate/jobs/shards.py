@@ -205,7 +205,11 @@ def _finish(
     with written_atomically(out / "index.parquet") as temporary:
         listed = [out / ".work" / f"{file.name}.parquet" for file in files]
         samples, episodes = shards.join_indices(listed, temporary)
-    contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
+    summaries = [marker["summary"] for marker in markers]
+    trajectories = [(file, summary["trajectories"]) for file, summary in zip(files, summaries, strict=True)]
+    split = shards.TRAIN if any(number for file, number in trajectories if file.split == shards.TRAIN) else ""
+    counted = [(file, number) for file, number in trajectories if split in (file.split, "")]
+    contents = read_all([out / ".work" / f"{file.name}.npz" for file, _ in counted])
     transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
     states = [part["state"] for part in transitions if len(part["state"])]
@@ -213,8 +217,9 @@ def _finish(
         raise InputError(
             f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
         )
-    summaries = [marker["summary"] for marker in markers]
-    statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
+    statistics = dataset_statistics(actions, np.concatenate(states), sum(number for _, number in counted))
+    if len(counted) < len(files):
+        statistics["split"] = split  # what is for validation or a test has no part in them
     status: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for summary in summaries:
