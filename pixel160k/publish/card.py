@@ -112,7 +112,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
             *_revisions(made.get("revisions", {})),
-            f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items())}.",
+            f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items()) or 'none here'}.",
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
             f"{statistics['num_trajectories']} episodes of {_counted(statistics)}, accepted or not.\n",
