@@ -1,4 +1,4 @@
-"""COCO instances: the untouched JPEGs of every annotated step, and their masks as compressed RLE with boxes and areas.
+"""COCO instances: the untouched images of every annotated step, and their masks as compressed RLE with boxes and areas.
 
 Format: https://cocodataset.org/#format-data. Only accepted episodes, and of these only the steps that have a mask: an
 image without annotations would say that nothing is there. Where only one of object and gripper is marked on a step,
@@ -24,7 +24,7 @@ GRIPPER_CATEGORY = "robot gripper"
 
 
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Write `images/KEY.jpg` and `annotations/instances_SPLIT.json` into an empty folder, as COCO itself is laid out.
+    """Write `images/KEY.jpg` (or `.png`) and `annotations/instances_SPLIT.json` into an empty folder, as COCO itself is laid out.
 
     All splits have the same categories, and no number of an image or instance comes twice, so that files can be joined.
 
@@ -63,7 +63,7 @@ def _write_split(
             metadata = step.metadata
             if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
                 continue
-            (images / f"{step.key}.jpg").write_bytes(step.jpeg)
+            (images / step.image_name).write_bytes(step.image)
             file.write("\n" if counts["images"] == first["images"] else ",\n")
             counts["images"] += 1
             file.write(json.dumps(_image(counts["images"], step)))
@@ -96,7 +96,7 @@ def _image(number: int, step: Step) -> dict[str, Any]:
         missing.append(GRIPPER_CATEGORY)
     return {
         "id": number,
-        "file_name": f"{step.key}.jpg",
+        "file_name": step.image_name,
         "height": step.labels.shape[0],
         "width": step.labels.shape[1],
         "episode_id": metadata.episode_id,

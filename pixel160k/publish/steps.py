@@ -1,4 +1,4 @@
-"""The samples that every exporter reads. All of a sample is decoded except its image, whose JPEG bytes pass through."""
+"""The samples that every exporter reads. All of a sample is decoded except its image, whose bytes pass through."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import numpy as np
 
 from pixel160k.errors import InputError
 from pixel160k.format.metadata import Metadata
-from pixel160k.format.shards import sample_key
+from pixel160k.format.shards import image_member, sample_key
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import decode
 
@@ -19,7 +19,8 @@ class Step(NamedTuple):
     Attributes:
         key: the sample's key.
         metadata: the JSON member.
-        jpeg, mask_png: the bytes of image and label image.
+        image_name: file name of the image, `{key}.jpg` or `{key}.png`.
+        image, mask_png: the bytes of image and label image.
         labels: the label image, uint8 (height, width).
         action: float32 (7,) in robot units, this step's alone.
         state: float32 (S,).
@@ -27,7 +28,8 @@ class Step(NamedTuple):
 
     key: str
     metadata: Metadata
-    jpeg: bytes
+    image_name: str
+    image: bytes
     mask_png: bytes
     labels: np.ndarray
     action: np.ndarray
@@ -53,7 +55,8 @@ def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> It
             if sample.episode_id != episode_id:
                 raise InputError(f"{sample.key} says that it is of {sample.episode_id}; `pixelcli verify` says more")
             assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for
-            images = members["jpg"], members["mask.png"]
+            name = image_member(members)
+            images = f"{sample.key}.{name}", members[name], members["mask.png"]
             episode.append(Step(sample.key, sample.metadata, *images, sample.labels, sample.actions[0], sample.state))
         done += len(episode)
         progress(done)

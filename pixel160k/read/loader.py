@@ -22,7 +22,7 @@ from pixel160k.errors import InputError
 from pixel160k.format.table import ACCEPTED, REJECTED
 from pixel160k.paths import AnyPath, open_path, opens
 from pixel160k.read.order import Portion, Reader, mixture, portions, quotas, window_shuffle
-from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
+from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode, suffixes
 from pixel160k.read.shard_sets import Shard, ShardSet, open_sets
 from pixel160k.seeding import seeded_generator
 
@@ -179,10 +179,10 @@ class ShardLoader(IterableDataset):
 
     def _read_shard(self, shard_set: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
         """All samples of a tar, encoded: the members that are to be decoded. Each must be the one that the index says."""
-        suffixes = {"json", *(MEMBERS[name] for name in self._members)}
+        wanted = suffixes(self._members)
         expected = (shard_set.key(shard, number) for number in range(len(shard.steps)))
         files = tariterators.tar_file_expander(
-            _open_tar(shard.url), select_files=lambda name: name.partition(".")[2] in suffixes
+            _open_tar(shard.url), select_files=lambda name: name.partition(".")[2] in wanted
         )
         stream = tariterators.group_by_keys(files)
         while True:
