@@ -81,7 +81,7 @@ def by_pycocotools(directory, scratch):
     """Steps with a mask only; what is not annotated there has no place in COCO, and is 0 here."""
     export(directory, "coco", scratch / "coco")
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(scratch / "coco" / "annotations.json")
+        coco = COCO(scratch / "coco" / "annotations" / "instances_train.json")
     names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
     found = {}
     for image in coco.loadImgs(coco.getImgIds()):
