@@ -252,7 +252,7 @@ def test_where_no_split_is_called_train_none_is(tmp_path):
     assert json.loads((tmp_path / "lerobot" / "meta" / "stats.json").read_text())["action"]["count"] == [48]
     with pytest.raises(InputError, match=r"no episode of the split 'train'; it has demos, val$"):
         ShardDirectory(directory, split="train")
-    with pytest.raises(InputError, match=r"split 'train'; it has the splits demos, val\)$"):
+    with pytest.raises(InputError, match=r"split 'train'\); it has the splits demos, val$"):
         pixel160k.open_shards(directory, split="train")
 
 

@@ -181,7 +181,9 @@ def _member_set(name: str, content: str, data_type: str, file_set: str) -> dict[
         [
             _field(name, "key", "sc:Text", files | named),
             _split_field(
-                name, files | {"extract": {"fileProperty": "fullpath"}}, rf"^.+-([A-Za-z0-9_]+)-.+-.+-.+[0-9]\.{suffix}$"
+                name,
+                files | {"extract": {"fileProperty": "fullpath"}},
+                rf"^.+-([A-Za-z0-9_]+)-.+-.+-.+[0-9]\.{suffix}$",
             ),
             _field(name, content, data_type, files | {"extract": {"fileProperty": "content"}}),
         ],
