@@ -1,5 +1,6 @@
 """Whatever frames, texts, lengths and folders a source has: what build-shards writes is sound, and the same to every reader."""
 
+import importlib.util
 import io
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from readers import EVERY, assert_readers_agree
+from readers import EVERY, FROM_EXTRAS, assert_readers_agree
 
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
@@ -175,11 +176,7 @@ def test_every_reader_sees_the_same(tmp_path):
         rows[5].episode_id: "step 20: the JPEG is unusable: its EXIF orientation is 6, which not every reader applies"
     }
     assert verify(tmp_path / "shards") == []
-    readers = EVERY
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        readers = [reader for reader in EVERY if reader.__name__ != "by_datasets"]
+    readers = EVERY + [reader for package, reader in FROM_EXTRAS.items() if importlib.util.find_spec(package)]
     seen = assert_readers_agree(tmp_path / "shards", tmp_path, readers)
     for (key, (image, _)), data in zip(seen.items(), [data for episode in images[:4] for data in episode], strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), err_msg=key)
