@@ -146,6 +146,32 @@ def test_a_marker_among_the_pixels_is_looked_at(picture):
         frames.look(bad)
 
 
+def test_codes_of_their_own_are_no_reason_to_decode(picture):
+    """An encoder that makes new Huffman tables for every picture."""
+    frames._known.clear()
+    for image in (picture, picture.rotate(90), picture.resize((96, 64)).rotate(180)):
+        frames.look(PASSES["optimised"](image))
+    assert len(frames._known) == 1
+
+
+@pytest.mark.parametrize("kind", ["optimised", "jpeg", "png"])
+def test_no_damaged_head_passes_that_readers_do_not_take(picture, kind):
+    """Each byte before the pixels is changed: what still passes is decoded, and to the same pixels."""
+    data = PASSES[kind](picture)
+    frames.look(data)
+    passed = 0
+    for place in range(frames.read_header(data).pixels):
+        try:
+            found = frames.look(changed := flipped(data, place))
+        except InputError:
+            continue
+        passed += 1
+        pixels = np.asarray(Image.open(io.BytesIO(changed)).convert("RGB"))
+        assert pixels.shape == (found.height, found.width, 3), place
+        assert np.abs(pixels - frames.decode(changed).astype(np.int16)).mean() <= 1, place
+    assert passed or kind == "png"
+
+
 def written(root, images):
     """A data set of one file; `images` holds the encoded frames of each episode."""
     episodes = [gen.libero(images=encoded, seed=seed, T=len(encoded)) for seed, encoded in enumerate(images)]
