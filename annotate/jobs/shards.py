@@ -237,9 +237,12 @@ def _finish(
     with written_atomically(out / episode_rows.EPISODES) as temporary:
         episode_rows.join_rows([out / ".work" / f"{file.name}.{episode_rows.EPISODES}" for file in files], temporary)
     summaries = [marker["summary"] for marker in markers]
+    trajectories = [(file, summary["trajectories"]) for file, summary in zip(files, summaries, strict=True)]
+    split = shards.TRAIN if any(number for file, number in trajectories if file.split == shards.TRAIN) else ""
+    of_split = [(file, number) for file, number in trajectories if split in (file.split, "")]
     with working_folder(out, "statistics") as folder, Transitions(folder) as transitions:
-        for start in range(0, len(files), _AT_ONCE):
-            parts = [out / ".work" / f"{file.name}.npz" for file in files[start : start + _AT_ONCE]]
+        for start in range(0, len(of_split), _AT_ONCE):
+            parts = [out / ".work" / f"{file.name}.npz" for file, _ in of_split[start : start + _AT_ONCE]]
             for content in read_all(parts):
                 part = np.load(io.BytesIO(content or b""), allow_pickle=False)
                 if len(part["state"]):
@@ -248,7 +251,9 @@ def _finish(
             raise InputError(
                 f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
             )
-        statistics = transitions.statistics(sum(part["trajectories"] for part in summaries))
+        statistics = transitions.statistics(sum(number for _, number in of_split))
+    if len(of_split) < len(files):
+        statistics["split"] = split  # what is for validation or a test has no part in them
     counted: dict[str, Counter[str]] = {name: Counter() for name in ("status", "reasons", "images", "converted")}
     for summary, (name, counts) in itertools.product(summaries, counted.items()):
         counts.update(summary.get(name, {}))  # earlier versions counted no images

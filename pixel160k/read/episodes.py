@@ -4,10 +4,12 @@ The index says where each sample lies, so that no tar is ever read from its star
 """
 
 import io
+import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pixel160k.errors import InputError, one_line
@@ -17,20 +19,28 @@ from pixel160k.read import folder
 from pixel160k.read.foreign import tar_members
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 
+_EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_]+-\d+-\d+")  # its parts become names of exported files
+
 
 class ShardDirectory:
     """The samples of a shard directory by episode and step.
 
     Attributes:
         directory: where it is.
+        split: the split that was asked for; None for all.
         manifest: manifest.json, with all keys of `pixel160k.format.schema.Manifest`.
         index: index.parquet as a table, one row per sample in the shards' order: `episode_id, step, status, shard, offset,
-            bytes`; texts are dictionaries, each held once. A key follows from episode and step.
+            bytes`, only of the split that was asked for; texts are dictionaries, each held once. A key follows from episode
+            and step.
         episode_ids: the episodes in the shards' order.
     """
 
     def __init__(
-        self, directory: str | AnyPath, members: Collection[str] = tuple(MEMBERS), chunk: int | None = None
+        self,
+        directory: str | AnyPath,
+        members: Collection[str] = tuple(MEMBERS),
+        chunk: int | None = None,
+        split: str | None = None,
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
 
@@ -38,18 +48,21 @@ class ShardDirectory:
             directory: output of `pixelcli build-shards`.
             members: what of its samples to decode: image, labels, prompts, actions, state.
             chunk: how many actions each sample is given; by default the whole horizon of the shards.
+            split: only episodes of this split of the source, such as "train"; by default all.
 
         Raises:
-            InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member
-                or chunk is asked for that the shards do not have.
+            InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member,
+                chunk or split is asked for that the shards do not have.
         """
         self.directory = open_path(directory)
+        self.split = split
         self.manifest = folder.read_manifest(self.directory)
         self._members = check_members(members)
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
-        self.index = folder.read_index(self.directory, [name for name in shards.INDEX_SCHEMA.names if name != "key"])
+        index = folder.read_index(self.directory, [name for name in shards.INDEX_SCHEMA.names if name != "key"])
+        self.index = index if split is None else _of_split(index, split, str(self.directory))
         episodes = self.index["episode_id"].combine_chunks()
         runs = pc.run_end_encode(episodes.indices)
         self.episode_ids: list[str] = episodes.dictionary.take(runs.values).to_pylist()
@@ -58,6 +71,21 @@ class ShardDirectory:
         if len(self._rows) != len(self.episode_ids):
             fault = f"{self.directory}/index.parquet lists an episode in two places"
             raise InputError(f"{fault}; `pixelcli verify` says more")
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """The ids of the episodes by split of the source: `train` first, the rest in the shards' order.
+
+        Raises:
+            InputError: the index lists what is no episode id.
+        """
+        found: dict[str, list[str]] = {}
+        for episode_id in self.episode_ids:
+            if not _EPISODE_ID.fullmatch(episode_id):
+                fault = f"{self.directory}/index.parquet lists {episode_id!r}, which is no episode id"
+                raise InputError(f"{fault}; `pixelcli verify` says more")
+            found.setdefault(shards.split_of(episode_id), []).append(episode_id)
+        return {split: found[split] for split in shards.order_splits(found)}
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -133,6 +161,17 @@ class ShardDirectory:
         if episode_id not in self._rows:
             raise InputError(f"{self.directory} holds no episode {episode_id!r}")
         return self._rows[episode_id]
+
+
+def _of_split(index: pa.Table, split: str, where: str) -> pa.Table:
+    """The rows of an index whose episodes are of a split; InputError where there are none."""
+    episodes = index["episode_id"].combine_chunks()
+    splits = [shards.split_of(episode_id) for episode_id in episodes.dictionary.to_pylist()]
+    if split not in splits:
+        known = ", ".join(shards.order_splits(splits)) or "none at all"
+        raise InputError(f"{where} holds no episode of the split {split!r}; it has {known}")
+    wanted = pa.array([found == split for found in splits])
+    return index.filter(wanted.take(episodes.indices)).combine_chunks()
 
 
 def _read_members(path: AnyPath, offset: int, length: int, key: str) -> dict[str, bytes]:

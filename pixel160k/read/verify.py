@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
+from pixel160k.format import shards
 from pixel160k.format.schema import Manifest
 from pixel160k.format.statistics import Transitions
 from pixel160k.format.table import REASONS, REJECTED
@@ -55,6 +56,7 @@ class _Verification:
         self._directory, self._manifest = directory, manifest
         self._sizes = list_sizes(directory)
         self._statistics = self._read_statistics()
+        self._counted = (self._statistics or {}).get("split", "")  # the only one in them; "": all are
         self._index = self._read_index()
         self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
@@ -97,7 +99,8 @@ class _Verification:
             if fault.episode_id in self._episodes:
                 self._fault(fault.key, "stands apart from the samples of its episode, or twice")
             self._episodes.add(fault.episode_id)
-        if findings.actions is None or findings.states is None:
+        counted = self._counted in ("", shards.split_of_shard(name))
+        if not counted or findings.actions is None or findings.states is None:
             return
         width, known = findings.states.shape[1], self._transitions.state_width
         if known not in (None, width):
@@ -159,7 +162,8 @@ class _Verification:
             self._fault("manifest.json", f"{self._manifest.episodes} episodes, the shards have {len(self._episodes)}")
         if self._statistics is None or not len(self._transitions):
             return
-        for fault in check_statistics(self._statistics, self._transitions, len(self._episodes)):
+        episodes = sum(self._counted in ("", shards.split_of(episode_id)) for episode_id in self._episodes)
+        for fault in check_statistics(self._statistics, self._transitions, episodes):
             self._fault("dataset_statistics.json", fault)
 
 

@@ -102,6 +102,9 @@ class _Check:
             self._fault(self._name, f"{len(rows)} samples, the manifest says {task.entry.samples}")
         if task.rows is not None:
             self._check_index(task.rows, rows)
+        source_file = f"{self._name.removesuffix('.tar')}-"
+        if strangers := [row["key"] for row in rows if not row["key"].startswith(source_file)]:
+            self._fault(self._name, f"holds {strangers[0]}, which is of another source file than the tar's name says")
         if len({state.shape for state in states}) == 1:
             return dataclasses.replace(self._found, actions=np.stack(actions), states=np.stack(states))
         return self._found
