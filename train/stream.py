@@ -55,7 +55,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
     Which process this is, and of how many, is what torchrun says in RANK and WORLD_SIZE.
 
     Raises:
-        InputError: there is nothing to train on, or there are fewer shards than processes times loader workers.
+        InputError: there is nothing to train on.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     loader = _open(processor, settings, shards, rank, processes)
@@ -139,7 +139,7 @@ def _open(
         members=members,
         chunk=processor.settings.chunk,
         status=_status(settings),
-        shuffle_buffer=settings.shuffle_buffer,
+        interleave=settings.interleave,
         seed=settings.seed,
         rank=rank,
         world_size=processes,

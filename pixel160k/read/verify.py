@@ -16,10 +16,12 @@ from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
-from pixel160k.paths import AnyPath, list_sizes, open_path
+from pixel160k.paths import AnyPath, find_sizes, open_path
 from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
 from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
 from pixel160k.read.verify_statistics import check_statistics
+
+_COMPANIONS = ("index.parquet", "dataset_statistics.json", "croissant.json")
 
 
 def verify(directory: str | AnyPath) -> list[str]:
@@ -44,7 +46,7 @@ class _Verification:
     def __init__(self, directory: AnyPath, manifest: Manifest) -> None:
         self.faults: list[str] = []
         self._directory, self._manifest = directory, manifest
-        self._sizes = list_sizes(directory)
+        self._sizes = find_sizes(directory, {*_COMPANIONS, *manifest.files, *(shard.name for shard in manifest.shards)})
         self._statistics = self._read_statistics()
         self._index = self._read_index()
         self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
@@ -79,7 +81,7 @@ class _Verification:
                 f"{usable} episodes were to be written, but {manifest.episodes} are here and "
                 f"{len(manifest.left_out)} left out",
             )
-        for name in ("index.parquet", "dataset_statistics.json", "croissant.json"):
+        for name in _COMPANIONS:
             if name not in manifest.files:
                 self._fault("manifest.json", f"lacks the checksum of {name}")
 
