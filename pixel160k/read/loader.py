@@ -317,7 +317,7 @@ def open_shards(
     wanted = check_members(members)
     sets = open_sets(sources, split, status)
     for shard_set in sets:
-        check_chunk(chunk, shard_set.horizon, shard_set.folder)
+        check_chunk(chunk, shard_set.horizon, str(shard_set.folder))
     cache = None if cache_dir is None else _open_cache(cache_dir, cache_bytes, sets, interleave)
     return ShardLoader(
         sets, wanted, chunk, weights, interleave, seed, epoch, rank, world_size, on_error == "skip", cache
