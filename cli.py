@@ -249,6 +249,7 @@ def annotate_command(
     totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
     _print(summary.summary_table(totals))
     summary.check_episodes(totals["internal_errors"], totals["reasons"].get("internal_error", 0), out)
+    summary.check_annotated(totals, out)
 
 
 @main.command("build-shards")

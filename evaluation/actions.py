@@ -155,7 +155,7 @@ def measure_policy(
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]
         if len(examples) < EXAMPLES:
-            examples.append(Example(samples[0], directory.members(episode, samples[0].step)["jpg"], moves))
+            examples.append(Example(samples[0], directory.image(episode, samples[0].step), moves))
     result = {
         "dataset": dataset,
         "episodes": len(pointed),
@@ -178,7 +178,7 @@ def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> di
     """For each episode the id of another one, whose prompts show another object."""
     pictures = defaultdict(list)
     for episode, sample in pointed.items():
-        pictures[hashlib.sha256(directory.members(episode, sample.step)["jpg"]).digest()].append(episode)
+        pictures[hashlib.sha256(directory.image(episode, sample.step)).digest()].append(episode)
     twins = {episode: group for group in pictures.values() for episode in group}
     chosen = {}
     for episode in pointed:

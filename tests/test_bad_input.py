@@ -128,7 +128,7 @@ def test_frames_of_different_sizes(tmp_path):
     mixed["steps"][23]["observation"]["image"] = io.BytesIO(small)
     assert run_annotate(write_scenes(tmp_path / "data", [mixed, episode()]), tmp_path / "out")[0] == 0
     assert reasons(tmp_path / "out") == [("failed", "bad_image"), ("accepted", "")]
-    assert next(read_annotations(tmp_path / "out")).detail == "step 23: the frame has another size than that of step 0"
+    assert next(read_annotations(tmp_path / "out")).detail == "step 23: the frame is 128x128, that of step 0 256x256"
 
 
 def as_integers(features):

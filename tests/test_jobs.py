@@ -291,6 +291,7 @@ def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_count
     annotate("libero", data_dir, tmp_path / "annotations", SETTINGS, Execution())
     manifest = build_shards(tmp_path / "annotations", tmp_path / "shards", Execution(), include="all")
     assert manifest["left_out"] == {"drawn-train-00000-00000": "bad_image"}
+    assert manifest["causes"] == {"drawn-train-00000-00000": "step 6: the JPEG is cut short"}
     assert manifest["episodes"] == 1
 
 

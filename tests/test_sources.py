@@ -9,8 +9,10 @@ from conftest import fractal_episode, jpeg, read_all, tfrecord_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotate.sources import bridge_orig, fractal, sample
+from annotate.sources import SOURCES, bridge_orig, fractal, sample
 from annotate.sources.episode import BadImage, Episode
+from annotate.sources.rlds import list_files
+from pixel160k.errors import InputError
 from simulation.rlds import libero_features, write_rlds
 
 
@@ -218,7 +220,9 @@ def test_nothing_is_decoded_that_is_not_asked_for(write_fractal, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *args: decoded.append(1) or real(*args))
     (episode,) = read_all("fractal", write_fractal([fractal_episode([0, 1, 0])]))
     assert not decoded
-    episode.frame(0)
+    episode.frame(0)  # the first with this head is looked at more closely
+    decoded.clear()
+    episode.frame(1)
     assert len(decoded) == 1
 
 
@@ -229,6 +233,91 @@ def test_a_value_that_is_not_finite_is_a_malformed_record(write_fractal):
     assert isinstance(good, Episode)
     assert (bad.status, bad.reason) == ("failed", "malformed_record")
     assert "steps/action/world_vector" in bad.detail
+
+
+def renamed(directory, name, info):
+    """The data set in `directory` under another folder, and with another name in its dataset_info.json ("" for none)."""
+    description = json.loads((directory / "dataset_info.json").read_text()) | {"name": info}
+    (directory / "dataset_info.json").write_text(json.dumps(description))
+    target = directory.parents[1] / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    directory.rename(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("folder", "info", "found"),
+    [
+        ("toy/1.0.0", "toy", "toy"),
+        ("home/user/1.0.0", "toy", "toy"),  # copied without its name
+        ("home/user", "toy", "toy"),  # without its version
+        ("libero_10_no_noops/1.0.0", "liber_o10", "libero_10_no_noops"),  # as OpenVLA's copies are
+        ("libero_10_no_noops", "liber_o10", "libero_10_no_noops"),
+        ("my-copy/1.0.0", "toy", "toy"),
+        ("toy/1.0.0", "my-toy", None),
+        ("toy/1.0.0", "", None),
+    ],
+)
+def test_a_data_set_is_called_as_it_says_wherever_it_lies(tmp_path, folder, info, found):
+    write_rlds(tmp_path, "toy", "1.0.0", libero_features(), {"train": [[libero_episode([-1, 1])]]})
+    directory = renamed(tmp_path / "toy" / "1.0.0", folder, info)
+    if found is None:
+        with pytest.raises(InputError, match="may hold only letters, digits and _; write another `name` into"):
+            list_files(SOURCES["libero"], directory)
+    else:
+        (file,) = list_files(SOURCES["libero"], directory)
+        assert (file.dataset, file.split, file.version) == (found, "train", "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("other", "fault"),
+    [
+        ("toy-train-extra.tfrecord-00000-of-00001", "the split's name 'train-extra' may hold only"),
+        ("toy-train.tfrecord-00001-of-00002", "mixes two copies of split 'train'"),
+        ("copy-train.tfrecord-00000-of-00001", "mixes two copies of split 'train'"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_one_line(tmp_path, other, fault):
+    write_rlds(tmp_path, "toy", "1.0.0", libero_features(), {"val": [[libero_episode([-1, 1])]]})
+    (val,) = tfrecord_files(tmp_path)
+    for name in ("toy-train.tfrecord-00000-of-00001", other):
+        (val.parent / name).write_bytes(val.read_bytes())
+    with pytest.raises(InputError, match=fault):
+        list_files(SOURCES["libero"], tmp_path)
+    assert [file.split for file in list_files(SOURCES["libero"], tmp_path, "val")] == ["val"]
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab", "a Git LFS pointer and not the data"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (bytes(99), "filled with zeros"),
+        (b"\x1f\x8b\x08" + bytes(range(60)), "compressed by gzip"),
+        (b"", "the file is empty"),
+        (b"anything else" * 9, "the length checksum does not match"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_that_is_not_the_data_says_what_it_is(write_fractal, content, detail, known):
+    """One row for each record that it should hold, or one where nobody says how many; the file beside it is read."""
+    data_dir = write_fractal([fractal_episode([0, 1]), fractal_episode([1, 0])], [fractal_episode([0, 1])])
+    tfrecord_files(data_dir)[0].write_bytes(content)
+    if not known:
+        (info,) = data_dir.rglob("dataset_info.json")
+        info.write_text("{}")
+    *lost, good = read_all("fractal", data_dir)
+    assert isinstance(good, Episode) and len(lost) == (2 if known else 1)
+    assert all(row.status == "failed" and detail in row.detail for row in lost)
+
+
+def test_a_camera_is_asked_for_only_where_it_is_there(tmp_path):
+    write_rlds(tmp_path, "toy", "1.0.0", libero_features(), {"train": [[libero_episode([-1, 1])]]})
+    (path,) = tmp_path.rglob("features.json")
+    path.write_text(path.read_text().replace('"wrist_image"', '"another"'))
+    assert len(read_all("libero", tmp_path)) == 1
+    with pytest.raises(InputError, match="has no camera 'wrist_image'"):
+        list_files(SOURCES["libero"], tmp_path, camera="wrist_image")
 
 
 def test_a_file_cut_between_records_is_noticed(write_fractal):

@@ -190,18 +190,19 @@ def annotate(
         JobBug: a file met a bug.
         PartDone: this command's part is done, but others are not.
     """
-    files = list_files(SOURCES[source], data_dir, split)
     cameras = SOURCES[source].cameras
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
+    files = list_files(SOURCES[source], data_dir, split, settings.camera)
     revisions = pin_models(settings)
     identity = describe_run(source, files[0].dataset, settings, device, revisions)
-    # Which files there are belongs to the run, but not into the parts: one part's bytes depend on one file's.
+    # Version and files belong to the run, but not into the parts: one part's bytes depend on one file's.
     inputs = [[file.path.name, file.path.stat().st_size] for file in files]
     work = _AnnotateFile(source, with_models(settings, revisions), identity, str(out.resolve()))
     devices = _devices(settings, execution, device)
     title = f"annotate {files[0].dataset}"
-    markers = run_job(title, work, files, out, identity | {"files": inputs}, execution, devices)
+    description = identity | {"version": files[0].version, "files": inputs}
+    markers = run_job(title, work, files, out, description, execution, devices)
     totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
     totals["internal_errors"] = []
     for marker in markers:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from annotate.jobs.annotate import read_run
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.unit import log_path
 from annotate.sources import SOURCES
-from annotate.sources.episode import BadImage, Episode, check_jpeg
+from annotate.sources.episode import BadImage, Episode
 from annotate.sources.rlds import SourceFile, list_files, read_episodes
 from pixel160k.errors import InputError
 from pixel160k.files import sha256_of, write_json, write_text, written_atomically
@@ -59,6 +60,9 @@ class _BuildShard:
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
         left_out: dict[str, str] = {}
+        causes: dict[str, str] = {}
+        images: Counter[str] = Counter()
+        converted: Counter[str] = Counter()
         errors: list[str] = []
         untracked = 0
         actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
@@ -78,14 +82,21 @@ class _BuildShard:
                 reason = row.reason if row.status == table.FAILED else ""
                 if wanted and not reason:
                     masked = tracks.get(row.episode_id, {})
+                    samples: list[tuple[int, dict[str, bytes]]] = []
+                    were = Counter[str]()
                     try:
-                        samples, reason = _make_samples(row, masked, episode, self.horizon)
+                        samples, were = _make_samples(row, masked, episode, self.horizon)
+                        reason = "" if samples else "too_short"
+                    except BadImage as error:
+                        reason, causes[row.episode_id] = "bad_image", str(error)
                     except Exception as error:
                         LOGGER.error("%s:", row.episode_id, exc_info=error)
                         errors.append(f"{row.episode_id}: {describe_error(error)}")
-                        samples, reason = [], "internal_error"
+                        reason = "internal_error"
                     for step, members in samples:
                         writer.append(row, step, members)
+                        images[shards.image_member(members)] += 1
+                    converted.update(were)
                     has_mask = row.object_mask is not None or row.gripper_mask is not None
                     untracked += bool(self.tracked and samples and has_mask and not masked)
                 if reason:
@@ -99,6 +110,9 @@ class _BuildShard:
             "samples": len(writer.index),
             "trajectories": trajectories,
             "left_out": left_out,
+            "causes": causes,
+            "images": images,
+            "converted": converted,
             "untracked": untracked,
             "internal_errors": errors,
             **table.tally(rows),
@@ -126,23 +140,22 @@ def _join(
 
 def _make_samples(
     row: EpisodeAnnotation, tracks: dict[int, StepMasks], episode: Episode, horizon: int
-) -> tuple[list[tuple[int, dict[str, bytes]]], str]:
-    """An episode's samples, each its step and its members, or none and the reason why they cannot be used."""
-    steps = range(episode.first_step, episode.last_step + 1)
-    if not steps:
-        return [], "too_short"
-    try:
-        for step in steps:
-            check_jpeg(episode.images[step], step)
-    except BadImage:
-        return [], "bad_image"
-    samples = []
-    for step in steps:
+) -> tuple[list[tuple[int, dict[str, bytes]]], Counter[str]]:
+    """An episode's samples, each its step and its members, and how many images had to be converted, by what they were.
+
+    Raises:
+        BadImage: a frame cannot be published, or has not the size of the masks.
+    """
+    size = row.image_height, row.image_width
+    samples, converted = [], Counter[str]()
+    for step in range(episode.first_step, episode.last_step + 1):
+        image, was = episode.published(step, size)
         masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
-        members = shards.sample_members(row, masked, episode.images[step], chunk, episode.state[step])
-        samples.append((masked.step, members))
-    return samples, ""
+        samples.append((masked.step, shards.sample_members(row, masked, image, chunk, episode.state[step])))
+        if was:
+            converted[was] += 1
+    return samples, converted
 
 
 def build_shards(
@@ -215,13 +228,13 @@ def _finish(
         )
     summaries = [marker["summary"] for marker in markers]
     statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
-    status: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for summary in summaries:
-        status.update(summary["status"])
-        reasons.update(summary["reasons"])
+    counted: dict[str, Counter[str]] = {name: Counter() for name in ("status", "reasons", "images", "converted")}
+    for summary, (name, counts) in itertools.product(summaries, counted.items()):
+        counts.update(summary.get(name, {}))  # earlier versions counted no images
+    with_png = counted["images"]["png"] > 0
+    causes = {key: cause for summary in summaries for key, cause in summary.get("causes", {}).items()}
     manifest = {
-        "format_version": shards.FORMAT_VERSION,
+        "format_version": shards.WITH_PNG_VERSION if with_png else shards.FORMAT_VERSION,
         "dataset": dataset,
         "include": description["include"],
         "horizon": HORIZON,
@@ -235,7 +248,11 @@ def _finish(
         ],
         "left_out": {key: reason for summary in summaries for key, reason in summary["left_out"].items()},
         "untracked": sum(summary.get("untracked", 0) for summary in summaries),  # earlier versions did not count them
-        "annotated": {"status": dict(sorted(status.items())), "reasons": dict(sorted(reasons.items()))},
+        # Only where there is something to say, so that other shards stay what they were.
+        **({"causes": causes} if causes else {}),
+        **({"images": dict(sorted(counted["images"].items()))} if with_png else {}),
+        **({"converted": dict(sorted(counted["converted"].items()))} if counted["converted"] else {}),
+        "annotated": {name: dict(sorted(counted[name].items())) for name in ("status", "reasons")},
         "annotations": description["annotations"],
         "software": description["software"],
     }

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from annotate.jobs.unit import name_log
-from pixel160k.errors import JobBug
+from pixel160k.errors import InputError, JobBug
 from pixel160k.format import table
 from pixel160k.paths import AnyPath
 
@@ -30,6 +30,26 @@ def summary_table(totals: dict[str, Any]) -> Table:
     for reason, count in sorted(totals["reasons"].items(), key=lambda item: -item[1]):
         summary.add_row(str(count), reason, table.REASONS[reason])
     return summary
+
+
+def check_annotated(totals: dict[str, Any], out: AnyPath) -> None:
+    """Check that a finished job of `annotate` could read an episode at all.
+
+    Args:
+        totals: as `annotate` returns them.
+        out: where it wrote to.
+
+    Raises:
+        InputError: every episode failed, or there is none; names the first, and why.
+    """
+    if totals["episodes"] == 0:
+        raise InputError("nothing was annotated: the data set's files hold no record")
+    if totals["status"].get(table.FAILED, 0) == totals["episodes"]:
+        first = next(table.read_annotations(out))
+        raise InputError(
+            f"nothing was annotated: all {totals['episodes']} episodes failed, the first, {first.episode_id}, as "
+            f"{first.reason} ({first.detail}); {out} has a row for each"
+        )
 
 
 def check_episodes(first: list[str], count: int, out: AnyPath) -> None:

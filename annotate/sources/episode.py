@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from pixel160k.errors import InputError
+from annotate.sources import frames
+from pixel160k.errors import InputError, one_line
 
 
 class BadImage(InputError):
-    """A frame that is missing, blank, of another size or does not decode; says which step and why."""
+    """A frame that is missing, blank, of another size, or not the same picture to every reader; says which step and why."""
+
+
+class Published(NamedTuple):
+    """A frame as shards hold it: JPEG or PNG, RGB of 8 bits; `was` says what it was where it had to be converted, else ""."""
+
+    image: bytes
+    was: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Episode:
     """An episode of T raw steps; everything is indexed by the raw step, whether that step is valid or not.
 
     Attributes:
-        images: T encoded frames of the chosen camera, the source's own JPEG bytes; decoded only by `frame`.
+        images: T encoded frames of the chosen camera, the source's own bytes, JPEG or PNG; decoded only by `frame`.
         actions: float32 (T, 7): Δx, Δy, Δz, Δroll, Δpitch, Δyaw in the source's units, gripper in [0, 1] with 1 = open.
         gripper_open: bool (T,), the gripper's absolute commanded state, over all raw steps.
         state: float32 (T, S); the first three are the end effector's x, y, z in metres.
@@ -112,50 +120,57 @@ class Episode:
         Raises:
             BadImage: one has another size than that of the first valid step.
         """
-        first = _jpeg_size(self.images[self.first_step])
-        for step, image in enumerate(self.images):
-            if first and (size := _jpeg_size(image)) and size != first:
-                raise BadImage(f"step {step}: the frame has another size than that of step {self.first_step}")
+        first = self._size(self.first_step)
+        for step in range(self.num_steps):
+            if first and (size := self._size(step)) and size != first:
+                raise BadImage(_other_size(step, size, f"that of step {self.first_step}", first))
+
+    def _size(self, step: int) -> tuple[int, int] | None:
+        """Height and width of a frame in pixels, as its header has them; None where it has none."""
+        try:
+            header = frames.read_header(self.images[step])
+        except InputError:
+            return None
+        return header.height, header.width
 
     def frame(self, step: int) -> np.ndarray:
         """Decode the frame of a raw step to RGB, uint8 (height, width, 3).
 
         Raises:
-            BadImage: it is not a whole JPEG, does not decode, or is blank (one colour, as Bridge's missing cameras are).
+            BadImage: it cannot be published (`frames.look`), or is blank (one colour, as Bridge's missing cameras are).
         """
         data = self.images[step]
-        check_jpeg(data, step)
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:  # such as a header that claims more pixels than OpenCV decodes
-            image = None
-        if image is None:
-            raise BadImage(f"step {step}: the JPEG does not decode")
+        _look(data, step)
+        if (image := frames.decode(data)) is None:
+            raise BadImage(f"step {step}: the frame does not decode")
         few = image[::8, ::8]  # enough to tell a picture from a blank, at a fraction of the time
         if int(few.max()) - int(few.min()) < 8:
             raise BadImage(f"step {step}: the frame is blank")
         return image
 
+    def published(self, step: int, size: tuple[int, int]) -> Published:
+        """The frame of a raw step as shards hold it; it is not decoded but where `frames.look` has to.
 
-def check_jpeg(data: bytes, step: int) -> None:
-    """Check cheaply, without decoding, that the bytes of a frame begin and end as a JPEG does.
+        Args:
+            step: the raw step.
+            size: height and width in pixels that it must have.
 
-    Raises:
-        BadImage: they do not.
-    """
-    if not data.startswith(b"\xff\xd8\xff"):
-        raise BadImage(f"step {step}: the frame is {'empty' if not data else 'no JPEG'}")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise BadImage(f"step {step}: the JPEG is cut short")
+        Raises:
+            BadImage: it cannot be published, or has another size.
+        """
+        data = self.images[step]
+        found = _look(data, step)
+        if (found.height, found.width) != size:
+            raise BadImage(_other_size(step, (found.height, found.width), "the annotated one", size))
+        return Published(frames.rgb_png(data) if found.kind else data, found.kind)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width as a JPEG's header has them, in pixels; None where it has none."""
-    offset = 2  # after the marker that begins a JPEG
-    while offset + 9 <= len(data) and data[offset] == 0xFF:
-        marker = data[offset + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF0 to SOF15, without DHT, JPG and DAC
-            return int.from_bytes(data[offset + 5 : offset + 7]), int.from_bytes(data[offset + 7 : offset + 9])
-        # 0xFF may be repeated before a marker.
-        offset += 1 if marker == 0xFF else 2 + int.from_bytes(data[offset + 2 : offset + 4])
-    return None
+def _look(data: bytes, step: int) -> frames.Look:
+    try:
+        return frames.look(data)
+    except InputError as error:
+        raise BadImage(f"step {step}: {one_line(error)}") from None
+
+
+def _other_size(step: int, found: tuple[int, int], what: str, expected: tuple[int, int]) -> str:
+    return f"step {step}: the frame is {found[1]}x{found[0]}, {what} {expected[1]}x{expected[0]}"

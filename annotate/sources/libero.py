@@ -1,7 +1,8 @@
 """The LIBERO suites as RLDS, in OpenVLA's `modified_libero_rlds` schema (such as `libero_object_no_noops`), Panda.
 
 The gripper action is −1 = open, +1 = close; clipped to [0, 1] and inverted it is 1 = open. Images are the simulator's
-turned by 180°. The data set's name is that of its directory, since each suite is one.
+turned by 180°. Each suite is a data set with a name of its own. Of OpenVLA's copies the folder has it (`libero_10_no_noops`);
+what stands in their dataset_info.json (`liber_o10`) is no key of any statistics.
 """
 
 import numpy as np
@@ -35,10 +36,10 @@ SOURCE = Source(
     name="libero",
     features=(
         "steps/observation/image",
-        "steps/observation/wrist_image",
         "steps/observation/state",
         "steps/action",
         "steps/language_instruction",
     ),
     to_episode=to_episode,
+    folders=r"libero_(spatial|object|goal|10|90)(_no_noops)?",
 )

@@ -12,31 +12,37 @@ exception is a bug, of this module or of a source's `to_episode`; it too costs o
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from pydantic import BaseModel, Field, ValidationError
 
 from annotate.faults import internal_error
+from annotate.sources import layout
 from annotate.sources.episode import Episode, RecordId
 from annotate.sources.tf_example import Example
 from pixel160k.errors import InputError, one_line
-from pixel160k.files import read_json
 from pixel160k.format import table
 from pixel160k.format.origins import ORIGINS
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.paths import AnyPath, open_path
 from pixel160k.tfrecord import read_records
 
-_FILE_NAME = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<shards>\d{5})$")
+_FILE_NAME = re.compile(r"(?P<stem>.+)\.tfrecord-(?P<shard>\d{5})-of-(?P<shards>\d{5})$")
+_MOST_RECORDS = 100_000  # of a file: an episode id has five digits for them
+_INSTEAD = {  # how files begin, in small letters, that stand where the data should be
+    (b"version https://git-lfs",): "a Git LFS pointer and not the data, which `git lfs pull` fetches",
+    (b"<!doctype", b"<html", b"<?xml"): "a web page and not the data",
+    (b"\x1f\x8b",): "compressed by gzip; unpack it",
+    (bytes(12),): "filled with zeros, as a download that did not end leaves it",
+}
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One TFRecord file, the unit of work: number `shard` of the `shards` files of its split.
 
-    `records` is how many records the data set says that the file holds (−1: it does not say).
+    `records` is how many records the data set says that the file holds (−1: it does not say), `version` the data set's.
     """
 
     path: AnyPath
@@ -45,6 +51,7 @@ class SourceFile:
     shard: int
     shards: int
     records: int
+    version: str = ""
 
     @property
     def name(self) -> str:
@@ -65,15 +72,17 @@ class Source:
         name: as `--src` takes it, and the name of its entry in `pixel160k.format.origins`.
         features: the columns without which a data set is not of this source.
         to_episode: turns one record into an Episode of the given camera; InputError where it breaks the schema.
+        folders: a pattern of folders whose name is that of the data set, whatever its dataset_info.json says.
     """
 
     name: str
     features: tuple[str, ...]
     to_episode: "Callable[[Columns, RecordId, str], Episode]"
+    folders: str = ""
 
     @property
     def dataset(self) -> str:
-        """OpenVLA's key; "" where the directory's own name is used."""
+        """OpenVLA's key; "" where each data set has a name of its own (`layout.name_of`)."""
         return ORIGINS[self.name].dataset
 
     @property
@@ -95,6 +104,8 @@ class Columns:
         Raises:
             InputError: the payload is no tf.Example or has no steps.
         """
+        if not payload:
+            raise InputError("the record is empty")
         try:
             self._features = Example.FromString(payload).features.feature
         except DecodeError:
@@ -144,7 +155,7 @@ class Columns:
         return int(values[0]) if values else -1
 
 
-def list_files(source: Source, data_dir: str | AnyPath, split: str = "") -> list[SourceFile]:
+def list_files(source: Source, data_dir: str | AnyPath, split: str = "", camera: str = "") -> list[SourceFile]:
     """The TFRecord files of a data set, sorted by name.
 
     Args:
@@ -152,38 +163,58 @@ def list_files(source: Source, data_dir: str | AnyPath, split: str = "") -> list
         data_dir: the folder that holds features.json and dataset_info.json, or a folder at most two levels above it that
             leads to only one such.
         split: only files of this split; "" for all.
+        camera: one of `source.cameras` that it must have; "" for the main one.
 
     Raises:
-        InputError: nothing there, several data sets, another source's data set, no such split, or a features.json or
-            dataset_info.json that tensorflow_datasets did not write.
+        InputError: nothing there, several data sets or files of several, another source's data set, no such split or
+            camera, a name that cannot be part of an episode id, or a features.json or dataset_info.json that
+            tensorflow_datasets did not write.
     """
-    directory = _find_dataset(open_path(data_dir))
-    columns = set(_column_names(_read_description(directory / "features.json", _Feature)))
+    directory = layout.find_dataset(open_path(data_dir))
+    columns = layout.read_columns(directory)
     if missing := [feature for feature in source.features if feature not in columns]:
         raise InputError(f"{directory} is not a {source.name} data set: its features.json lacks {', '.join(missing)}")
-    info = _read_description(directory / "dataset_info.json", _DatasetInfo)
+    if camera and f"steps/observation/{camera}" not in columns:
+        raise InputError(f"{directory} has no camera {camera!r}: its features.json lacks steps/observation/{camera}")
+    info = layout.read_info(directory)
     lengths = {part.name: part.shard_lengths for part in info.splits}
-    dataset = source.dataset or directory.resolve().parent.name
-    if not re.fullmatch(r"[A-Za-z0-9_]+", dataset):
-        raise InputError(f"the data set's name {dataset!r} may hold only letters, digits and _; rename its folder")
-    files = []
+    dataset = source.dataset or layout.name_of(directory, info, source.folders)
+    files: list[SourceFile] = []
+    alike: dict[str, tuple[str, int, str]] = {}  # of each split: what begins the names of its files, their number, one
     listing: list[AnyPath] = sorted(directory.absolute().iterdir(), key=str)  # absolute: other processes read it
     for path in listing:
-        if (match := _FILE_NAME.match(path.name)) and split in ("", match["split"]):
-            shard, shards = int(match["shard"]), int(match["shards"])
-            known = lengths.get(match["split"], [])
-            records = known[shard] if shard < len(known) == shards else -1
-            files.append(SourceFile(path, dataset, match["split"], shard, shards, records))
+        if not (match := _FILE_NAME.match(path.name)):
+            continue
+        found = layout.split_of_file(match["stem"], info)
+        if split not in ("", found):
+            continue
+        layout.check_split(found, path)
+        shard, shards = int(match["shard"]), int(match["shards"])
+        stem, count, other = alike.setdefault(found, (match["stem"], shards, path.name))
+        if (stem, count) != (match["stem"], shards):
+            raise InputError(
+                f"{directory} mixes two copies of split {found!r} ({other}, {path.name}); keep one of them"
+            )
+        known = lengths.get(found, [])
+        records = known[shard] if shard < len(known) == shards else -1
+        if records > _MOST_RECORDS:
+            raise InputError(
+                f"{directory / 'dataset_info.json'} says that {path.name} holds {records} records, more than any; mend it"
+            )
+        files.append(SourceFile(path, dataset, found, shard, shards, records, info.version))
     if not files:
         wanted = f"TFRecord file of split {split!r}" if split else "TFRecord file"
-        raise InputError(f"{directory} holds no {wanted} ({info.name}-{split or 'SPLIT'}.tfrecord-00000-of-...)")
+        raise InputError(
+            f"{directory} holds no {wanted} ({info.name or 'NAME'}-{split or 'SPLIT'}.tfrecord-00000-of-...)"
+        )
     return files
 
 
 def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterator[Episode | EpisodeAnnotation]:
     """Yield every record of a file as an Episode, or as a failed row that says what is wrong with it.
 
-    No record is lost: where the file ends early, one row stands for each record that the data set says it should hold.
+    No record is lost: where the file ends early, or what follows in it cannot be read, one row stands for each record that
+    the data set says it should hold, and at least one for a file without any.
 
     Args:
         source: whose schema the records have.
@@ -191,25 +222,40 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
         camera: one of `source.cameras`; "" for the main one.
 
     Raises:
-        InputError: the source has no such camera.
+        InputError: the source has no such camera, or the file holds more records than an episode id can tell apart.
         OSError: the file cannot be read.
     """
     camera = camera or source.cameras[0]
     if camera not in source.cameras:
         raise InputError(f"no camera {camera!r}; this source has {', '.join(source.cameras)}")
-    seen = 0
+    seen, broken = 0, ""  # broken: why nothing after the records seen can be read
     for record in read_records(file.path):
+        if record.number >= _MOST_RECORDS:
+            raise InputError(f"{file.path} holds more than {_MOST_RECORDS} records; split it")
         seen = record.number + 1
         identity = file.identify(record.number, record.masked_crc32c)
-        if record.fault:
-            cut = record.fault.startswith("the file ends")
-            yield _failed(identity, "truncated_file" if cut else "malformed_record", record.fault)
-            continue
-        yield _read_record(source, record.payload, identity, camera)
-    for number in range(seen, file.records):
-        yield _failed(
-            file.identify(number, 0), "truncated_file", f"the file ends before record {number} of {file.records}"
-        )
+        broken = ""
+        if not record.fault:
+            yield _read_record(source, record.payload, identity, camera)
+        elif record.fault.startswith("the file ends"):
+            yield _failed(identity, "truncated_file", record.fault)
+        else:
+            instead = "" if record.number or record.payload else _instead_of_data(file.path)
+            broken = instead or f"nothing after record {record.number} can be read: {record.fault}"
+            yield _failed(identity, "malformed_record", instead or record.fault)
+    if not seen and file.records:
+        broken = "the file is empty"
+    for number in range(seen, max(file.records, not seen and file.records < 0)):
+        detail = broken or f"the file ends before record {number} of {file.records}"
+        yield _failed(file.identify(number, 0), "truncated_file", detail)
+
+
+def _instead_of_data(path: AnyPath) -> str:
+    """What a file without records is, where its beginning tells."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lower()
+    what = next((what for starts, what in _INSTEAD.items() if beginning.startswith(starts)), "")
+    return f"the file is {what}" if what else ""
 
 
 def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str) -> Episode | EpisodeAnnotation:
@@ -227,72 +273,3 @@ def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str
 
 def _failed(identity: RecordId, reason: str, detail: str) -> EpisodeAnnotation:
     return EpisodeAnnotation(**asdict(identity), status=table.FAILED, reason=reason, detail=detail)
-
-
-def _find_dataset(data_dir: AnyPath) -> AnyPath:
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir} is not a directory; --data-dir names the folder with the TFRecord files")
-    for depth in ("", "*/", "*/*/"):
-        found = sorted((path.parent for path in data_dir.glob(f"{depth}dataset_info.json")), key=str)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"{data_dir} holds {len(found)} data sets; name one: {', '.join(map(str, found[:4]))}")
-    raise InputError(f"{data_dir} holds no RLDS data set (no dataset_info.json there or two folders below)")
-
-
-class _Split(BaseModel):
-    """A split in dataset_info.json; `shard_lengths` is how many records each of its files holds, [] where it does not say."""
-
-    name: str
-    shard_lengths: list[int] = Field([], alias="shardLengths")
-
-
-class _DatasetInfo(BaseModel):
-    """What is read of dataset_info.json."""
-
-    name: str = "NAME"
-    splits: list[_Split] = []
-
-
-class _Sequence(BaseModel):
-    """A feature of features.json that is repeated."""
-
-    feature: "_Feature"
-
-
-class _FeaturesDict(BaseModel):
-    """Features of features.json by name."""
-
-    features: "dict[str, _Feature]" = {}
-
-
-class _Feature(BaseModel):
-    """What is read of a node of the features.json tree: its children; a leaf has none."""
-
-    features_dict: _FeaturesDict | None = Field(None, alias="featuresDict")
-    sequence: _Sequence | None = None
-
-
-Description = TypeVar("Description", bound=BaseModel)
-
-
-def _read_description(path: AnyPath, form: type[Description]) -> Description:
-    """Read a JSON file of tensorflow_datasets; an InputError names the file and its first fault."""
-    try:
-        return form.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputError(f"{path} is not as tensorflow_datasets writes it: {where}: {fault['msg']}") from None
-
-
-def _column_names(feature: _Feature, prefix: str = "") -> Iterator[str]:
-    """The flat column names of a features.json tree, as tensorflow_datasets lays them out in a tf.Example."""
-    if feature.features_dict is not None:
-        for name, child in feature.features_dict.features.items():
-            yield from _column_names(child, f"{prefix}/{name}" if prefix else name)
-    elif feature.sequence is not None:
-        yield from _column_names(feature.sequence.feature, prefix)
-    else:
-        yield prefix

@@ -39,7 +39,7 @@ class Outcome(Strict):
 class Manifest(Strict):
     """manifest.json. The text of each field says what it means."""
 
-    format_version: Annotated[int, "1"]
+    format_version: Annotated[int, "1; 2 where images are PNG, which readers of version 1 would not find"]
     dataset: Annotated[str, "the data set's name"]
     include: Annotated[Literal["accepted", "all"], "which episodes are here: `accepted`, or `all` that can be read"]
     horizon: Annotated[int, Field(ge=1), "rows of an action chunk"]
@@ -47,6 +47,16 @@ class Manifest(Strict):
     episodes: Annotated[Count, "how many episodes the shards hold"]
     shards: Annotated[list[ShardEntry], "`name`, `bytes`, `sha256`, `samples` of each tar, in order"]
     left_out: Annotated[dict[str, str], "episode id and reason of what should be here and could not be used"]
+    causes: Annotated[
+        dict[str, str], "what is wrong with those of `left_out` of which the annotations do not say it; not there: none"
+    ] = {}
+    images: Annotated[
+        dict[Literal["jpg", "png"], Count], "how many images are JPEG and how many PNG; not there: all are JPEG"
+    ] = {}
+    converted: Annotated[
+        dict[str, Count],
+        "how many images were made RGB PNG, by what they were: `grey`, `palette`, `opaque alpha`; not there: none",
+    ] = {}
     untracked: Annotated[Count, "how many episodes here lack masks at every step, though others were followed"] = 0
     annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]
     annotations: Annotated[

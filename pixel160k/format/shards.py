@@ -7,11 +7,11 @@ of nulls or empty lists, since readers infer types from the first samples. Same 
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, BinaryIO, Self
+from typing import Annotated, BinaryIO, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,9 @@ from pixel160k.format.tracks import StepMasks
 from pixel160k.paths import AnyPath, open_parquet
 
 FORMAT_VERSION = 1
-MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")
+WITH_PNG_VERSION = 2  # of shards that hold PNG images, which readers of version 1 would not find
+IMAGES: dict[str, Literal["JPEG", "PNG"]] = {"jpg": "JPEG", "png": "PNG"}  # the image member, as its image is encoded
+MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")  # of a sample whose image is a JPEG
 _ROW_GROUP = 1 << 18  # rows of the index that are written together: some 40 MB
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
@@ -58,6 +60,16 @@ def split_of(episode_id: str) -> str:
     return episode_id.rsplit("-", 3)[1]
 
 
+def image_member(members: Collection[str]) -> str:
+    """Which member of a sample is its image: `jpg` where none of them is one."""
+    return next((name for name in IMAGES if name in members), "jpg")
+
+
+def missing_members(members: Collection[str]) -> list[str]:
+    """What these members of a sample lack."""
+    return [name for name in (image_member(members), *MEMBERS[1:]) if name not in members]
+
+
 class ShardWriter:
     """Writes one shard. Bytes depend on the samples alone: fixed times, owners and JSON layout."""
 
@@ -78,10 +90,10 @@ class ShardWriter:
         self._file.close()
 
     def write(
-        self, row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
+        self, row: EpisodeAnnotation, masked: StepMasks, image: bytes, action: np.ndarray, state: np.ndarray
     ) -> None:
         """Append one sample; the arguments are those of `sample_members`."""
-        self.append(row, masked.step, sample_members(row, masked, jpeg, action, state))
+        self.append(row, masked.step, sample_members(row, masked, image, action, state))
 
     def append(self, row: EpisodeAnnotation, step: int, members: dict[str, bytes]) -> None:
         """Append one sample whose members are made."""
@@ -93,19 +105,19 @@ class ShardWriter:
 
 
 def sample_members(
-    row: EpisodeAnnotation, masked: StepMasks, jpeg: bytes, action: np.ndarray, state: np.ndarray
+    row: EpisodeAnnotation, masked: StepMasks, image: bytes, action: np.ndarray, state: np.ndarray
 ) -> dict[str, bytes]:
     """The members of a sample by their suffixes.
 
     Args:
         row: the annotation of the sample's episode.
         masked: the raw step and what is marked on it.
-        jpeg: the source's own bytes, passed through.
+        image: JPEG or PNG, the source's own bytes where they can pass through.
         action: float32 (horizon, 7).
         state: float32 (S,).
     """
     return {
-        "jpg": jpeg,
+        "jpg" if image.startswith(b"\xff\xd8") else "png": image,
         "mask.png": _label_png(row, masked),
         "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
         "action.npy": _npy(action),

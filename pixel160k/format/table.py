@@ -33,7 +33,7 @@ SUPPORTED, CONTRADICTED, NOT_APPLICABLE = "supported", "contradicted", "not_appl
 REASONS: dict[str, str] = {
     "malformed_record": "the record's checksum or contents are broken",
     "truncated_file": "the source file ends before this record",
-    "bad_image": "a frame that the annotation needs is missing, blank or does not decode",
+    "bad_image": "a frame is missing, blank, does not decode, has another size, or is not the same picture to every reader",
     "internal_error": "the software met a bug at this episode, or the machine had no room for it; `detail` says where",
     "too_short": "the episode has no valid step, or only one",
     "no_gripper_close": "the gripper never goes from open to closed",

@@ -1,7 +1,8 @@
 """Annotations without images (`--to hf`): Parquet that joins to the user's own copy of the images by episode id and step.
 
 No pixel and no action of the source is in it, so that the source's licence on images does not matter. `image_crc32c`,
-the CRC32C of the JPEG bytes, shows whether the joined image is the annotated one.
+the CRC32C of the image's bytes in the shards, shows whether the joined image is the annotated one; where the manifest counts
+`converted` images it is that of the PNG, and not of the source's bytes.
 """
 
 import itertools
@@ -62,7 +63,7 @@ def _row(step: Step) -> dict[str, Any]:
     return step.metadata.as_dict() | {
         "image_height": height,
         "image_width": width,
-        "image_crc32c": google_crc32c.value(step.jpeg),
+        "image_crc32c": google_crc32c.value(step.image),
         "mask": {"bytes": step.mask_png, "path": f"{step.key}.mask.png"},
     }
 

@@ -46,7 +46,7 @@ print(sample.instruction, sample.image.shape, sample.actions.shape)
 """
 
 
-FEATURES = pa.schema(
+_FEATURES = pa.schema(
     {
         "__key__": pa.string(),
         "__url__": pa.string(),
@@ -57,7 +57,15 @@ FEATURES = pa.schema(
         "state.npy": pa.list_(pa.float32()),
     }
 )
-"""The columns of the shards as Hugging Face's `datasets` gives them."""
+
+
+def features(manifest: dict[str, Any]) -> pa.Schema:
+    """The columns of shards as Hugging Face's `datasets` gives them: `jpg`, or `png`, or both, of which one is None then."""
+    found = manifest.get("images") or {"jpg": manifest["samples"]}
+    images = [pa.field(name, IMAGE) for name in ("jpg", "png") if name in found]
+    return pa.schema(
+        [column for name in _FEATURES.names for column in (images if name == "jpg" else [_FEATURES.field(name)])]
+    )
 
 
 def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:
@@ -78,7 +86,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
     header = {
         "tags": ["robotics", "pixel160k", "webdataset"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}],
-        "dataset_info": {"features": declared(FEATURES)},
+        "dataset_info": {"features": declared(features(manifest))},
     }
     annotated, untracked = manifest["annotated"], manifest.get("untracked", 0)
     counts = [f"| {status} | {count} |" for status, count in annotated["status"].items()]
@@ -91,7 +99,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} WebDataset shards "
             f"(format version {manifest['format_version']}, `{manifest['include']}` episodes, action horizon "
             f"{manifest['horizon']}), made with pixelvla {manifest['software']}.\n",
-            f"- Source: {origin.credit}. The images are the source's own bytes.",
+            f"- Source: {origin.credit}. The images are the source's own bytes{_converted(manifest)}.",
             f"- Robot: {origin.robot}{f' at {origin.hz:g} Hz' if origin.hz else ''}. Actions: {origin.actions}; gripper 1 = open.",
             f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
@@ -127,6 +135,11 @@ def _revisions(revisions: dict[str, str]) -> list[str]:
         name, _, revision = model.rpartition("@")
         loaded.append(f"`{setting}` is {name} at {'' if ':' in revision else 'commit '}{revision}")
     return [f"- Model revisions: {'; '.join(loaded)}."] if loaded else []
+
+
+def _converted(manifest: dict[str, Any]) -> str:
+    counts = [f"{count} that were {kind}" for kind, count in manifest.get("converted", {}).items()]
+    return f", but for {' and '.join(counts)}: these are RGB PNG of the same pixels" if counts else ""
 
 
 def _left_out(left_out: dict[str, str]) -> str:

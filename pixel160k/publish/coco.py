@@ -1,4 +1,4 @@
-"""COCO instances: the untouched JPEGs of every annotated step, and their masks as compressed RLE with boxes and areas.
+"""COCO instances: the untouched images of every annotated step, and their masks as compressed RLE with boxes and areas.
 
 Format: https://cocodataset.org/#format-data. Only accepted episodes, and of these only the steps that have a mask: an
 image without annotations would say that nothing is there. Where only one of object and gripper is marked on a step,
@@ -22,7 +22,7 @@ GRIPPER_CATEGORY = "robot gripper"
 
 
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Write `images/KEY.jpg` and `annotations.json` into an empty folder; returns images, annotations and categories."""
+    """Write `images/KEY.jpg` (or `.png`) and `annotations.json` into an empty folder; returns images, annotations and categories."""
     (folder / "images").mkdir()
     categories = {GRIPPER_CATEGORY: 1}
     counts = {"images": 0, "annotations": 0}
@@ -34,7 +34,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
                 metadata = step.metadata
                 if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
                     continue
-                (folder / "images" / f"{step.key}.jpg").write_bytes(step.jpeg)
+                (folder / "images" / step.image_name).write_bytes(step.image)
                 file.write(",\n" if counts["images"] else "\n")
                 counts["images"] += 1
                 file.write(json.dumps(_image(counts["images"], step)))
@@ -70,7 +70,7 @@ def _image(number: int, step: Step) -> dict[str, Any]:
         missing.append(GRIPPER_CATEGORY)
     return {
         "id": number,
-        "file_name": f"{step.key}.jpg",
+        "file_name": step.image_name,
         "height": step.labels.shape[0],
         "width": step.labels.shape[1],
         "episode_id": metadata.episode_id,

@@ -1,7 +1,7 @@
 """The Croissant description (croissant.json) beside the shards, by which dataset search engines and `mlcroissant` read them.
 
 Croissant 1.0 of MLCommons: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Four record sets share `key`:
-`index` (from index.parquet), `images`, `masks` and `annotations` (files in the tars; the last gives each JSON as text,
+`index` (from index.parquet), `images` (of PNG `png-images`), `masks` and `annotations` (files in the tars; the last gives each JSON as text,
 since `mlcroissant` follows JSON paths only outside of archives). Croissant knows no `.npy`: actions and states are
 described as files.
 """
@@ -9,7 +9,7 @@ described as files.
 from typing import Any
 
 from pixel160k.format.origins import origin_of
-from pixel160k.format.shards import INDEX_SCHEMA
+from pixel160k.format.shards import IMAGES, INDEX_SCHEMA
 
 _CONTEXT = {
     "@language": "en",
@@ -56,6 +56,7 @@ _CITATION = (
 _INDEX_TYPES = {"string": "sc:Text", "int32": "sc:Integer", "int64": "sc:Integer"}
 _FILE_SETS = {  # name -> suffix, media type, what it is
     "image-files": ("jpg", "image/jpeg", "the source's own JPEG bytes"),
+    "png-image-files": ("png", "image/png", "RGB images, the source's own PNG bytes or the same pixels"),
     "mask-files": ("mask.png", "image/png", "labels: 0 background, 1 gripper, 2 target object, 255 not annotated"),
     "annotation-files": ("json", "application/json", "instruction, boxes, prompts, scores and what is marked"),
     "action-files": ("action.npy", "application/octet-stream", "float32 (horizon, 7), NumPy format"),
@@ -70,6 +71,8 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
         manifest: as in manifest.json, without need of its `files`.
         index_sha256: SHA-256 (hex) of index.parquet.
     """
+    images = manifest.get("images") or {"jpg": manifest["samples"]}
+    file_sets = {name: of for name, of in _FILE_SETS.items() if of[0] in images or of[0] not in IMAGES}
     tars = [_file(shard["name"], "application/x-tar", shard["sha256"]) for shard in manifest["shards"]]
     described = {
         "@context": _CONTEXT,
@@ -97,15 +100,19 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
                     "description": what,
                     "containedIn": [{"@id": tar["@id"]} for tar in tars],
                     "encodingFormat": media_type,
-                    "includes": f"*.{suffix}",
+                    "includes": f"*[0-9].{suffix}" if suffix == "png" else f"*.{suffix}",  # no mask.png
                 }
-                for name, (suffix, media_type, what) in _FILE_SETS.items()
+                for name, (suffix, media_type, what) in file_sets.items()
             ),
         ],
         "recordSet": [
             _record_set("index", [_index_field(column.name, str(column.type)) for column in INDEX_SCHEMA])
             | {"key": {"@id": "index/key"}},
-            _member_set("images", "image", "sc:ImageObject", "image-files"),
+            *(
+                _member_set(f"{prefix}images", "image", "sc:ImageObject", f"{prefix}image-files")
+                for prefix in ("", "png-")
+                if f"{prefix}image-files" in file_sets
+            ),
             _member_set("masks", "mask", "sc:ImageObject", "mask-files"),
             _member_set("annotations", "json", "sc:Text", "annotation-files"),
         ],

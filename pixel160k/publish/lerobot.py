@@ -1,6 +1,6 @@
 """LeRobot v3.0 data sets, written without depending on lerobot; a test loads them with it.
 
-Frames are stored as LeRobot's `image` features, not as video: the source's own JPEG bytes stand in the Parquet files, so
+Frames are stored as LeRobot's `image` features, not as video: the images' bytes stand in the Parquet files, so
 nothing is encoded again. The layout follows lerobot 0.4.4 (`lerobot.datasets.utils`, Apache-2.0): `data/` with whole
 episodes per file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row per episode, `meta/stats.json`.
 """
@@ -178,7 +178,7 @@ def _of_levels(counted: np.ndarray) -> dict[str, list[Any]]:
 
 
 def _decode(step: Step) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(step.jpeg)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(step.image)).convert("RGB"))
 
 
 def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
@@ -232,7 +232,7 @@ def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
 def _columns(episode: list[Step], episode_index: int, first_frame: int, task: int, fps: float) -> dict[str, Any]:
     """The frames of an episode, one list per column."""
     return {
-        _camera(episode[0]): [{"bytes": step.jpeg, "path": f"{step.key}.jpg"} for step in episode],
+        _camera(episode[0]): [{"bytes": step.image, "path": step.image_name} for step in episode],
         "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],

@@ -1,4 +1,4 @@
-"""The samples that every exporter reads. All of a sample is decoded except its image, whose JPEG bytes pass through."""
+"""The samples that every exporter reads. All of a sample is decoded except its image, whose bytes pass through."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pixel160k.format.metadata import Metadata
-from pixel160k.format.shards import sample_key
+from pixel160k.format.shards import image_member, sample_key
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import decode
 
@@ -17,7 +17,8 @@ class Step(NamedTuple):
     Attributes:
         key: the sample's key.
         metadata: the JSON member.
-        jpeg, mask_png: the bytes of image and label image.
+        image_name: file name of the image, `{key}.jpg` or `{key}.png`.
+        image, mask_png: the bytes of image and label image.
         labels: the label image, uint8 (height, width).
         action: float32 (7,) in robot units, this step's alone.
         state: float32 (S,).
@@ -25,7 +26,8 @@ class Step(NamedTuple):
 
     key: str
     metadata: Metadata
-    jpeg: bytes
+    image_name: str
+    image: bytes
     mask_png: bytes
     labels: np.ndarray
     action: np.ndarray
@@ -49,7 +51,8 @@ def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> It
             members = shards.members(episode_id, step)
             sample = decode(sample_key(episode_id, step), members, ("labels", "actions", "state"))
             assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for
-            images = members["jpg"], members["mask.png"]
+            name = image_member(members)
+            images = f"{sample.key}.{name}", members[name], members["mask.png"]
             episode.append(Step(sample.key, sample.metadata, *images, sample.labels, sample.actions[0], sample.state))
         done += len(episode)
         progress(done)

@@ -132,7 +132,7 @@ class ShardDirectory:
             raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
 
     def members(self, episode_id: str, step: int) -> dict[str, bytes]:
-        """The bytes of a sample's members by their suffix (`jpg`, `mask.png`, ...), not decoded.
+        """The bytes of a sample's members by their suffix (`jpg` or `png`, `mask.png`, ...), not decoded.
 
         Raises:
             InputError: there is no such sample, or it does not lie in the tar where the index says.
@@ -148,9 +148,14 @@ class ShardDirectory:
         except (OSError, InputError) as error:
             fault = f"{path} cannot be read at {row['offset']} ({one_line(error)})"
             raise InputError(f"{fault}; `pixelcli verify` says more") from None
-        if missing := [suffix for suffix in shards.MEMBERS if suffix not in members]:
+        if missing := shards.missing_members(members):
             raise InputError(f"{path} lacks {missing[0]} at {row['offset']}; `pixelcli verify` says more")
         return members
+
+    def image(self, episode_id: str, step: int) -> bytes:
+        """The bytes of a sample's image, JPEG or PNG. Raises InputError as `members` does."""
+        members = self.members(episode_id, step)
+        return members[shards.image_member(members)]
 
     def _range(self, episode_id: str) -> tuple[int, int]:
         if episode_id not in self._rows:

@@ -71,9 +71,9 @@ def read_unchecked_manifest(folder: str | AnyPath) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{folder} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
-    if (version := manifest.get("format_version")) != shards.FORMAT_VERSION:
+    if (version := manifest.get("format_version")) not in (shards.FORMAT_VERSION, shards.WITH_PNG_VERSION):
         raise InputError(
-            f"{folder}/manifest.json has format version {version!r}; this software reads {shards.FORMAT_VERSION}: "
+            f"{folder}/manifest.json has format version {version!r}; this software reads 1 and 2: "
             "rebuild the shards, or install the version that wrote them"
         )
     return manifest

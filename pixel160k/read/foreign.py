@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import masks
@@ -60,6 +60,36 @@ def decode_image(content: bytes, form: Literal["JPEG", "PNG"]) -> Image.Image:
     except _IMAGE_ERRORS as error:
         raise InputError(one_line(error)) from None
     return image
+
+
+def decode_picture(content: bytes, form: Literal["JPEG", "PNG"]) -> tuple[Image.Image, str]:
+    """Decode an image and say what it is: "" for RGB of 8 bits a channel, which every reader sees alike.
+
+    Else it is "grey", "palette" or "opaque alpha": it stands for an RGB picture, but readers give it other channels.
+
+    Raises:
+        InputError: the bytes are no such image, or readers see different pictures in it (it lies on its side by its EXIF
+            data, is transparent, has other colours or more bits, holds several pictures); says which.
+    """
+    image = decode_image(content, form)
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _IMAGE_ERRORS:
+        raise InputError("its EXIF data is damaged") from None
+    if turned in range(2, 9):
+        raise InputError(f"its EXIF orientation is {turned}, which not every reader applies")
+    if getattr(image, "n_frames", 1) > 1:
+        raise InputError("it holds several pictures")
+    if form == "PNG" and content[24] > 8:  # of which Pillow says nothing
+        raise InputError(f"it has {content[24]} bits a channel, not 8")
+    kinds = {"RGB": "", "L": "grey", "1": "grey", "LA": "grey", "P": "palette", "RGBA": "opaque alpha"}
+    if image.mode not in kinds:
+        raise InputError(f"its colours are {image.mode}, not RGB")
+    if not image.has_transparency_data:
+        return image, kinds[image.mode]
+    if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise InputError("it is transparent")
+    return image, kinds[image.mode] or "opaque alpha"
 
 
 def decode_labels(png: bytes) -> np.ndarray:

@@ -28,7 +28,7 @@ _Parsed = TypeVar("_Parsed")
 
 # What can be asked for, and the member of the tar that holds it. The JSON is always read.
 MEMBERS = {
-    "image": "jpg",
+    "image": "jpg",  # or png
     "labels": "mask.png",
     "prompts": "json",
     "actions": "action.npy",
@@ -164,7 +164,7 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         target_object=metadata.target_object,
         status=metadata.status,
         reason=metadata.reason,
-        image=parse("jpg", _image) if "image" in wanted else None,
+        image=parse(shards.image_member(members), _image) if "image" in wanted else None,
         labels=parse("mask.png", _labels) if "labels" in wanted else None,
         prompts=parse("json", lambda _: _prompts(metadata)) if "prompts" in wanted else (),
         actions=actions,
@@ -184,15 +184,16 @@ def _metadata(content: bytes, key: str) -> Metadata:
     return metadata
 
 
-def _image(jpeg: bytes) -> np.ndarray:
+def _image(encoded: bytes) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:  # of no bytes, or of too large an image
         raise InputError(f"no image: {one_line(error)}") from None
     if image is None:
         raise InputError("no image")
-    if not jpeg.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenCV makes the rest of a cut JPEG grey
-        raise InputError("the JPEG is cut")
+    end = b"\xff\xd9" if encoded.startswith(b"\xff\xd8") else b"IEND\xaeB`\x82"
+    if not encoded.rstrip(b"\0").endswith(end):  # OpenCV makes the rest of a cut image grey
+        raise InputError("the image is cut")
     return image
 
 

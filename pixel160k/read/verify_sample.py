@@ -83,7 +83,7 @@ def stored_samples(path: AnyPath, report: Report) -> Iterator[StoredSample]:
                 if not member.isreg():
                     report(path.name, f"{member.name!r} is no regular file")
                     continue
-                if not _KEY.fullmatch(key) or suffix not in shards.MEMBERS:
+                if not _KEY.fullmatch(key) or suffix not in {*shards.MEMBERS, *shards.IMAGES}:
                     report(path.name, f"foreign member {member.name!r}")
                     continue
                 if sample is None or key != sample.key:
@@ -106,9 +106,9 @@ def stored_samples(path: AnyPath, report: Report) -> Iterator[StoredSample]:
 
 def check_sample(sample: StoredSample, manifest: Manifest, report: Report) -> None:
     """Check the members of a sample, and keep of them what the checks of order and statistics need."""
-    if missing := [name for name in shards.MEMBERS if name not in sample.members]:
+    if missing := shards.missing_members(sample.members):
         report(sample.key, f"lacks {', '.join(missing)}")
-    labels = _check_images(sample, report)
+    labels = _check_images(sample, manifest, report)
     if "json" in sample.members:
         try:
             sample.metadata = check_metadata(sample.members["json"])
@@ -126,16 +126,22 @@ def check_sample(sample: StoredSample, manifest: Manifest, report: Report) -> No
     sample.members = {}
 
 
-def _check_images(sample: StoredSample, report: Report) -> _Labels | None:
+def _check_images(sample: StoredSample, manifest: Manifest, report: Report) -> _Labels | None:
     """Decode both images; None where they cannot be used."""
-    if not {"jpg", "mask.png"} <= set(sample.members):
+    name = shards.image_member(sample.members)
+    if not {name, "mask.png"} <= set(sample.members):
         return None
+    if {*shards.IMAGES} <= set(sample.members) or (name == "png" and manifest.format_version < shards.WITH_PNG_VERSION):
+        report(sample.key, "holds a png where the format has a jpg alone")
     try:
-        width, height = foreign.decode_image(sample.members["jpg"], "JPEG").size
+        image, kind = foreign.decode_picture(sample.members[name], shards.IMAGES[name])
         labels = foreign.decode_labels(sample.members["mask.png"])
     except InputError as error:
         report(sample.key, f"image or mask does not decode ({error})")
         return None
+    if kind:
+        report(sample.key, f"the image is {kind}, not RGB: readers give it other channels; build these shards again")
+    width, height = image.size
     found = _Labels(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()), *labels.shape)
     if wrong := found.values - _LABELS:
         report(sample.key, f"the mask holds label {min(wrong)}, which is none of 0, 1, 2, 255")

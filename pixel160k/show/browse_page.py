@@ -114,4 +114,4 @@ def _read(directory: ShardDirectory, episode: str, step: int) -> tuple[bytes, np
     """The JPEG, the labels and the JSON member of a sample."""
     sample = directory.sample(episode, step, members=("labels",))
     assert sample.labels is not None  # they were asked for
-    return directory.members(episode, step)["jpg"], sample.labels, sample.metadata
+    return directory.image(episode, step), sample.labels, sample.metadata

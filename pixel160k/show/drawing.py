@@ -25,18 +25,19 @@ def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], captio
     """An HTML figure of an image with SVG layers over it and a caption below it.
 
     Args:
-        jpeg: the image; its bytes are embedded as they are.
+        jpeg: the image, JPEG or PNG; its bytes are embedded as they are.
         size: (height, width) in pixels.
         layers: as `mask_layer` and the others make them; later ones lie over earlier ones.
         caption: plain text, also for screen readers.
     """
     height, width = size
     return Markup(
-        '<figure><div class="frame{small}"><img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
+        '<figure><div class="frame{small}"><img src="data:image/{form};base64,{data}" width="{width}" height="{height}" '
         'alt="{caption}" loading="lazy"><svg viewBox="0 0 {width} {height}" aria-hidden="true">{layers}</svg></div>'
         "<figcaption>{caption}</figcaption></figure>"
     ).format(
         small=" small" if width < 160 else "",  # shown so much larger than they are that pixels should stay pixels
+        form="png" if jpeg.startswith(b"\x89PNG") else "jpeg",
         data=base64.b64encode(jpeg).decode("ascii"),
         width=width,
         height=height,
