@@ -4,14 +4,12 @@
 are first needed. Stores have no folders, no renaming and no appending: an object appears whole when it is written, and a
 folder is a common beginning of names. Files of web servers (`http://`, `https://`) are such objects too, to be read only.
 
-The stores' packages try again what failed on the way. For the web that is done here: what came before a connection
-dropped is kept, and the next one asks for the rest.
+The stores' packages try again what failed on the way; for the web `pixel160k.web` does.
 """
 
 import errno
 import io
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixel160k import web
 from pixel160k.errors import one_line
 
 STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
@@ -28,9 +27,6 @@ WEB = ("http", "https")
 """Those that are read only, and list nothing."""
 
 _BLOCK = 8 << 20  # bytes per request when an object is read from front to back
-_WHOLE_ONLY = "this server gives whole files only; read with cache_dir=, or copy the folder"
-_PIECE = 1 << 18  # bytes that are taken from a connection at once
-_SMALLEST = 1 << 9  # bytes that a connection is asked for at least, where connections drop
 _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -123,7 +119,7 @@ class StorePath:
         if self._listed is not None:
             return self._listed
         if self.scheme in WEB:
-            return Stat(self._web_size(), 0.0, False)
+            return Stat(web.size(self._connection), 0.0, False)
         with self._translated() as store:
             return _stat(store.info(self.key))
 
@@ -275,42 +271,7 @@ class StorePath:
             for begin in range(start, stop, _BLOCK):
                 yield self.read_range(begin, min(begin + _BLOCK, stop))
             return
-        tries, span = _Tries(), None
-        while stop is None or start < stop:
-            before = start
-            try:
-                with self._connection(start, stop if span is None else start + span) as stream:
-                    whole = stream.r.status != 206
-                    if start and whole:
-                        raise OSError(errno.ENOTSUP, _WHOLE_ONLY, str(self))
-                    said = stream.r.headers.get("Content-Length") if whole else _total(stream)
-                    stop = int(said) if stop is None and said else stop
-                    while (stop is None or start < stop) and (piece := stream.read(_PIECE)):
-                        piece = piece if stop is None else piece[: stop - start]
-                        start += len(piece)
-                        yield piece
-                if stop is None:
-                    return
-                if start == before:
-                    raise OSError(errno.EIO, f"the connection ended at byte {start} of {stop}", str(self))
-                tries, span = _Tries(), None if span is None else 2 * span
-            except OSError as error:
-                # aiohttp throws away what came just before a connection dropped. To ask for less is to get something.
-                tries = tries if start == before else _Tries()
-                span = max(_SMALLEST, (span or _PIECE) // 4)
-                tries.failed(error)
-
-    def _web_size(self) -> int:
-        """The size of a file of the web. fsspec says of every failure that there is no such file, so it is not asked."""
-        tries = _Tries()
-        while True:
-            try:
-                with self._connection(0, 1) as stream:
-                    return int(_total(stream) or stream.r.headers.get("Content-Length", 0))
-            except OSError as error:
-                if "416" in str(error.strerror):  # there is no first byte
-                    return 0
-                tries.failed(error)
+        yield from web.pieces(self._connection, str(self), start, stop)
 
     @contextmanager
     def _connection(self, begin: int, stop: int | None) -> Iterator[Any]:
@@ -347,25 +308,6 @@ class StorePath:
             number = errno.EACCES
         what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
         return OSError(number, what, str(self))  # FileNotFoundError and so on, by the number
-
-
-def _total(stream: Any) -> str:
-    """The size of the whole file in an answer that is a part of it; "" where it says none."""
-    total: str = stream.r.headers.get("Content-Range", "").rpartition("/")[2]
-    return total if total.isdecimal() else ""
-
-
-class _Tries:
-    """Failures in a row, after each of which one waits longer."""
-
-    def __init__(self) -> None:
-        self._left = [0.1, 0.1, 0.3, 1.0, 3.0]  # seconds
-
-    def failed(self, error: OSError) -> None:
-        """Wait before the next try; raises the error where it is none of the connection, or one too many."""
-        if error.errno != errno.EIO or not self._left:
-            raise error
-        time.sleep(self._left.pop(0))
 
 
 def _settings(scheme: str) -> dict[str, Any]:

@@ -297,8 +297,8 @@ def test_what_is_not_there_is_named(directory):
 
 def test_unknown_formats_are_refused(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(InputError, match="format version 2; this software reads 1"):
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    with pytest.raises(InputError, match="format version 3; this software reads 1 and 2"):
         ShardDirectory(directory)
 
 

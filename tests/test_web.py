@@ -14,7 +14,7 @@ from numbered_shards import write_shards
 from web_server import serve_folder
 
 from cli import main
-from pixel160k import ShardDirectory, open_shards, stores
+from pixel160k import ShardDirectory, open_shards, web
 from pixel160k.errors import InputError
 from pixel160k.read import cache as caches
 from pixel160k.read.verify import verify
@@ -90,7 +90,7 @@ def test_a_host_that_does_not_answer_is_one_line_after_a_while(monkeypatch):
     def in_main():
         return threading.current_thread() is threading.main_thread()
 
-    monkeypatch.setattr(stores.time, "sleep", lambda seconds: in_main() and waited.append(seconds))
+    monkeypatch.setattr(web.time, "sleep", lambda seconds: in_main() and waited.append(seconds))
     for reading in (
         lambda: open_shards("http://127.0.0.1:1/shards"),
         lambda: ShardDirectory("http://127.0.0.1:1/shards"),
