@@ -11,7 +11,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,7 @@ def _print(*tables: Any) -> None:
 )
 @click.option("--data-dir", type=_directory, help="Folder with the RLDS files [default for sample: the shipped one].")
 @click.option("--split", default="", help="Only this split [default: all].")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many episodes, in the order of the files.")
 @click.option(
     "--out", type=_directory, required=True, help="Where the annotation parts go; the same run resumes there."
 )
@@ -205,6 +206,7 @@ def annotate_command(
     refilter: AnyPath | None,
     data_dir: AnyPath | None,
     split: str,
+    limit: int | None,
     out: AnyPath,
     config: Path | None,
     overrides: tuple[str, ...],
@@ -216,6 +218,7 @@ def annotate_command(
 
     \b
     pixelcli annotate --src sample --out annotations
+    pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out look --limit 50 --device cuda
     pixelcli annotate --src bridge_orig --data-dir ~/data/bridge_orig --out annotations --set annotators=motion --workers 8
     pixelcli annotate --src libero --data-dir DIR --out annotations --set annotators=motion \\
         --runner apache_beam.runners.dask.dask_runner.DaskRunner -- --dask_client_address=tcp://HOST:8786 --dask_npartitions=64
@@ -232,6 +235,7 @@ def annotate_command(
             "source",
             "data_dir",
             "split",
+            "limit",
             "config",
             "tracks",
             "device",
@@ -246,7 +250,7 @@ def annotate_command(
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")
     settings = annotate.load_settings(source, config, overrides, {"tracks": tracks} if tracks else {}, device)
     data_dir = annotate.default_data_dir(source, data_dir)
-    totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device)
+    totals = annotate.annotate(source, data_dir, out, settings, beam.Execution(*execution), split, device, limit or 0)
     _print(summary.summary_table(totals))
     summary.check_episodes(totals["internal_errors"], totals["reasons"].get("internal_error", 0), out)
     summary.check_annotated(totals, out)
@@ -332,17 +336,49 @@ def export_command(shards: AnyPath, to: str, out: AnyPath, fps: float | None) ->
 
 @main.command("browse")
 @_shards
-@click.option("--out", type=_new_file, required=True, help="The HTML file to write.")
-@click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="At most this many episodes.")
-def browse_command(shards: AnyPath, out: AnyPath, limit: int) -> None:
-    """Write one self-contained page that shows each episode with its masks, prompts, scores and reason.
+@click.option("--out", type=_new_file, help="Instead of serving all pages: one HTML file to write.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=200, show_default=True, help="Of --out: at most this many episodes."
+)
+@click.option("--status", default="", help="Only episodes of this status: accepted, rejected.")
+@click.option("--reason", default="", help="Only episodes that were rejected for this reason.")
+@click.option("--verb", default="", help="Only episodes of this verb class: pick_place, open, ...")
+@click.option("--worst", type=click.Choice(["score", "mask_score", "evidence_score"]), help="The lowest of this first.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the pages [default: 8160; 0: any that is free].")
+def browse_command(
+    shards: AnyPath,
+    out: AnyPath | None,
+    limit: int,
+    status: str,
+    reason: str,
+    verb: str,
+    worst: str | None,
+    port: int | None,
+) -> None:
+    """Show each episode with its masks, prompts, scores and reason: as pages for a browser here, or as one file.
 
     \b
+    pixelcli browse --shards shards
+    pixelcli browse --shards shards --worst mask_score --verb open
     pixelcli browse --shards shards --out browse.html
     """
-    from pixel160k.show.browse_page import write_page
+    from pixel160k.show import browse_page, browse_server
+    from pixel160k.show.overview import Choice
 
-    click.echo(f"{write_page(shards, out, limit=limit)} episodes; open {out} in a browser")
+    choice = Choice(status, reason, verb, worst=worst or "")
+    if out is not None:
+        _refuse_with("--out", "port")
+        click.echo(
+            f"{browse_page.write_page(shards, out, limit=limit, choice=choice)} episodes; open {out} in a browser"
+        )
+        return
+    _refuse_with("a browse without --out", "limit")
+    with browse_server.BrowseServer(shards, choice, browse_server.PORT if port is None else port) as server:
+        click.echo(
+            f"{len(server.overview)} episodes: open {server.address} in a browser on this machine; Ctrl-C ends it"
+        )
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @main.command("stats")

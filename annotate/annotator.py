@@ -2,8 +2,8 @@
 
 The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
-Every stage stores what it found; only `accept` decides. Episodes of one viewpoint go through the stages in groups, of the
-size that the gripper finder wants, and several groups together where a GPU takes them as one batch. There a thread reads
+Every stage stores what it found; only `accept` decides. Episodes, of one viewpoint where there are enough, go through the
+stages in groups, of the size that the gripper finder wants, and several groups together where a GPU takes them as one batch. There a thread reads
 and decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead, those that wait for others
 of their viewpoint, and those at work.
 
@@ -123,8 +123,10 @@ def annotate_episodes(
 
     decoded = (item if isinstance(item, EpisodeAnnotation) else _decode(item, settings) for item in items)
     with annotators.stopwatch("read"), closing(ahead(decoded, annotators.ahead)) as read:
-        for groups in batched(grouped(begun(read), annotators.group_size, _WAITING), annotators.together):
-            annotate_together(groups)
+        alone = settings.foundation.min_video_length if settings.foundation.join_scenes else 1
+        groups = grouped(begun(read), annotators.group_size, _WAITING, alone)
+        for some in batched(groups, annotators.together):
+            annotate_together(some)
     return rows, [step for index in sorted(tracks) for step in tracks[index]]
 
 
@@ -191,7 +193,7 @@ def _annotate(
     annotators: Annotators,
     settings: AnnotateSettings,
 ) -> list[EpisodeAnnotation]:
-    """Take groups, each of one viewpoint, through the stages together; `rows` are those of their episodes, one after another."""
+    """Take groups, each of which makes a discrete video, through the stages together; `rows` are those of their episodes, one after another."""
     stopwatch = annotators.stopwatch
     episodes = [keyframed for group in groups for keyframed in group]
     with stopwatch("gripper"), annotators.lock:

@@ -55,6 +55,7 @@ class FoundationSettings(Settings):
     region_expansion: Expansion = 1.75  # sides of the gripper's box, as motion's
     video_length: Annotated[int, Field(ge=1, le=64)] = 8  # N_e: close frames strung into one discrete video
     min_video_length: Annotated[int, Field(ge=2)] = 4  # shorter groups are handled frame by frame
+    join_scenes: bool = True  # episodes of viewpoints with fewer make videos across scenes, of one camera and file
     min_gripper_score: Share = 0.5  # of a tracked mask; below it the detector prompts that frame anew
     max_gripper_area: Share = 0.35  # of the image; a larger mask is no gripper
 

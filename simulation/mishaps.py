@@ -176,6 +176,6 @@ def _clearest(points: np.ndarray, middle: np.ndarray, radius: float, random: np.
 
     def room(direction: np.ndarray) -> float:
         ends = middle[:2] + radius * np.stack([direction, -direction])
-        return float(min(np.linalg.norm(near[None] - ends[:, None], axis=2).min(), 0.08)) + random.uniform(0, 0.01)
+        return np.linalg.norm(near[None] - ends[:, None], axis=2).min(initial=0.08) + random.uniform(0, 0.01)
 
     return max(directions, key=room)

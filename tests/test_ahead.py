@@ -113,6 +113,18 @@ def test_the_group_goes_that_waits_for_the_longest_time():
     assert sum(len(group) == 1 for group in groups) == 20
 
 
+@pytest.mark.parametrize("waiting", [10, 1000])
+def test_lone_items_go_together_and_whole_groups_stay_their_own(waiting):
+    """As Bridge's are: nearly every viewpoint comes once, some come often."""
+    keys = [key for number in range(20) for key in (f"alone{number}", "often")] + ["pair", "pair"]
+    groups = list(grouped(((key, key) for key in keys), 8, waiting, 4))
+    assert [len(group) for group in groups if group[0] == "often"] == [8, 8, 4]
+    others = [group for group in groups if group[0] != "often"]
+    assert sorted(key for group in others for key in group) == sorted(key for key in keys if key != "often")
+    assert all("often" not in group and len(group) <= 8 for group in others)
+    assert all(len(group) >= 4 for group in others[:-1])
+
+
 def test_groups_go_together_until_they_are_enough():
     groups = [[1] * size for size in (8, 1, 1, 8, 3)]
     assert [[len(group) for group in batch] for batch in batched(groups, 9)] == [[8, 1], [1, 8], [3]]

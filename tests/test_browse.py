@@ -1,16 +1,25 @@
-"""The page: one file, the shards' own JPEG bytes, one card per episode, nothing unescaped, nothing silently left out."""
+"""The pages: what is asked for and nothing else, nothing unescaped, nothing silently left out; a file holds the shards' own JPEG bytes."""
 
 import base64
 import html
+import http.client
 import re
+import threading
+from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from drawn_shards import ACCEPTED, GRIPPER, TARGET, jpeg, write_drawn_shards
 
+from cli import main
 from pixel160k.errors import InputError
 from pixel160k.format import shards
+from pixel160k.format.episode_rows import EpisodeRow, as_table
 from pixel160k.show import browse_page, drawing
+from pixel160k.show.browse_server import BrowseServer
+from pixel160k.show.overview import Choice, Overview
 from pixel160k.show.sample_html import split_at_target
 
 
@@ -78,12 +87,132 @@ def test_says_scores_and_reasons(page):
     assert "no_gripper_close" in never_closes and "the gripper never goes from open to closed" in never_closes
 
 
-def test_buttons_count_the_cards_they_filter(page):
-    buttons = re.findall(r'data-kind="(\w*)" data-value="(\w*)".*?<span class="faint">(\d+)</span>', page)
-    assert ("", "", "4") in buttons
-    for kind, value, count in buttons:
-        assert int(count) == sum(not kind or f'data-{kind}="{value}"' in card for card in cards(page))
-    assert {value for _, value, _ in buttons} == {"", "accepted", "rejected", "no_gripper_close", "gripper_not_found"}
+def test_filters_count_the_cards_that_they_leave(page):
+    counted = {}
+    for column, options in re.findall(r'<select name="(\w+)".*?>(.*?)</select>', page, re.DOTALL):
+        for value, count in re.findall(r'<option value="(\w+)"[^>]*>\w+ \((\d+)\)', options):
+            counted[value] = int(count)
+            assert int(count) == sum(f'data-{column}="{value}"' in card for card in cards(page))
+    assert counted == {"accepted": 1, "rejected": 3, "no_gripper_close": 2, "gripper_not_found": 1}
+
+
+def test_a_page_of_what_was_asked_for_alone(directory, tmp_path):
+    choice = Choice(status="rejected", reason="no_gripper_close")
+    assert browse_page.write_page(directory, tmp_path / "page.html", choice=choice) == 2
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all('data-reason="no_gripper_close"' in card for card in cards(page))
+    assert "Asked for: status rejected, reason no_gripper_close." in page
+    with pytest.raises(InputError, match=r"has the verb 'open'; there are none$"):
+        browse_page.write_page(directory, tmp_path / "page.html", choice=Choice(verb="open"))
+
+
+def table_of(*scores):
+    """A table of episodes with these scores of the mask (0: none), every other one accepted."""
+    row = EpisodeRow("", "accepted", "", "", "", "", "cup", 4, 0, 3, -1, 0.0, 0.0, "not_applicable", 0.0)
+    rows = [
+        replace(row, episode_id=f"drawn-train-00000-{n:05d}", status=("accepted", "rejected")[n % 2], mask_score=score,
+                verb=("open", "push")[n % 2], instruction=f"Open the {('RED', 'blue')[n % 2]} lid")
+        for n, score in enumerate(scores)
+    ]  # fmt: skip
+    return as_table(rows)
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        (Choice(), [0, 1, 2, 3, 4]),
+        (Choice(worst="mask_score"), [3, 0, 4, 1]),  # the lowest first, equal ones in their order, those without it not
+        (Choice(worst="mask_score", status="accepted"), [0, 4]),
+        (Choice(worst="evidence_score"), []),  # motion says nothing of any
+        (Choice(verb="push"), [1, 3]),
+        (Choice(text="CUP red"), [0, 2, 4]),
+        (Choice(text="00003"), [3]),
+        (Choice(text="% _ ( \\"), []),
+        (Choice(reason="there is none"), []),
+    ],
+)
+def test_chooses_and_sorts(choice, chosen):
+    assert Overview(table_of(0.5, 0.75, 0.0, 0.25, 0.5)).choose(choice).tolist() == chosen
+
+
+@pytest.fixture
+def server(directory):
+    with BrowseServer(directory, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def ask(server, path, host=""):
+    """The status and the content of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_served_pages_hold_no_frame_and_ask_for_those_in_view(server):
+    status, page = ask(server, "/")
+    assert status == 200 and len(cards(page)) == 4 and "base64" not in page
+    wanted = [html.unescape(path) for path in re.findall(r'data-picture="([^"]+)"', page)]
+    assert len(wanted) == 5  # one closes its gripper in the shards
+    pictures = [ask(server, path)[1] for path in wanted]
+    assert f'd="{drawing.outline(TARGET)}"' in pictures[0] and f'd="{drawing.outline(GRIPPER)}"' in pictures[1]
+    assert all(picture.startswith("<figure>") and "base64" in picture for picture in pictures)
+
+
+def test_served_pages_show_what_the_address_asks_for(server):
+    assert len(cards(ask(server, "/?status=rejected&reason=no_gripper_close")[1])) == 2
+    assert len(cards(ask(server, "/?text=red+cup&worst=score")[1])) == 1
+    assert "No episode is as asked for." in ask(server, "/?status=none")[1]
+    for odd in ("/?page=999999999999999", "/?page=-1", "/?page=x&worst=detail", "/?status=%00%ff&unknown=1"):
+        assert ask(server, odd)[0] == 200
+
+
+def test_pages_are_turned(directory, monkeypatch):
+    monkeypatch.setattr("pixel160k.show.browse_server.PER_PAGE", 1)
+    with BrowseServer(directory, port=0) as server:
+        seen = [cards(server.page({"status": "rejected", "page": str(number)}))[0] for number in (1, 2, 3)]
+        assert [re.search("0000[0-9]</a>", card)[0][:5] for card in seen] == ["00001", "00002", "00003"]
+        page = server.page({"status": "rejected", "page": "2"})
+        assert (
+            'href="/?status=rejected" rel="prev"' in page and 'href="/?status=rejected&amp;page=3" rel="next"' in page
+        )
+
+
+def test_an_episode_is_shown_with_all_its_steps(server):
+    page = ask(server, "/episode?episode=drawn-train-00000-00002")[1]
+    wanted = [html.unescape(path) for path in re.findall(r'data-picture="([^"]+)"', page)]
+    assert [parse_qs(urlsplit(path).query)["step"] for path in wanted] == [["0"], ["1"], ["2"]]
+    (data,) = re.findall(r'base64,([^"]+)', ask(server, wanted[1])[1])
+    assert base64.b64decode(data) == jpeg(21)  # whole, as it is
+
+
+def test_the_server_answers_for_this_machine_and_these_shards_alone(server):
+    assert ask(server, "/", host=f"localhost:{server.server_port}")[0] == 200
+    assert ask(server, "/", host=f"somewhere.else:{server.server_port}")[0] == 403
+    for path in ("/manifest.json", "/../../etc/passwd", "/picture?episode=x", "/episode?episode=x", "/picture?step=x"):
+        assert ask(server, path)[0] == 404 or "nothing bad" in ask(server, path)[1]
+    with pytest.raises(InputError, match="--port"):
+        BrowseServer(server.directory.directory, port=server.server_port)
+
+
+def test_the_command_says_where_its_pages_are_and_ends_by_a_key(directory, monkeypatch):
+    def interrupted(server):
+        assert "worst=score" in server.address and len(cards(server.page({"worst": "score"}))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BrowseServer, "serve_forever", interrupted)
+    result = CliRunner().invoke(main, ["browse", "--shards", str(directory), "--worst", "score", "--port", "0"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^4 episodes: open http://127\.0\.0\.1:\d+/\?worst=score in a browser", result.output)
+
+
+def test_damage_is_shown_in_its_place(directory, server):
+    tar = directory / "drawn-train-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    assert len(cards(ask(server, "/")[1])) == 4
+    assert "pixelcli verify" in ask(server, "/picture?episode=drawn-train-00000-00003&step=0")[1]
 
 
 def test_a_limit_is_said(directory, tmp_path):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pixel160k.format.arrow import arrow_type
+from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.format.masks import RLE
 from pixel160k.format.metadata import PER_STEP, Metadata
 from pixel160k.format.schema import Manifest
@@ -48,6 +49,7 @@ def table(definition, heading, with_types=True):
         pytest.param(table(StepMasks, "column"), id="tracks"),
         pytest.param(table(Metadata, "key"), id="metadata"),
         pytest.param(table(IndexRow, "column of `index.parquet`"), id="index"),
+        pytest.param(table(EpisodeRow, "column of `episodes.parquet`"), id="episodes"),
         pytest.param(table(Manifest, "key of `manifest.json`", with_types=False), id="manifest"),
     ],
 )

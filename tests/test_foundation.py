@@ -270,8 +270,8 @@ def test_groups_of_several_viewpoints_share_calls_and_keep_their_own_videos():
 class TwoThings:
     """A detector that sees two things in every crop, the wrong one best, and a segmenter that fills their boxes."""
 
-    def __init__(self, *boxes):
-        self.boxes, self.given = boxes, []
+    def __init__(self, *boxes, worse=0.3):
+        self.boxes, self.worse, self.given = boxes, worse, []
 
     def readable(self, phrase):
         return phrase
@@ -281,7 +281,7 @@ class TwoThings:
         corner = crop_window(self.region, 1.0, 256, 256)[:2]
         return [
             [
-                detection(0.9 - 0.3 * number, shift_box(box, -corner[0], -corner[1]))[0]
+                detection(0.9 - self.worse * number, shift_box(box, -corner[0], -corner[1]))[0]
                 for number, box in enumerate(self.boxes)
             ]
             for _ in images
@@ -325,6 +325,33 @@ def test_the_chosen_one_is_first_and_the_others_stay_with_their_scores(carried):
     for gripper, first in (((78.0, 120.0, 100.0, 140.0), RIGHT), ((120.0, 120.0, 141.0, 140.0), WRONG)):
         found = models.find(carried[1], REGION, gripper)
         assert found.detections[0].box == first and len(found.detections) == 2
+
+
+def test_the_hand_is_near_what_it_is_near_on_the_first_frame(tmp_path):
+    """A shaken camera sees the hand elsewhere on the close frame."""
+    still, shaken = (
+        read_all(
+            "libero",
+            write_scenes(
+                tmp_path / str(shake), [episode(centre=(90, 150), carry=False, shake=shake, instruction="touch it")]
+            ),
+        )[0]
+        for shake in (0, 9)
+    )
+    offset = holding_grasp(shaken, AnnotateSettings()).motion.close_offset
+    assert np.hypot(*offset) > 3
+    above, below = (76.0, 96.0, 105.0, 125.0), (76.0, 176.0, 105.0, 205.0)
+    models = TwoThings(above, below, worse=0.001)
+    chosen = []
+    for top in range(100, 181, 2):
+        hand = (80.0, float(top), 100.0, top + 20.0)
+        firsts = [
+            models.find(read, REGION, shift_box(hand, *back)).detections[0].box
+            for read, back in ((still, (0, 0)), (shaken, (-offset[0], -offset[1])))
+        ]
+        assert firsts[0] == firsts[1]
+        chosen.append(firsts[0])
+    assert {*chosen} == {above, below}
 
 
 def test_a_box_at_the_crops_edge_is_cut_out_of_the_whole_frame(carried):

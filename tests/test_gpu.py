@@ -190,7 +190,9 @@ def test_viewpoints_share_forward_passes_and_frames_are_encoded_once(benchmark, 
         counted = partial(lambda whole, name, batch: calls.append((name, len(batch))) or whole(batch), whole, name)
         monkeypatch.setattr(model, name, counted)
     episodes = [dataclasses.replace(one, viewpoint=one.native_id) for one in benchmark.sample_episodes(3)]
+    episodes[1] = dataclasses.replace(episodes[1], instruction="pick up the wine rack")  # which is not there
     assert len({one.viewpoint for one in episodes}) == 3
+    chosen = chosen.model_copy(update={"filter": chosen.filter.model_copy(update={"min_supported_score": 0.3})})
     rows, tracks = annotate_episodes(episodes, annotators, chosen)
     accepted = {row.episode_id for row in rows if row.status == "accepted"}
     assert len(accepted) == 2 and accepted == {masked.episode_id for masked in tracks}

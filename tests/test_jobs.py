@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,16 @@ from annotate.jobs.shards import build_shards
 from annotate.jobs.summary import check_episodes
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
-from annotate.sources.rlds import SourceFile
+from annotate.sources.rlds import SourceFile, first_episodes, list_files
 from pixel160k.errors import InputError, JobBug
 from pixel160k.format import masks, shards
 from pixel160k.format.actions import chunk_mask
+from pixel160k.format.episode_rows import write_rows
 from pixel160k.format.table import read_annotations
+from pixel160k.read.episode_table import episode_table
+from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.folder import read_manifest
+from pixel160k.read.verify import verify
 
 SETTINGS = AnnotateSettings(annotators="motion")
 
@@ -97,6 +102,36 @@ def test_a_repeated_run_does_nothing(drawn, finished):
 def write_name(file, folder, device):
     (folder / f"{file.name}.txt").write_text(file.name)
     return {}
+
+
+def test_a_limit_takes_the_first_episodes_of_the_set_and_no_other(drawn, finished, tmp_path):
+    annotations, built = tmp_path / "annotations", tmp_path / "shards"
+    totals = annotate("libero", drawn, annotations, SETTINGS, Execution(), limit=3)
+    whole = [row.episode_id for row in read_annotations(finished / "annotations")]
+    assert [row.episode_id for row in read_annotations(annotations)] == whole[:3]
+    assert (totals["episodes"], totals["limit"], totals["files"], totals["files_missing"]) == (3, 3, 2, 0)
+    first = "part-train-00000.parquet"  # of a file that was not cut: what a run without a limit writes
+    assert (annotations / first).read_bytes() == (finished / "annotations" / first).read_bytes()
+
+    build_shards(annotations, built, Execution(), include="all")
+    assert verify(built) == []
+    assert (read_manifest(built)["episodes"], read_manifest(built)["annotations"]["limit"]) == (3, 3)
+    cut = "drawn-train-00001.tar"
+    part, all_of_it = members(built / cut), members(finished / "shards" / cut)
+    assert part == {key: sample for key, sample in all_of_it.items() if key.startswith(whole[2])}
+
+    for other in (0, 4):  # it is another run, and says so
+        with pytest.raises(InputError, match=r"different: .*limit"):
+            annotate("libero", drawn, annotations, SETTINGS, Execution(), limit=other)
+
+
+@pytest.mark.parametrize("limit", range(1, 10))
+def test_a_limit_is_kept_where_nothing_says_how_many_records_a_file_holds(drawn, limit):
+    known = list_files(SOURCES["libero"], drawn)
+    unknown = [dataclasses.replace(file, records=-1) for file in known]
+    takes = [file.take for file in first_episodes(known, limit)]
+    assert takes == [file.take for file in first_episodes(unknown, limit)]
+    assert sum(takes) == min(limit, 8) and all(takes)
 
 
 def test_no_folder_is_listed_for_each_file(tmp_path, monkeypatch):
@@ -264,6 +299,24 @@ def test_index_finds_each_sample_in_its_tar(finished):
         content = (finished / "shards" / row.shard).read_bytes()[row.offset : row.offset + row.bytes]
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
             assert sorted(tar.getnames()) == sorted(f"{row.key}.{suffix}" for suffix in shards.MEMBERS)
+
+
+def test_the_table_of_episodes_says_what_their_samples_say(finished, tmp_path):
+    directory = ShardDirectory(finished / "shards")
+    table = episode_table(finished / "shards")
+    verbs = {row.episode_id: row.verb for row in read_annotations(finished / "annotations")}
+    assert [verbs[episode] for episode in directory.episode_ids] == table["verb"].to_pylist()
+    assert set(table["verb"].to_pylist()) == {"pick_place"}
+
+    other = shutil.copytree(finished / "shards", tmp_path / "shards")
+    write_rows(other / "episodes.parquet", [])
+    assert verify(other) == ["episodes.parquet: differs from the manifest's SHA-256"]
+    with pytest.raises(InputError, match="lists 0 episodes, the manifest 8; build these shards again"):
+        episode_table(other)
+    manifest = read_manifest(other)
+    manifest["files"].pop("episodes.parquet")  # as of shards that were built before there was one
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert episode_table(other).drop(["verb"]).equals(table.drop(["verb"]))
 
 
 def test_statistics_are_over_all_episodes_accepted_or_not(drawn, finished, tmp_path):

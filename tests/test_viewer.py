@@ -111,9 +111,15 @@ def test_filters(viewer):
     assert shows(viewer.picture.value, 3, 0)
 
 
-def test_a_limit_is_said(directory, viewer):
-    limited = pixel160k.browse(directory, limit=2)
-    assert limited.shown.value == "2 of the first 2 of 4 episodes" and limited.episode.max == 1
+def test_filters_by_reason_and_sorts_by_a_score(viewer):
+    viewer.reason.value = "no_gripper_close"
+    assert viewer.shown.value == "2 of 4 episodes" and shows(viewer.picture.value, 1, 0)
+    viewer.episode.value = 1
+    assert shows(viewer.picture.value, 3, 0)
+    viewer.worst.value = "mask_score"  # neither has a mask
+    assert viewer.shown.value == "0 of 4 episodes"
+    viewer.reason.value = ""
+    assert viewer.shown.value == "1 of 4 episodes" and shows(viewer.picture.value, 0, 0)
 
 
 def test_damage_is_said_where_it_is_met(viewer, tmp_path):

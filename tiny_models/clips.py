@@ -1,20 +1,22 @@
 """Clips to train the memory of the tiny SAM 2 on, as indices of frames.
 
 The gripper is tracked through discrete videos: close frames of different episodes with one viewpoint, in which nothing
-moves smoothly. Objects are tracked through consecutive frames, forwards and backwards. In some clips one of the later
-frames lacks the object, from which the object score learns to say so.
+moves smoothly. Objects are tracked through consecutive frames, forwards and backwards; often the first frame, whose mask is
+remembered for ever, is far from the others. In some clips one of the later frames lacks the object, from which the object
+score learns to say so.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from simulation.environment import GRIPPER, ROBOT_ARM, category_of
 from tiny_models.frames import SIZE, EpisodeFrames, Frames, box_around, cut_window, draw_window
 
 SMALLEST = 25  # pixels; no clip follows a smaller object
-ZOOMED_STEPS = 4  # consecutive frames of a zoomed shot
+ZOOMED_STEPS = 6  # consecutive frames of a zoomed shot
 
 
 @dataclass
@@ -68,26 +70,26 @@ class Clips:
     frame_indices: np.ndarray  # int (clips, length), of the footage
     masks: np.ndarray  # bool (clips, length, 256, 256), of the object
     boxes: np.ndarray  # float32 (clips, 4), of the object on the first frame: left, top, right, bottom in pixels
+    prompts: np.ndarray  # bool (clips, 256, 256), the object on the first frame, about as well cut out as by a model
 
 
 class ClipMaker:
     """Draws clips from footage at random."""
 
     def __init__(self, footage: Footage, random: np.random.Generator) -> None:
-        """Sort the episodes by suite: a suite has one viewpoint and one kind of scene."""
+        """Find what a clip can follow: not the arm, and through discrete videos nothing that has a twin."""
         self.footage, self.random = footage, random
         frames = footage.frames
+        self.by_kind = frames.by_kind
         self.gripper, self.arm = frames.label_of(GRIPPER), frames.label_of(ROBOT_ARM)
-        suites = sorted({episode.suite for episode in frames.episodes})
-        self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
         twins = Counter(category_of(name) for name in frames.names)
         self.unique = [
             label for label, name in enumerate(frames.names, 1) if twins[category_of(name)] == 1 and label != self.arm
         ]
 
     def draw(self, clips: int, length: int) -> Clips:
-        """The next batch, of `clips` clips with `length` frames; the boxes of the masks are shifted a little."""
-        indices, masks, boxes = [], [], []
+        """The next batch, of `clips` clips with `length` frames; boxes and prompts are a little wrong."""
+        indices, masks, boxes, prompts = [], [], [], []
         for _ in range(clips):
             clip, label = self._clip(length)
             followed = self.footage.labels[clip] == label
@@ -95,16 +97,27 @@ class ClipMaker:
             sides = np.concatenate([box[2:] - box[:2]] * 2)
             indices.append(clip)
             masks.append(followed)
+            prompts.append(self._roughly(followed[0]))
             boxes.append((box + np.clip(self.random.normal(size=4) * 0.04 * sides, -8, 8)).clip(0, SIZE))
-        return Clips(np.stack(indices), np.stack(masks), np.stack(boxes).astype(np.float32))
+        return Clips(np.stack(indices), np.stack(masks), np.stack(boxes).astype(np.float32), np.stack(prompts))
+
+    def _roughly(self, mask: np.ndarray) -> np.ndarray:
+        """The mask, in two of three cases shifted by up to 2 pixels and made thicker or thinner by one, if it survives that."""
+        random = self.random
+        if random.random() < 1 / 3:
+            return mask
+        shifted = np.roll(mask, random.integers(-2, 3, 2), (0, 1)).astype(np.uint8)
+        change = (cv2.erode, cv2.dilate, lambda same, _: same)[random.integers(3)]
+        rough = change(shifted, np.ones((3, 3), np.uint8)).astype(bool)
+        return rough if rough.sum() >= SMALLEST // 2 else mask
 
     def _clip(self, length: int) -> tuple[np.ndarray, int]:
         areas = self.footage.areas
         while True:
             kind = self.random.random()
-            if kind < 0.45:
+            if kind < 0.35:
                 clip, label = self._discrete(length)
-            elif kind < 0.75:
+            elif kind < 0.8:
                 clip, label = self._consecutive(length)
             else:
                 clip, label = self._zoomed(length)
@@ -115,9 +128,9 @@ class ClipMaker:
 
     def _discrete(self, length: int) -> tuple[np.ndarray, int]:
         random, frames = self.random, self.footage.frames
-        suite = self.by_suite[random.integers(len(self.by_suite))]
+        kind = self.by_kind[random.integers(len(self.by_kind))]
         reach = 2 if random.random() < 0.7 else 12
-        chosen = [suite[number] for number in random.choice(len(suite), length, replace=False)]
+        chosen = [kind[number] for number in random.choice(len(kind), length, replace=False)]
         clip = np.array([frames.near_grasp(episode, int(random.integers(-reach, reach + 1))) for episode in chosen])
         if random.random() < 0.8:
             return clip, self.gripper
@@ -125,13 +138,16 @@ class ClipMaker:
 
     def _consecutive(self, length: int) -> tuple[np.ndarray, int]:
         random = self.random
-        suite = self.by_suite[random.integers(len(self.by_suite))]
-        episode = suite[random.integers(len(suite))]
+        episodes = self.by_kind[random.integers(len(self.by_kind))]
+        episode = episodes[random.integers(len(episodes))]
         stride = 1 if random.random() < 0.7 else 2
         start = episode.first + int(random.integers(episode.steps - stride * (length - 1)))
-        clip = self._maybe_backwards(start + stride * np.arange(length))
+        clip = self._maybe_backwards(start + stride * np.arange(length)).copy()
         kind = random.random()
-        if kind < 0.35:
+        gripper = kind < 0.35
+        if random.random() < 0.6:  # from where annotation starts: the close frame, or the first one
+            clip[0] = self.footage.frames.near_grasp(episode, int(random.integers(-1, 2))) if gripper else episode.first
+        if gripper:
             return clip, self.gripper
         return clip, self._target_or_other(clip, episode, target=kind < 0.85)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from pixel160k.files import read_json, write_json
 from pixel160k.format.masks import decode
 from simulation import truth
-from simulation.environment import GRIPPER, category_of
+from simulation.environment import GRIPPER, HANDLE_TASKS, category_of
 from simulation.rlds import find_dataset, read_libero_episodes
 
 SIZE = 256
@@ -70,6 +70,16 @@ class Frames:
     def areas(self) -> np.ndarray:
         """How many pixels each label has in each frame, int (frames, labels)."""
         return np.stack([np.bincount(labels.ravel(), minlength=len(self.names) + 1) for labels in self.labels])
+
+    @cached_property
+    def by_kind(self) -> list[list[EpisodeFrames]]:
+        """The episodes of each suite, those of handles apart: one viewpoint, one kind of scene, one way to hold the hand."""
+        kinds: dict[tuple[str, bool], list[EpisodeFrames]] = {}
+        for episode in self.episodes:
+            kinds.setdefault((episode.suite, episode.task_id in HANDLE_TASKS.get(episode.suite, {})), []).append(
+                episode
+            )
+        return [kinds[kind] for kind in sorted(kinds)]
 
     def near_grasp(self, episode: EpisodeFrames, offset: int) -> int:
         """The index of the frame `offset` steps after the gripper closes, or the nearest one inside the episode."""

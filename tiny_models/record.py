@@ -18,7 +18,7 @@ TASKS = {
     suite: tuple(task for task in tasks if task not in HELD_OUT_TASKS[suite])
     for suite, tasks in PICK_AND_PLACE_TASKS.items()
 }
-# Here the hand is tilted, as in no other task. The shipped models were trained without these tasks.
+# Here the hand is tilted, as in no other task.
 HANDLES = tuple(HANDLE_TASKS["libero_goal"])
 TRAINING_STATES, MONITORING_STATES, EVALUATION_STATES = range(25), range(25, 30), range(30, 50)
 
@@ -33,6 +33,7 @@ class RecordingPart:
     initial_states: range
     episodes: int
     seed: int
+    name: str = ""  # of its folder; the suite's if empty
 
 
 # In an order that keeps two processes busy for the same time.
@@ -40,9 +41,11 @@ TRAINING_PARTS = (
     RecordingPart("train", "libero_object", TASKS["libero_object"], TRAINING_STATES, 45, seed=0),
     RecordingPart("train", "libero_spatial", TASKS["libero_spatial"], TRAINING_STATES, 32, seed=0),
     RecordingPart("train", "libero_goal", TASKS["libero_goal"], TRAINING_STATES, 24, seed=0),
+    RecordingPart("train", "libero_goal", HANDLES, TRAINING_STATES, 36, seed=2, name="handles"),
     RecordingPart("monitor", "libero_object", TASKS["libero_object"], MONITORING_STATES, 9, seed=1),
     RecordingPart("monitor", "libero_goal", TASKS["libero_goal"], MONITORING_STATES, 8, seed=1),
     RecordingPart("monitor", "libero_spatial", TASKS["libero_spatial"], MONITORING_STATES, 8, seed=1),
+    RecordingPart("monitor", "libero_goal", HANDLES, MONITORING_STATES, 10, seed=2, name="handles"),
 )
 EVALUATION_PARTS = (
     RecordingPart("seen_tasks", "libero_object", TASKS["libero_object"], EVALUATION_STATES, 36, seed=3),
@@ -57,8 +60,8 @@ EVALUATION_PARTS = (
 
 
 def record_part(part: RecordingPart, out: Path) -> str:
-    """Record one data set into `<out>/<folder>/<suite>` unless it exists; returns a line that says what was done."""
-    folder = out / part.folder / part.suite
+    """Record one data set into `<out>/<folder>/<name>` unless it exists; returns a line that says what was done."""
+    folder = out / part.folder / (part.name or part.suite)
     if folder.exists():
         return f"{folder} exists already"
     summary = record_sample(

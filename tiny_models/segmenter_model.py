@@ -32,11 +32,13 @@ LEARNED_IN_MEMORY_PHASE = (
     "prompt_encoder.point_embed",
     "prompt_encoder.not_a_point_embed",
     "prompt_encoder.no_mask_embed",
+    "prompt_encoder.mask_embed",
+    "mask_downsample",
     "mask_decoder",
 )
 
 _PROMPT_ENCODER = {"hidden_size": CHANNELS, "image_size": SIZE, "patch_size": 16, "mask_input_channels": 4}
-# If switching by stability were on, a multimask token might answer, and those are not trained here.
+# The multimask tokens are copies of the single one (`tie_mask_tokens`): there is nothing to switch to.
 _MASK_DECODER = {
     "hidden_size": CHANNELS,
     "mlp_dim": 256,
@@ -129,10 +131,17 @@ def new_video_model(image_model: Sam2Model) -> Sam2VideoModel:
     unexpected = model.load_state_dict(image_model.state_dict(), strict=False).unexpected_keys
     if unexpected:
         raise InputError(f"the image model has weights that the video model lacks: {unexpected}")
-    for module in (model.memory_attention, model.memory_encoder, model.object_pointer_proj):
+    for module in (
+        model.memory_attention,
+        model.memory_encoder,
+        model.object_pointer_proj,
+        model.prompt_encoder.mask_embed,
+    ):
         _reset(module)
-    assert model.occlusion_spatial_embedding_parameter is not None
+    assert model.occlusion_spatial_embedding_parameter is not None and model.mask_downsample.bias is not None
     with torch.no_grad():
+        model.mask_downsample.weight.fill_(1 / 16)  # the share of a cell that a mask covers
+        torch.nn.init.zeros_(model.mask_downsample.bias)
         model.no_object_pointer.normal_(0, 0.02)
         model.memory_temporal_positional_encoding.normal_(0, 0.02)
         model.occlusion_spatial_embedding_parameter.normal_(0, 0.02)
@@ -142,6 +151,20 @@ def new_video_model(image_model: Sam2Model) -> Sam2VideoModel:
         learned = name.startswith(LEARNED_IN_MEMORY_PHASE)
         parameter.requires_grad_(learned and not name.startswith("mask_decoder.conv_s"))  # conv_s makes features
     return model.eval()
+
+
+@torch.no_grad()
+def tie_mask_tokens(model: Sam2Model | Sam2VideoModel) -> None:
+    """Make the three multimask tokens copies of the single one, to be called after each step of the optimizer.
+
+    `Sam2VideoModel` takes the object pointer of a mask prompt from the multimask tokens, and no prompt here means several
+    things: one answer for all.
+    """
+    decoder = model.mask_decoder
+    decoder.mask_tokens.weight[1:] = decoder.mask_tokens.weight[0]
+    single, *others = decoder.output_hypernetworks_mlps
+    for other in others:
+        other.load_state_dict(single.state_dict())
 
 
 def _reset(model: torch.nn.Module) -> None:

@@ -38,10 +38,8 @@ class DetectorExamples:
     """Draws training batches from the frames of a split."""
 
     def __init__(self, frames: Frames, tokenizer: BertTokenizer, random: np.random.Generator) -> None:
-        """Sort the episodes by suite, so that all suites are drawn equally often."""
+        """Draw from frames; all kinds of episodes come equally often."""
         self.frames, self.tokenizer, self.random = frames, tokenizer, random
-        suites = sorted({episode.suite for episode in frames.episodes})
-        self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
 
     def batch(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
         """The next batch: the inputs of the model, and the labels of each image."""
@@ -60,8 +58,8 @@ class DetectorExamples:
 
     def _view(self) -> View:
         random, frames = self.random, self.frames
-        suite = self.by_suite[random.integers(len(self.by_suite))]
-        episode = suite[random.integers(len(suite))]
+        kind_of_episode = frames.by_kind[random.integers(len(frames.by_kind))]
+        episode = kind_of_episode[random.integers(len(kind_of_episode))]
         kind = random.random()
         if kind < 0.4:
             frame = episode.first + int(random.integers(2))

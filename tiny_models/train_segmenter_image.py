@@ -27,7 +27,7 @@ from tiny_models.frames import (
     draw_window,
     normalize,
 )
-from tiny_models.segmenter_model import CHANNELS, mask_iou, mask_loss, new_image_model, upsample
+from tiny_models.segmenter_model import CHANNELS, mask_iou, mask_loss, new_image_model, tie_mask_tokens, upsample
 from tiny_models.training import Schedule, parameter_count
 
 IMAGES, PROMPTS = 4, 6  # per batch, per image
@@ -50,10 +50,8 @@ class SegmenterExamples:
     """Draws training batches from the frames of a split."""
 
     def __init__(self, frames: Frames, random: np.random.Generator) -> None:
-        """Sort the episodes by suite, so that all suites are drawn equally often."""
+        """Draw from frames; all kinds of episodes come equally often."""
         self.frames, self.random = frames, random
-        suites = sorted({episode.suite for episode in frames.episodes})
-        self.by_suite = [[episode for episode in frames.episodes if episode.suite == suite] for suite in suites]
         known = categories(frames.names)
         self.class_of_label = np.array([0] + [known.index(category_of(name)) + 1 for name in frames.names])
         self.class_count = len(known) + 1
@@ -77,8 +75,8 @@ class SegmenterExamples:
 
     def _view(self) -> tuple[np.ndarray, ...] | None:
         random, frames = self.random, self.frames
-        suite = self.by_suite[random.integers(len(self.by_suite))]
-        episode = suite[random.integers(len(suite))]
+        kind_of_episode = frames.by_kind[random.integers(len(frames.by_kind))]
+        episode = kind_of_episode[random.integers(len(kind_of_episode))]
         kind = random.random()
         if kind < 0.25:
             frame = episode.first + int(random.integers(3))
@@ -192,6 +190,7 @@ def main() -> None:
     examples = SegmenterExamples(Frames.load(arguments.frames / "train_frames"), random)
     monitored = Frames.load(arguments.frames / "monitor_frames")
     model = Sam2Model.from_pretrained(arguments.start) if arguments.start else new_image_model()
+    tie_mask_tokens(model)
     naming = torch.nn.Conv2d(CHANNELS, examples.class_count, 1)
     print(f"{parameter_count(model):,} parameters, {len(examples.frames.images)} frames", flush=True)
 
@@ -209,6 +208,7 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        tie_mask_tokens(model)
         losses.append(loss.item())
         if schedule.step % 250 == 0:
             line = f"minute {schedule.elapsed_minutes:.1f} step {schedule.step} loss {np.mean(losses[-100:]):.3f}"

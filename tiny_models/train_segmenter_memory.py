@@ -1,6 +1,6 @@
 """Second phase of the tiny SAM 2: its memory, on features of the frozen encoder that are computed once.
 
-Tracking calls the same parts of `Sam2VideoModel` as its inference session does, in evaluation mode, for a batch of clips
+Half of the clips start from a box, half from a mask. Tracking calls the same parts of `Sam2VideoModel` as its inference session does, in evaluation mode, for a batch of clips
 at once. Gradients flow back through object pointers and memory features, but not through remembered masks.
 """
 
@@ -24,12 +24,13 @@ from tiny_models.segmenter_model import (
     mask_iou,
     mask_loss,
     new_video_model,
+    tie_mask_tokens,
     upsample,
 )
 from tiny_models.training import Schedule, parameter_count
 
 LOSS_SIZE = SIZE // 2
-CLIPS_BY_LENGTH = {2: 24, 3: 16, 4: 12}  # frames of a clip -> clips per batch
+CLIPS_BY_LENGTH = {2: 24, 3: 16, 4: 12, 6: 8}  # frames of a clip -> clips per batch
 SMALLEST_VISIBLE = 20  # pixels; a smaller object counts as not visible
 
 
@@ -58,15 +59,17 @@ def track_clips(
     model: Sam2VideoModel,
     features: Features,
     clips: Clips,
+    from_masks: bool,
     truth_share: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Track through clips from the boxes on their first frames.
+    """Track through clips from the boxes or from the masks on their first frames.
 
     Returns mask logits (clips, length, 64, 64) and the logits of object scores (clips, length). `truth_share` is the
     share of remembered masks that are replaced by true ones: early in training the model's own are useless.
     """
     count, length = clips.frame_indices.shape
     masks = torch.from_numpy(clips.masks).float()
+    prompted = torch.from_numpy(clips.prompts)[:, None].float()
     memories: list[tuple[torch.Tensor, torch.Tensor]] = []
     pointers: list[torch.Tensor] = []
     logits, scores = [], []
@@ -78,7 +81,10 @@ def track_clips(
             for level, size in zip(maps[:2], model.backbone_feature_sizes[:2], strict=True)
         ]
         coarse = maps[2].permute(2, 0, 1)  # (positions, clips, channels)
-        if step == 0:
+        if step == 0 and from_masks:
+            conditioned = coarse
+            prompts = {"input_masks": model.mask_downsample(prompted)}
+        elif step == 0:
             conditioned = coarse + model.no_memory_embedding
             prompts = {
                 "input_points": torch.from_numpy(clips.boxes).view(count, 1, 2, 2),
@@ -102,10 +108,13 @@ def track_clips(
         scores.append(score)
         pointers.append(pointer.reshape(count, CHANNELS))
         if step < length - 1:
-            remembered = large.detach().reshape(count, 1, SIZE, SIZE)
-            use_truth = (torch.rand(count) < truth_share).view(-1, 1, 1, 1)
-            remembered = torch.where(use_truth, masks[:, step, None] * 20 - 10, remembered)
-            memory, encoding = model._encode_new_memory(coarse, remembered, score.view(count, 1, 1), step == 0)
+            if step == 0 and from_masks:  # such a mask is remembered as it is
+                remembered, present = prompted * 20 - 10, torch.full_like(score, 10)
+            else:
+                use_truth = (torch.rand(count) < truth_share).view(-1, 1, 1, 1)
+                predicted_mask = large.detach().reshape(count, 1, SIZE, SIZE)
+                remembered, present = torch.where(use_truth, masks[:, step, None] * 20 - 10, predicted_mask), score
+            memory, encoding = model._encode_new_memory(coarse, remembered, present.view(count, 1, 1), step == 0)
             expanded = encoding.expand(-1, count, -1)  # type: ignore[attr-defined]  # a tensor; the hint says a list
             memories.append((memory, expanded))
     return torch.stack(logits, 1), torch.stack(scores, 1)
@@ -147,8 +156,7 @@ def monitored_clips(footage: Footage) -> dict[str, Clips]:
     draw = python_random.Random(7)
     gripper = frames.label_of(GRIPPER)
     chosen: dict[str, list[tuple[list[int], int]]] = {"discrete gripper": [], "gripper": [], "target": []}
-    for suite in sorted({episode.suite for episode in frames.episodes}):
-        episodes = [episode for episode in frames.episodes if episode.suite == suite]
+    for episodes in frames.by_kind:
         for _ in range(4):
             some = draw.sample(episodes, min(8, len(episodes)))
             chosen["discrete gripper"].append(([frames.near_grasp(episode, 0) for episode in some], gripper))
@@ -162,7 +170,8 @@ def monitored_clips(footage: Footage) -> dict[str, Clips]:
     for name, clips in chosen.items():
         indices = np.array([clip for clip, _ in clips])
         masks = np.stack([footage.labels[clip] == label for clip, label in clips])
-        made[name] = Clips(indices, masks, np.array([box_around(mask[0]) for mask in masks], dtype=np.float32))
+        boxes = np.array([box_around(mask[0]) for mask in masks], dtype=np.float32)
+        made[name] = Clips(indices, masks, boxes, prompts=masks[:, 0])
     return made
 
 
@@ -171,18 +180,21 @@ def monitor(model: Sam2VideoModel, features: Features, clips_by_name: dict[str, 
     """Mean IoU on the first (prompted) and on the later (tracked) frames of clips, where the object is visible."""
     result = {}
     for name, clips in clips_by_name.items():
-        logits, _ = track_clips(model, features, clips)
         masks = torch.from_numpy(clips.masks)
-        reached = mask_iou(upsample(logits) > 0, masks)
         visible = masks.sum((-1, -2)) >= SMALLEST_VISIBLE
-        result[f"{name} first"] = round(reached[:, 0].mean().item(), 3)
-        result[f"{name} later"] = round(reached[:, 1:][visible[:, 1:]].mean().item(), 3)
+        for prompt in ("box", "mask"):
+            logits, _ = track_clips(model, features, clips, from_masks=prompt == "mask")
+            reached = mask_iou(upsample(logits) > 0, masks)
+            result[f"{name}, {prompt}, first"] = round(reached[:, 0].mean().item(), 3)
+            result[f"{name}, {prompt}, later"] = round(reached[:, 1:][visible[:, 1:]].mean().item(), 3)
     return result
 
 
-def batch_loss(model: Sam2VideoModel, features: Features, clips: Clips, truth_share: float) -> torch.Tensor:
+def batch_loss(
+    model: Sam2VideoModel, features: Features, clips: Clips, from_masks: bool, truth_share: float
+) -> torch.Tensor:
     """The loss (a scalar) of one batch of clips: of the masks where the object is visible, of the object scores everywhere."""
-    logits, scores = track_clips(model, features, clips, truth_share)
+    logits, scores = track_clips(model, features, clips, from_masks, truth_share)
     masks = torch.from_numpy(clips.masks)
     visible = (masks.sum((-1, -2)) >= SMALLEST_VISIBLE).float()
     truth = functional.interpolate(masks.float(), (LOSS_SIZE, LOSS_SIZE), mode="area")
@@ -200,7 +212,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True, help="folder with train_frames and monitor_frames")
     parser.add_argument("--image-model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=686)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--minutes", type=float, help="train for so long instead; not repeatable")
     parser.add_argument("--shots", type=int, default=240, help="zoomed shots to add")
     parser.add_argument("--seed", type=int, default=0)
@@ -230,14 +242,16 @@ def main() -> None:
     while schedule.running:
         schedule.advance(optimizer)
         progress = schedule.progress
-        lengths = (2,) if progress < 0.2 else (2, 3, 4) if progress < 0.6 else (3, 4)
+        lengths = (2,) if progress < 0.15 else (2, 3, 4) if progress < 0.5 else (3, 4, 6)
         length = int(random.choice(lengths))
         clips = maker.draw(CLIPS_BY_LENGTH[length], length)
-        loss = batch_loss(model, features, clips, max(0.0, 0.6 - progress))
+        from_masks = bool(random.random() < 0.5)
+        loss = batch_loss(model, features, clips, from_masks, max(0.0, 0.5 - progress))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*prompted, *memory], 1.0)
         optimizer.step()
+        tie_mask_tokens(model)
         losses.append(loss.item())
         if schedule.step % 200 == 0:
             line = f"minute {schedule.elapsed_minutes:.1f} step {schedule.step} loss {np.mean(losses[-100:]):.3f}"

@@ -154,11 +154,13 @@ class DetectedObjectFinder:
             # A driving base moves the camera with it, and the arm's way through the image means nothing then.
             motion = None if episodes[index].episode.base_moves else episodes[index].motion
             usable = None if motion is None or motion.unusable else motion
+            # Candidates lie on the first frame, the gripper's box on the close frame.
+            hand = grippers[index].box if motion is None else shift_box(grippers[index].box, *motion.close_offset)
             if parts[index]:
-                best = ranked_parts(candidates, grippers[index].box, usable, targets[index], self._choice)
+                best = ranked_parts(candidates, hand, usable, targets[index], self._choice)
             else:
                 entry = None if motion is None or motion.camera_moved else motion.arm_entry
-                best = ranked(candidates, fingers_end(grippers[index].box, entry), usable, self._choice)
+                best = ranked(candidates, fingers_end(hand, entry), usable, self._choice)
             found[index] = replace(
                 found[index],
                 detections=[candidate.detection for candidate in best],

@@ -1,7 +1,7 @@
 """The three roles of the annotation and what passes between them; who fills a role is chosen by the settings.
 
 Each role sees several episodes of one source file at once, so that a model can take them as one batch. The finder of
-grippers sees them in groups of one viewpoint, so that a tracker can carry the gripper's look from episode to episode.
+grippers sees them in groups, of one viewpoint where there are enough, so that a tracker can carry the gripper's look from one to the next.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class GripperFinder(Protocol):
     """Finds the gripper on each episode's close frame."""
 
     def find_grippers(self, groups: Sequence[Sequence[KeyframedEpisode]]) -> list[list[Gripper | None]]:
-        """For each group, whose episodes are of one viewpoint, one answer per episode; None where no gripper was found."""
+        """For each group, whose frames make one discrete video, one answer per episode; None where no gripper was found."""
         ...
 
 

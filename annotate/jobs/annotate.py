@@ -15,7 +15,7 @@ from annotate.jobs.local import list_devices
 from annotate.jobs.unit import log_path
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES, sample
-from annotate.sources.rlds import SourceFile, list_files, read_episodes
+from annotate.sources.rlds import SourceFile, first_episodes, list_files, read_episodes
 from pixel160k.errors import InputError
 from pixel160k.files import read_json, write_json
 from pixel160k.format import table
@@ -168,6 +168,7 @@ def annotate(
     execution: Execution,
     split: str = "",
     device: str = "cpu",
+    limit: int = 0,
 ) -> dict[str, Any]:
     """Annotate every file of a data set into `out`: parts, run.json and stats.json.
 
@@ -180,6 +181,7 @@ def annotate(
         split: only files of this split; "" for all.
         device: where the models compute, as torch names it: one, or several separated by commas. "cuda" stands for every
             GPU of this machine; for another runner, for the first GPU that a worker sees.
+        limit: only the first so many episodes, in the order of the files; 0 for all.
 
     Returns:
         The totals, which are the content of stats.json: episodes per status and reason, seconds per stage, and so on.
@@ -194,14 +196,19 @@ def annotate(
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
     files = list_files(SOURCES[source], data_dir, split, settings.camera)
+    missing = sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files)
+    if limit:
+        files = first_episodes(files, limit)
     revisions = pin_models(settings)
     identity = describe_run(source, files[0].dataset, settings, device, revisions)
     # Version and files belong to the run, but not into the parts: one part's bytes depend on one file's.
-    inputs = [[file.path.name, file.path.stat().st_size] for file in files]
+    inputs: dict[str, Any] = {"files": [[file.path.name, file.path.stat().st_size] for file in files]}
+    if limit:
+        inputs["limit"] = limit
     work = _AnnotateFile(source, with_models(settings, revisions), identity, str(out.resolve()))
     devices = _devices(settings, execution, device)
     title = f"annotate {files[0].dataset}"
-    description = identity | {"version": files[0].version, "files": inputs}
+    description = identity | {"version": files[0].version} | inputs
     markers = run_job(title, work, files, out, description, execution, devices)
     totals: dict[str, Any] = {"episodes": 0, "status": Counter(), "reasons": Counter(), "stages": Counter()}
     totals["internal_errors"] = []
@@ -212,10 +219,11 @@ def annotate(
         totals["internal_errors"] = (totals["internal_errors"] + marker["summary"].get("internal_errors", []))[:3]
     totals |= {
         "files": len(files),
-        "files_missing": sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files),
+        "files_missing": missing,
         "work_seconds": round(sum(marker["seconds"] for marker in markers), 3),
         "retries": sum(marker.get("retries", 0) for marker in markers),  # markers of earlier versions have none
         "data_dir": str(data_dir.resolve()),
+        **({"limit": limit} if limit else {}),
     }
     write_json(out / "stats.json", totals)
     return totals

@@ -20,10 +20,10 @@ from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.unit import log_path
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode
-from annotate.sources.rlds import SourceFile, list_files, read_episodes
+from annotate.sources.rlds import SourceFile, first_episodes, list_files, read_episodes
 from pixel160k.errors import InputError
 from pixel160k.files import sha256_of, write_json, write_text, written_atomically
-from pixel160k.format import shards, table
+from pixel160k.format import episode_rows, shards, table
 from pixel160k.format.actions import action_chunk, dataset_statistics
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks, read_tracks
@@ -31,7 +31,15 @@ from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
-_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions")  # of run.json; no models, no revisions
+_MADE_BY = (
+    "software",
+    "source",
+    "dataset",
+    "settings",
+    "models",
+    "revisions",
+    "limit",
+)  # of run.json; the last two: if any
 HORIZON = 50  # actions per sample; loaders slice the first N_c
 _AT_ONCE = 16  # parts that are hashed at the same time
 
@@ -65,6 +73,7 @@ class _BuildShard:
         converted: Counter[str] = Counter()
         errors: list[str] = []
         untracked = 0
+        written: list[EpisodeAnnotation] = []
         actions, states, trajectories = [np.zeros((0, 7), np.float32)], [], 0
         with shards.ShardWriter(tar) as writer:
             for row, episode in _join(rows, episodes):
@@ -97,6 +106,8 @@ class _BuildShard:
                         writer.append(row, step, members)
                         images[shards.image_member(members)] += 1
                     converted.update(were)
+                    if samples:
+                        written.append(row)
                     has_mask = row.object_mask is not None or row.gripper_mask is not None
                     untracked += bool(self.tracked and samples and has_mask and not masked)
                 if reason:
@@ -104,6 +115,8 @@ class _BuildShard:
         if not writer.index:
             tar.unlink()  # readers stumble over a tar without samples
         shards.write_index(folder / ".work" / f"{file.name}.parquet", writer.index)
+        episodes_of_file = [episode_rows.row_of_annotation(row) for row in written]
+        episode_rows.write_rows(folder / ".work" / f"{file.name}.{episode_rows.EPISODES}", episodes_of_file)
         state = np.concatenate(states) if states else np.zeros((0, 0), np.float32)
         np.savez(folder / ".work" / f"{file.name}.npz", action=np.concatenate(actions), state=state)
         return {
@@ -187,6 +200,8 @@ def build_shards(
     ]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
+    if "limit" in run:
+        files = first_episodes(files, run["limit"])
     folders = ("", "tracks/") if tracked else ("",)
     parts = [f"{folder}part-{file.name}.parquet" for folder in folders for file in files]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # in a store each of thousands of parts takes a while to answer
@@ -218,6 +233,8 @@ def _finish(
     with written_atomically(out / "index.parquet") as temporary:
         listed = [out / ".work" / f"{file.name}.parquet" for file in files]
         samples, episodes = shards.join_indices(listed, temporary)
+    with written_atomically(out / episode_rows.EPISODES) as temporary:
+        episode_rows.join_rows([out / ".work" / f"{file.name}.{episode_rows.EPISODES}" for file in files], temporary)
     contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
     transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
@@ -259,7 +276,7 @@ def _finish(
     write_json(out / "dataset_statistics.json", {dataset: statistics})
     described = croissant(manifest, sha256_of(out / "index.parquet"))
     write_json(out / "croissant.json", described)
-    beside = ("index.parquet", "dataset_statistics.json", "croissant.json")
+    beside = ("index.parquet", episode_rows.EPISODES, "dataset_statistics.json", "croissant.json")
     manifest["files"] = {name: sha256_of(out / name) for name in beside}
     _write_card(out, data_card(manifest, statistics))
     write_json(out / "manifest.json", manifest)

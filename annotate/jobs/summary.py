@@ -14,6 +14,8 @@ def summary_table(totals: dict[str, Any]) -> Table:
     """A table of the totals that `annotate` returns: accepted episodes, then the others by reason, then the times."""
     episodes, work = totals["episodes"], max(totals["work_seconds"], 1e-9)
     caption = f"{episodes} episodes, {episodes / work:.1f} per second of work"
+    if limit := totals.get("limit"):
+        caption += f"; no more than the first {limit} were asked for"
     if totals["files_missing"]:
         caption += f"; {totals['files_missing']} of the data set's files are not in the data directory"
     if retries := totals.get("retries"):  # earlier versions did not count them

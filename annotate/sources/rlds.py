@@ -11,7 +11,8 @@ exception is a bug, of this module or of a source's `to_episode`; it too costs o
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ _INSTEAD = {  # how files begin, in small letters, that stand where the data sho
 class SourceFile:
     """One TFRecord file, the unit of work: number `shard` of the `shards` files of its split.
 
-    `records` is how many records the data set says that the file holds (−1: it does not say), `version` the data set's.
+    `records` is how many records the data set says that the file holds (−1: it does not say), `version` the data set's, `take`
+    how many records are read, from the first (−1: all).
     """
 
     path: AnyPath
@@ -52,6 +54,7 @@ class SourceFile:
     shards: int
     records: int
     version: str = ""
+    take: int = -1
 
     @property
     def name(self) -> str:
@@ -228,8 +231,9 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
     camera = camera or source.cameras[0]
     if camera not in source.cameras:
         raise InputError(f"no camera {camera!r}; this source has {', '.join(source.cameras)}")
+    take = None if file.take < 0 else file.take
     seen, broken = 0, ""  # broken: why nothing after the records seen can be read
-    for record in read_records(file.path):
+    for record in islice(read_records(file.path), take):
         if record.number >= _MOST_RECORDS:
             raise InputError(f"{file.path} holds more than {_MOST_RECORDS} records; split it")
         seen = record.number + 1
@@ -245,7 +249,8 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
             yield _failed(identity, "malformed_record", instead or record.fault)
     if not seen and file.records:
         broken = "the file is empty"
-    for number in range(seen, max(file.records, not seen and file.records < 0)):
+    rows = max(file.records, not seen and file.records < 0)
+    for number in range(seen, rows if take is None else min(rows, take)):
         detail = broken or f"the file ends before record {number} of {file.records}"
         yield _failed(file.identify(number, 0), "truncated_file", detail)
 
@@ -256,6 +261,30 @@ def _instead_of_data(path: AnyPath) -> str:
         beginning = file.read(64).lower()
     what = next((what for starts, what in _INSTEAD.items() if beginning.startswith(starts)), "")
     return f"the file is {what}" if what else ""
+
+
+def first_episodes(files: Sequence[SourceFile], limit: int) -> list[SourceFile]:
+    """The files that hold the first `limit` episodes of a data set, in the order of the files, and of each no more than that.
+
+    A file of which the data set does not say how many records it holds is read through to count them.
+
+    Args:
+        files: as `list_files` returns them.
+        limit: 1 or more.
+
+    Raises:
+        OSError: such a file cannot be read.
+    """
+    chosen: list[SourceFile] = []
+    for file in files:
+        if limit == 0:
+            break
+        records = (
+            file.records if file.records >= 0 else max(1, sum(1 for _ in read_records(file.path)))
+        )  # 1: a failed row
+        chosen.append(replace(file, take=min(records, limit)))
+        limit -= chosen[-1].take
+    return chosen
 
 
 def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str) -> Episode | EpisodeAnnotation:

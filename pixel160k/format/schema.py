@@ -62,10 +62,13 @@ class Manifest(Strict):
     annotations: Annotated[
         dict[str, Any],
         "`software`, `source`, `dataset`, `settings`, `models` with which they were made, and where models were loaded "
-        "`revisions`: each as `NAME@REVISION`, by its setting",
+        "`revisions`: each as `NAME@REVISION`, by its setting; `limit` where only the first so many episodes were annotated",
     ]
     software: Annotated[str, "the version that built the shards"]
-    files: Annotated[dict[FileName, Digest], "SHA-256 of `index.parquet`, `dataset_statistics.json`, `croissant.json`"]
+    files: Annotated[
+        dict[FileName, Digest],
+        "SHA-256 of `index.parquet`, `episodes.parquet`, `dataset_statistics.json`, `croissant.json`",
+    ]
 
 
 _KEYS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Metadata, include_extras=True).items()}

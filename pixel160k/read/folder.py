@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from pixel160k.errors import InputError, one_line
-from pixel160k.format import shards
+from pixel160k.format import episode_rows, shards
 from pixel160k.format.schema import Manifest
 from pixel160k.paths import AnyPath, open_path
 
@@ -96,6 +97,24 @@ def read_index(folder: str | AnyPath, columns: Sequence[str] = tuple(shards.INDE
         if found != shards.INDEX_SCHEMA.field(column.name).type or index[column.name].null_count:
             raise InputError(f"{where} cannot be read (column {column.name}: {found}); build these shards again")
     return index
+
+
+def read_episode_rows(folder: str | AnyPath) -> pa.Table:
+    """The table of a shard folder's episodes, with the columns of `pixel160k.format.episode_rows.EpisodeRow`.
+
+    Raises:
+        InputError: it cannot be read, or a column is missing, of another type, or has gaps.
+    """
+    where = f"{folder}/{episode_rows.EPISODES}"
+    try:
+        with pq.ParquetFile(io.BytesIO(_read(folder, episode_rows.EPISODES))) as parquet:
+            table = parquet.read(use_threads=False).select(episode_rows.SCHEMA.names)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
+    for column in table.schema:
+        if column.type != episode_rows.SCHEMA.field(column.name).type or table[column.name].null_count:
+            raise InputError(f"{where} cannot be read (column {column.name}: {column.type}); build these shards again")
+    return table.combine_chunks()
 
 
 def read_statistics(folder: str | AnyPath, dataset: str) -> dict[str, Any]:

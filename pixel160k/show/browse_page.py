@@ -1,117 +1,140 @@
-"""One HTML file that shows what a shard directory holds, for people to judge: one card per episode, filters, overlays.
+"""The page that shows what a shard directory holds, for people to judge: one card per episode, filters, overlays.
 
-Of the shards only what is shown is read: the index says where the first sample of an episode lies, and that of the step
-at which the gripper closes. The page needs no network and no other file; its images are the shards' own JPEG bytes.
+It is written as one HTML file, which needs no network and no other file, with the frames' own bytes (`write_page`). Or a
+server makes it as it is looked at (`browse_server.py`). Of the shards only what is shown is read: the table of episodes, and
+of each card the first step and that at which the gripper closes.
 """
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 
-from pixel160k.errors import InputError
 from pixel160k.files import write_text
-from pixel160k.format import masks, table
-from pixel160k.format.metadata import Metadata
+from pixel160k.format import table
+from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.paths import AnyPath
+from pixel160k.read.episode_table import episode_table
 from pixel160k.read.episodes import ShardDirectory
-from pixel160k.read.foreign import decode_rle
 from pixel160k.show import drawing
+from pixel160k.show.frames import frame
+from pixel160k.show.overview import FILTERS, SCORES, Choice, Overview
 from pixel160k.show.sample_html import split_at_target
 
 _TEMPLATE = Path(__file__).with_name("browse.html")
+_OFFERED = ("status", "reason", "verb")  # objects are too many for a list: they are searched for
+
+Picture = Callable[[EpisodeRow, int], Markup]
+"""Makes the picture of an episode's step."""
 
 
 @dataclass(frozen=True)
-class EpisodeCard:
-    """What the page shows of one episode; `metadata` is the JSON member of its first sample."""
+class Card:
+    """What the page shows of one episode."""
 
-    metadata: Metadata
+    row: EpisodeRow
     instruction: tuple[str, str, str]  # as `split_at_target` cuts it
     meaning: str  # of the reason; "" when accepted
-    initial: Markup
-    close: Markup | None  # None where there is no close step, or no sample of it
-    no_close: str  # why `close` is None
+    scores: dict[str, float]  # those of `SCORES` that it has
+    pictures: list[Markup]
+    missing: str  # why the step at which the gripper closes is not among them; "" where it is
 
 
-def write_page(shard_directory: AnyPath, out: AnyPath, title: str = "", limit: int = 200) -> int:
+def write_page(
+    shard_directory: AnyPath, out: AnyPath, title: str = "", limit: int = 200, choice: Choice | None = None
+) -> int:
     """Write the HTML page of a shard directory and return the number of episodes on it.
 
     Args:
         shard_directory: output of `pixelcli build-shards`.
         out: the HTML file to write; its folder is made where it is missing.
         title: heading of the page; by default the data set's name.
-        limit: at most this many episodes, the first in the shards' order; the page says so when there are more.
+        limit: at most this many episodes, the first in the order asked for; the page says so when there are more.
+        choice: which episodes, in what order; by default all, in the shards' order.
 
     Raises:
-        InputError: the directory holds no shards, or they are damaged.
+        InputError: the directory holds no shards, they are damaged, or no episode is as asked for.
     """
     directory = ShardDirectory(shard_directory)
-    manifest = directory.manifest
-    cards = [_card(directory, episode_id) for episode_id in directory.episode_ids[:limit]]
-    made = manifest["annotations"]
-    page = drawing.render(
-        _TEMPLATE,
-        {
-            "title": title or manifest["dataset"],
-            "manifest": manifest,
-            "made": yaml.safe_dump({key: made.get(key) for key in ("models", "settings")}, sort_keys=False),
-            "total": len(directory.episode_ids),
-            "cards": cards,
-            "statuses": dict(sorted(Counter(card.metadata.status for card in cards).items())),
-            "reasons": dict(Counter(card.metadata.reason for card in cards if card.metadata.reason).most_common()),
-            "meanings": table.REASONS,
-        },
-    )
+    overview, choice = Overview(episode_table(directory.directory)), choice or Choice()
+    overview.check(choice)
+    chosen = overview.choose(choice)
+    rows = overview.rows(chosen[:limit])
+    cards = [make_card(row, lambda row, step: frame(directory, row.episode_id, step)) for row in rows]
+    shown = Overview(overview.table.take(chosen[:limit]))  # what the filters of the page count
+    page = render_page(directory.manifest, shown, choice, cards, title, total=len(chosen), asked=_in_words(choice))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return len(cards)
 
 
-def _card(directory: ShardDirectory, episode: str) -> EpisodeCard:
-    steps = directory.steps(episode)
-    first, labels, metadata = _read(directory, episode, steps[0])
-    size = labels.shape[0], labels.shape[1]
-    region = [] if tuple(metadata.region_box) == masks.NO_BOX else [drawing.box_layer(metadata.region_box, "region")]
-    close_step, close, no_close = metadata.close_step, None, ""
-    if close_step < 0:
-        no_close = "The gripper never closes."
-    elif close_step not in steps:
-        valid = f"{metadata.first_step}–{metadata.last_step}"
-        no_close = f"The close step {close_step} is not in the shard, which holds the valid steps {valid}."
-    else:
-        jpeg, close_labels, _ = _read(directory, episode, close_step)
-        layers = [drawing.mask_layer(close_labels == masks.GRIPPER, "mask gripper"), *region]
-        close = drawing.picture(jpeg, size, layers, f"the gripper closes: step {close_step}")
-    layers = list(region)
-    try:
-        target = decode_rle(metadata.object_mask)
-    except InputError as error:
-        raise InputError(f"{directory.directory}: {episode}: {error}; `pixelcli verify` says more") from None
-    if metadata.object_mask_valid:
-        layers.insert(0, drawing.mask_layer(target, "mask target"))
-    if metadata.prompt_step == steps[0]:
-        box = masks.box_of(target)
-        layers += [
-            drawing.box_layer(box, "prompt"),
-            drawing.line_layer(metadata.line, "prompt"),
-            drawing.points_layer(metadata.points, "prompt point"),
-        ]
-    return EpisodeCard(
-        metadata=metadata,
-        instruction=split_at_target(metadata.instruction, metadata.target_object),
-        meaning=table.REASONS.get(metadata.reason, ""),
-        initial=drawing.picture(first, size, layers, f"the first frame: step {steps[0]}"),
-        close=close,
-        no_close=no_close,
+def make_card(row: EpisodeRow, picture: Picture) -> Card:
+    """The card of an episode, with pictures of its first step and of that at which the gripper closes."""
+    steps, missing = [row.first_step], ""
+    if row.close_step < 0:
+        missing = "The gripper never closes."
+    elif not row.first_step <= row.close_step <= row.last_step:
+        valid = f"{row.first_step}–{row.last_step}"
+        missing = f"The close step {row.close_step} is not in the shard, which holds the valid steps {valid}."
+    elif row.close_step != row.first_step:
+        steps.append(row.close_step)
+    has = {
+        "score": row.score > 0,
+        "mask_score": row.mask_score > 0,
+        "evidence_score": row.evidence_status != table.NOT_APPLICABLE,
+    }
+    return Card(
+        row=row,
+        instruction=split_at_target(row.instruction, row.target_object),
+        meaning=table.REASONS.get(row.reason, ""),
+        scores={name: getattr(row, name) for name in SCORES if has[name]},
+        pictures=[picture(row, step) for step in steps],
+        missing=missing,
     )
 
 
-def _read(directory: ShardDirectory, episode: str, step: int) -> tuple[bytes, np.ndarray, Metadata]:
-    """The JPEG, the labels and the JSON member of a sample."""
-    sample = directory.sample(episode, step, members=("labels",))
-    assert sample.labels is not None  # they were asked for
-    return directory.image(episode, step), sample.labels, sample.metadata
+def render_page(
+    manifest: dict[str, Any], overview: Overview, choice: Choice, cards: list[Card], title: str = "", **more: Any
+) -> str:
+    """The HTML of the page.
+
+    Args:
+        manifest: of the shards.
+        overview: the episodes that the filters count.
+        choice: what the filters are set to.
+        cards: of the episodes that are shown.
+        title: heading; by default the data set's name.
+        more: `total`, how many episodes are chosen; of a file `asked`, the choice in words; of a server `page`, `pages` and
+            `links`: this page's number, those to offer, and their addresses; and `episode`, whether one alone is shown.
+    """
+    made = {key: manifest["annotations"].get(key) for key in ("models", "revisions", "settings", "limit")}
+    return drawing.render(
+        _TEMPLATE,
+        {
+            "title": title or manifest["dataset"],
+            "manifest": manifest,
+            "made": yaml.safe_dump({key: value for key, value in made.items() if value}, sort_keys=False),
+            "cards": cards,
+            "choice": choice,
+            "counts": {column: overview.counts(column) for column in _OFFERED},
+            "scores": SCORES,
+            "meanings": table.REASONS,
+            "asked": "",
+            "page": 0,
+            "pages": [],
+            "links": {},
+            "episode": False,
+            **more,
+        },
+    )
+
+
+def _in_words(choice: Choice) -> str:
+    """What was asked for, as the file's page says it; "" where nothing was."""
+    asked = [f"{column} {value}" for column in FILTERS if (value := getattr(choice, column))]
+    if choice.worst:
+        asked.append(f"the lowest {SCORES[choice.worst]} first")
+    return ", ".join(asked)

@@ -4,10 +4,6 @@ What it shows follows from the values of its widgets, and these can be set from 
 `viewer.episode.value = 3`, `viewer.status.value = "rejected"`, `viewer.layers["prompts"].value = False`.
 """
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 try:
     import ipywidgets as widgets
 except ImportError as error:
@@ -16,43 +12,35 @@ except ImportError as error:
 from markupsafe import Markup
 
 from pixel160k.errors import InputError
+from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.paths import AnyPath
+from pixel160k.read.episode_table import episode_table
 from pixel160k.read.episodes import ShardDirectory
+from pixel160k.show.overview import SCORES, Choice, Overview
 from pixel160k.show.sample_html import LAYERS, sample_html
 
 _ALL = ""  # the value of a filter that lets everything through
 
 
-@dataclass(frozen=True)
-class _Episode:
-    episode_id: str
-    first_step: int
-    last_step: int
-    close_step: int
-    status: str
-    instruction: str
-    target_object: str
-
-
-def browse(shards: str | AnyPath, limit: int = 1000) -> "Viewer":
+def browse(shards: str | AnyPath) -> "Viewer":
     """An interactive viewer of a shard directory, for Jupyter; `Viewer` says what can be set from Python.
 
     Args:
         shards: output of `pixelcli build-shards`.
-        limit: at most this many episodes, the first in the shards' order; the viewer says so where there are more.
 
     Raises:
         ImportError: the extra [notebook] is not installed.
         InputError: the directory holds no shards, or they are damaged.
     """
-    return Viewer(ShardDirectory(shards), limit)
+    return Viewer(ShardDirectory(shards))
 
 
 class Viewer(widgets.VBox):
     """What `browse` shows: filters, layers, an episode and a step slider, and the picture they choose.
 
     Attributes:
-        status, target: dropdowns; "" lets every episode through.
+        status, reason, verb, target: dropdowns; "" lets every episode through.
+        worst: dropdown of scores: the episodes that have it, the lowest first; "": all, in the shards' order.
         text: words that the instruction or the episode's id must all contain.
         layers: checkboxes by their names: "object mask", "gripper mask", "prompts".
         episode: number, from 0, among the episodes that the filters let through.
@@ -62,22 +50,28 @@ class Viewer(widgets.VBox):
         picture: the sample as HTML.
     """
 
-    def __init__(self, directory: ShardDirectory, limit: int = 1000) -> None:
-        """Read the first sample of each of the first `limit` episodes, and show the first."""
-        self._directory = directory
-        self._episodes = [_read_episode(directory, name) for name in directory.episode_ids[:limit]]
-        self._matching = self._episodes
+    def __init__(self, directory: ShardDirectory) -> None:
+        """Read the table of episodes, and show the first."""
+        self._directory, self._overview = directory, Overview(episode_table(directory.directory))
+        self._matching = self._overview.choose(Choice())
+        self._current: EpisodeRow | None = None
         narrow, wide = widgets.Layout(width="230px"), widgets.Layout(width="min(100%, 534px)")
         small = widgets.Layout(width="auto", margin="2px 12px 2px 2px")
         named = {"description_width": "70px"}
-        self.status = widgets.Dropdown(
-            options=_choices("any status", (episode.status for episode in self._episodes)), description="status",
-            layout=narrow, style=named,
-        )  # fmt: skip
-        self.target = widgets.Dropdown(
-            options=_choices("any object", (episode.target_object for episode in self._episodes)), description="object",
-            layout=widgets.Layout(width="300px"), style=named,
-        )  # fmt: skip
+        filters = {"status": "status", "reason": "reason", "verb": "verb", "target_object": "object"}
+        self.status, self.reason, self.verb, self.target = (
+            widgets.Dropdown(
+                options=_choices(f"any {name}", self._overview.counts(column)),
+                description=name,
+                layout=narrow,
+                style=named,
+            )
+            for column, name in filters.items()
+        )
+        orders = [("in the shards' order", _ALL), *((f"lowest {name} first", score) for score, name in SCORES.items())]
+        self.worst = widgets.Dropdown(
+            options=orders, description="order", layout=widgets.Layout(width="300px"), style=named
+        )
         self.text = widgets.Text(placeholder="words of the instruction", description="text", layout=wide, style=named)
         self.layers = {
             name: widgets.Checkbox(value=True, description=name, indent=False, layout=small) for name in LAYERS
@@ -90,20 +84,21 @@ class Viewer(widgets.VBox):
         self.shown = widgets.HTML()
         self.picture = widgets.HTML()
         for widget, changed in (
-            (self.status, self._filter),
-            (self.target, self._filter),
-            (self.text, self._filter),
+            *(
+                (chosen, self._filter)
+                for chosen in (self.status, self.reason, self.verb, self.target, self.worst, self.text)
+            ),
             (self.episode, self._open_episode),
             (self.step, self._draw),
             *((layer, self._draw) for layer in self.layers.values()),
         ):
             widget.observe(lambda _, changed=changed: changed(), "value")
-        self.to_first.on_click(lambda _: self._go(self._current.first_step))
-        self.to_close.on_click(lambda _: self._go(self._current.close_step))
+        self.to_first.on_click(lambda _: self._go("first_step"))
+        self.to_close.on_click(lambda _: self._go("close_step"))
         widgets.jslink((self._play, "value"), (self.step, "value"))
         rows = [
-            [self.status, self.target, self.shown],
-            [self.text],
+            [self.status, self.reason, self.verb, self.target],
+            [self.text, self.worst, self.shown],
             [self.episode],
             [self.step, self._play, self.to_first, self.to_close],
             list(self.layers.values()),
@@ -112,40 +107,32 @@ class Viewer(widgets.VBox):
         super().__init__([*(widgets.Box(row, layout=wrapped) for row in rows), self.picture])
         self._filter()
 
-    @property
-    def _current(self) -> _Episode:
-        return self._matching[self.episode.value]
-
     def _filter(self) -> None:
-        words = self.text.value.lower().split()
-        self._matching = [
-            episode
-            for episode in self._episodes
-            if self.status.value in (_ALL, episode.status)
-            and self.target.value in (_ALL, episode.target_object)
-            and all(word in f"{episode.instruction} {episode.episode_id}".lower() for word in words)
-        ]
-        total = len(self._directory.episode_ids)
-        first = f"the first {len(self._episodes)} of " if len(self._episodes) < total else ""
-        self.shown.value = f"{len(self._matching)} of {first}{total} episodes"
+        choice = Choice(
+            self.status.value, self.reason.value, self.verb.value, self.target.value, self.text.value, self.worst.value
+        )
+        self._matching = self._overview.choose(choice)
+        self.shown.value = f"{len(self._matching)} of {len(self._overview)} episodes"
         _set_range(self.episode, 0, max(0, len(self._matching) - 1), 0)
         self._open_episode()
 
     def _open_episode(self) -> None:
         for widget in (self.episode, self.step, self._play, self.to_first, self.to_close):
-            widget.disabled = not self._matching
-        if self._matching:
-            episode = self._current
+            widget.disabled = not len(self._matching)
+        self._current = None
+        if len(self._matching):
+            episode = self._current = self._overview.rows([self._matching[self.episode.value]])[0]
             self.to_close.disabled = not episode.first_step <= episode.close_step <= episode.last_step
             for slider in (self.step, self._play):
                 _set_range(slider, episode.first_step, episode.last_step, episode.first_step)
         self._draw()
 
-    def _go(self, step: int) -> None:
-        self.step.value = step
+    def _go(self, step: str) -> None:
+        if self._current is not None:
+            self.step.value = getattr(self._current, step)
 
     def _draw(self) -> None:
-        if not self._matching:
+        if self._current is None:
             self.picture.value = "<p>No episode passes these filters.</p>"
             return
         layers = [name for name, layer in self.layers.items() if layer.value]
@@ -155,24 +142,9 @@ class Viewer(widgets.VBox):
             self.picture.value = Markup("<p><strong>{}</strong></p>").format(error)
 
 
-def _read_episode(directory: ShardDirectory, episode_id: str) -> _Episode:
-    steps = directory.steps(episode_id)
-    first = directory.sample(episode_id, steps[0], members=())
-    return _Episode(
-        episode_id,
-        steps[0],
-        steps[-1],
-        first.metadata.close_step,
-        first.status,
-        first.instruction,
-        first.target_object,
-    )
-
-
-def _choices(all_of_them: str, values: Iterable[str]) -> list[tuple[str, str]]:
-    """The options of a filter, as label and value: first the one that lets all through, then the most frequent."""
-    counts = sorted(Counter(value for value in values if value).items(), key=lambda item: (-item[1], item[0]))
-    return [(all_of_them, _ALL), *((f"{value} ({count})", value) for value, count in counts)]
+def _choices(all_of_them: str, counts: dict[str, int]) -> list[tuple[str, str]]:
+    """The options of a filter, as label and value: first the one that lets all through, then the values there are."""
+    return [(all_of_them, _ALL), *((f"{value} ({count})", value) for value, count in counts.items())]
 
 
 def _set_range(slider: widgets.IntSlider | widgets.Play, low: int, high: int, value: int) -> None:
