@@ -384,7 +384,8 @@ def browse_command(
 @main.command("stats")
 @_shards
 @click.option("--out", type=_directory, required=True, help="Where stats.png and stats.json go.")
-def stats_command(shards: AnyPath, out: AnyPath) -> None:
+@click.option("--split", help="Only episodes of this split [default: all].")
+def stats_command(shards: AnyPath, out: AnyPath, split: str | None) -> None:
     """Draw what shards hold: skills, objects, reasons, scores, lengths, actions (needs the extra [notebook]).
 
     \b
@@ -394,7 +395,7 @@ def stats_command(shards: AnyPath, out: AnyPath) -> None:
     from pixel160k.show.data_figure import write_figure
 
     with _progress("stats", read_manifest(shards)["episodes"]) as show:
-        numbers = write_figure(shards, out, show)
+        numbers = write_figure(shards, out, show, split)
     click.echo(f"{numbers['episodes']} episodes: {out / 'stats.png'}, {out / 'stats.json'}")
 
 

@@ -172,8 +172,8 @@ def new_folder(out: AnyPath, replace: bool = False, last: str = "") -> Iterator[
     So `out` appears whole or not at all. Where the block raises, the temporary folder is removed. With `replace`, an older
     folder `out` stays until the new one is whole, and is then deleted.
 
-    In an object store the files are uploaded one by one when the block ends, the file `last` after all others: where it
-    is, the folder is whole. `replace` is for local folders only.
+    In an object store the files are uploaded one by one when the block ends, the file `last`, or the files of the
+    folder `last/`, after all others: where they are, the folder is whole. `replace` is for local folders only.
 
     Raises:
         InputError: `out` exists and is not an empty folder (unless `replace`), or is a mount point, which no folder
@@ -185,7 +185,7 @@ def new_folder(out: AnyPath, replace: bool = False, last: str = "") -> Iterator[
         with tempfile.TemporaryDirectory(prefix=TEMPORARY) as temporary:
             yield (folder := Path(temporary))
             names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            for name in sorted(names, key=lambda name: (name == last, name)):
+            for name in sorted(names, key=lambda name: (name.startswith(last), name)):
                 (out / name).upload(folder / name)
         return
     out = out.absolute()  # "." has no name

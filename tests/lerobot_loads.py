@@ -18,6 +18,12 @@ def digest(image):
     return hashlib.sha256((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().tobytes()).hexdigest()
 
 
+def episodes_of(folder, begin, end):
+    """The episode of each frame that is given where only the episodes from `begin` to before `end` are asked for."""
+    part = LeRobotDataset("local/exported", root=folder, episodes=list(range(begin, end)))
+    return [part[place]["episode_index"].item() for place in range(len(part))]
+
+
 def main(folder, scratch):
     whole = LeRobotDataset("local/exported", root=folder)
     frames = []
@@ -51,6 +57,9 @@ def main(folder, scratch):
             {name.removeprefix("annotation/"): row[name] for name in columns} | {"length": row["length"]}
             for row in whole.meta.episodes
         ],
+        "splits": {
+            name: episodes_of(folder, *map(int, part.split(":"))) for name, part in whole.meta.info["splits"].items()
+        },
         "fps": whole.fps,
         "features": list(whole.features),
         "statistics": {

@@ -10,6 +10,7 @@ import json
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import webdataset
 from PIL import Image
 from pycocotools.coco import COCO
@@ -81,7 +82,7 @@ def by_pycocotools(directory, scratch):
     """Steps with a mask only; what is not annotated there has no place in COCO, and is 0 here."""
     export(directory, "coco", scratch / "coco")
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(scratch / "coco" / "annotations.json")
+        coco = COCO(scratch / "coco" / "annotations" / "instances_train.json")
     names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
     found = {}
     for image in coco.loadImgs(coco.getImgIds()):
@@ -108,8 +109,25 @@ def by_lerobots_files(directory, scratch):
     return found
 
 
+def by_mlcroissant(directory, scratch):
+    import mlcroissant
+    from mlcroissant._src.operation_graph.operations import extract
+
+    with pytest.MonkeyPatch.context() as patch:  # else tars of the same name would be taken from a cache
+        patch.setattr(extract, "EXTRACT_PATH", extract.epath.Path(scratch / "extracted"))
+        described = mlcroissant.Dataset(jsonld=directory / "croissant.json")
+        named = [record_set.name for record_set in described.metadata.record_sets]
+        pictures = {}
+        for name in named:
+            if name.endswith("images"):
+                pictures |= {row[f"{name}/key"].decode(): row[f"{name}/image"] for row in described.records(name)}
+        labels = {row["masks/key"].decode(): row["masks/mask"] for row in described.records("masks")}
+    return {key: (np.asarray(picture), np.asarray(labels[key])) for key, picture in pictures.items()}
+
+
 CHEAP = [by_loader, by_shard_directory, by_webdataset_and_pillow]
-EVERY = [*CHEAP, by_webdataset_and_opencv, by_webdatasets_own_decoder, by_datasets, by_pycocotools, by_lerobots_files]
+EVERY = [*CHEAP, by_webdataset_and_opencv, by_webdatasets_own_decoder, by_pycocotools, by_lerobots_files]
+FROM_EXTRAS = {"datasets": by_datasets, "mlcroissant": by_mlcroissant}  # need the extra [export]
 
 
 def assert_readers_agree(directory, scratch, readers=CHEAP):

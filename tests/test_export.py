@@ -126,7 +126,7 @@ def coco_folder(shards, tmp_path_factory):
 def test_coco_masks_are_ours(shards, coco_folder):
     """Every instance that `pycocotools` decodes is the label image's, box and area fit, and none is missing."""
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(coco_folder / "annotations.json")
+        coco = COCO(coco_folder / "annotations/instances_train.json")
     names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
     images = {image["file_name"].removesuffix(".jpg"): image for image in coco.loadImgs(coco.getImgIds())}
     expected = set()
@@ -159,14 +159,14 @@ def test_coco_masks_are_ours(shards, coco_folder):
 
 def test_coco_has_both_classes_on_tracked_steps(coco_folder):
     """Else the test above would show little."""
-    described = json.loads((coco_folder / "annotations.json").read_text())
+    described = json.loads((coco_folder / "annotations/instances_train.json").read_text())
     images = [annotation["image_id"] for annotation in described["annotations"]]
     assert len(images) - len(set(images)) > 20
 
 
 def test_coco_holds_accepted_episodes_only(drawn, tmp_path):
     export(drawn, "coco", tmp_path / "out")
-    described = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    described = json.loads((tmp_path / "out" / "annotations/instances_train.json").read_text())
     assert {image["episode_id"] for image in described["images"]} == {"drawn-train-00000-00000"}
 
 

@@ -1,5 +1,6 @@
 """Whatever frames, texts, lengths and folders a source has: what build-shards writes is sound, and the same to every reader."""
 
+import importlib.util
 import io
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from readers import EVERY, assert_readers_agree
+from readers import EVERY, FROM_EXTRAS, assert_readers_agree
 
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
@@ -145,6 +146,32 @@ def test_a_marker_among_the_pixels_is_looked_at(picture):
         frames.look(bad)
 
 
+def test_codes_of_their_own_are_no_reason_to_decode(picture):
+    """An encoder that makes new Huffman tables for every picture."""
+    frames._known.clear()
+    for image in (picture, picture.rotate(90), picture.resize((96, 64)).rotate(180)):
+        frames.look(PASSES["optimised"](image))
+    assert len(frames._known) == 1
+
+
+@pytest.mark.parametrize("kind", ["optimised", "jpeg", "png"])
+def test_no_damaged_head_passes_that_readers_do_not_take(picture, kind):
+    """Each byte before the pixels is changed: what still passes is decoded, and to the same pixels."""
+    data = PASSES[kind](picture)
+    frames.look(data)
+    passed = 0
+    for place in range(frames.read_header(data).pixels):
+        try:
+            found = frames.look(changed := flipped(data, place))
+        except InputError:
+            continue
+        passed += 1
+        pixels = np.asarray(Image.open(io.BytesIO(changed)).convert("RGB"))
+        assert pixels.shape == (found.height, found.width, 3), place
+        assert np.abs(pixels - frames.decode(changed).astype(np.int16)).mean() <= 1, place
+    assert passed or kind == "png"
+
+
 def written(root, images):
     """A data set of one file; `images` holds the encoded frames of each episode."""
     episodes = [gen.libero(images=encoded, seed=seed, T=len(encoded)) for seed, encoded in enumerate(images)]
@@ -175,11 +202,7 @@ def test_every_reader_sees_the_same(tmp_path):
         rows[5].episode_id: "step 20: the JPEG is unusable: its EXIF orientation is 6, which not every reader applies"
     }
     assert verify(tmp_path / "shards") == []
-    readers = EVERY
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        readers = [reader for reader in EVERY if reader.__name__ != "by_datasets"]
+    readers = EVERY + [reader for package, reader in FROM_EXTRAS.items() if importlib.util.find_spec(package)]
     seen = assert_readers_agree(tmp_path / "shards", tmp_path, readers)
     for (key, (image, _)), data in zip(seen.items(), [data for episode in images[:4] for data in episode], strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), err_msg=key)

@@ -75,8 +75,9 @@ class TrainSettings(Settings):
     colour_jitter: bool = True
     prompts: PromptMixture = PromptMixture()  # used in pue alone
     lora: LoraSettings = LoraSettings()  # used in pue alone
-    held_out_split: str = "val"  # episodes of this split are never trained on
-    held_out_share: Share = 0.05  # nor is this share of the other episodes, which their ids decide
+    split: str = "train"  # of the source; episodes of other splits are never trained on
+    held_out_split: str = "val"  # episodes of this split are held out: never trained on, but evaluated on
+    held_out_share: Share = 0.05  # so is this share of the episodes of `split`, which their ids decide
     status: Literal["accepted", "all"] = "all"  # of the episodes; pue always takes the accepted ones
     interleave: Count = 64  # shards that samples are drawn from at once
     workers: Annotated[int, Field(ge=0)] = 1  # loader processes per training process

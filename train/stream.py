@@ -11,7 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from model.processor import Processor
 from pixel160k.errors import InputError
-from pixel160k.format.shards import split_of
+from pixel160k.format.shards import order_splits, split_of
 from pixel160k.format.table import ACCEPTED
 from pixel160k.read.loader import ShardLoader, open_shards
 from pixel160k.read.samples import Sample
@@ -30,9 +30,16 @@ def statistics_of(shards: Sequence[str]) -> dict[str, Any]:
 
 
 def is_held_out(episode_id: str, settings: TrainSettings) -> bool:
-    """Whether an episode is never trained on: it is of the split `held_out_split`, or its id decides so."""
-    if split_of(episode_id) == settings.held_out_split:
-        return True
+    """Whether an episode is held out to evaluate on: it is of `held_out_split`, or of `split` and its id decides so.
+
+    An episode of another split, such as a test split, is neither held out nor trained on.
+    """
+    if (split := split_of(episode_id)) in (settings.held_out_split, settings.split):
+        return split == settings.held_out_split or _is_drawn(episode_id, settings)
+    return False
+
+
+def _is_drawn(episode_id: str, settings: TrainSettings) -> bool:
     return bool(seeded_generator("held out", episode_id).random() < settings.held_out_share)
 
 
@@ -40,10 +47,17 @@ def check_held_out(settings: TrainSettings, shards: Sequence[str]) -> None:
     """Check that there are episodes to train on and episodes to evaluate on; only the index is read.
 
     Raises:
-        InputError: all of the stage's episodes are held out, or none is.
+        InputError: no episode is of the split to train on, all of these are held out, or none is.
     """
-    held_out = [is_held_out(e, settings) for e in open_shards(shards, members=(), status=_status(settings)).episode_ids]
-    if all(held_out):
+    episode_ids = open_shards(shards, members=(), status=_status(settings)).episode_ids
+    splits = order_splits(map(split_of, episode_ids))
+    if settings.split not in splits:
+        raise InputError(
+            f"no episode of these shards is of the split {settings.split!r}, which is to be trained on; "
+            f"they have {', '.join(splits)}: --set split=NAME"
+        )
+    held_out = [is_held_out(episode, settings) for episode in episode_ids]
+    if all(is_held_out(episode, settings) for episode in episode_ids if split_of(episode) == settings.split):
         raise InputError("every sample of these shards is held out; lower held_out_share")
     if not any(held_out):
         raise InputError("no episode of these shards is held out to evaluate on; raise held_out_share")
@@ -58,7 +72,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
         InputError: there is nothing to train on.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    loader = _open(processor, settings, shards, rank, processes)
+    loader = _open(processor, settings, shards, rank, processes, settings.split)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own affair
         return StatefulDataLoader(
@@ -131,13 +145,19 @@ class HeldOut:
 
 
 def _open(
-    processor: Processor, settings: TrainSettings, shards: Sequence[str], rank: int = 0, processes: int = 1
+    processor: Processor,
+    settings: TrainSettings,
+    shards: Sequence[str],
+    rank: int = 0,
+    processes: int = 1,
+    split: str | None = None,
 ) -> ShardLoader:
     members = ["image", "actions", "state"] + (["labels", "prompts"] if settings.stage == "pue" else [])
     return open_shards(
         shards,
         members=members,
         chunk=processor.settings.chunk,
+        split=split,
         status=_status(settings),
         interleave=settings.interleave,
         seed=settings.seed,

@@ -235,7 +235,11 @@ def _finish(
         samples, episodes = shards.join_indices(listed, temporary)
     with written_atomically(out / episode_rows.EPISODES) as temporary:
         episode_rows.join_rows([out / ".work" / f"{file.name}.{episode_rows.EPISODES}" for file in files], temporary)
-    contents = read_all([out / ".work" / f"{file.name}.npz" for file in files])
+    summaries = [marker["summary"] for marker in markers]
+    trajectories = [(file, summary["trajectories"]) for file, summary in zip(files, summaries, strict=True)]
+    split = shards.TRAIN if any(number for file, number in trajectories if file.split == shards.TRAIN) else ""
+    of_split = [(file, number) for file, number in trajectories if split in (file.split, "")]
+    contents = read_all([out / ".work" / f"{file.name}.npz" for file, _ in of_split])
     transitions = [np.load(io.BytesIO(content or b""), allow_pickle=False) for content in contents]
     actions = np.concatenate([part["action"] for part in transitions])
     states = [part["state"] for part in transitions if len(part["state"])]
@@ -243,8 +247,9 @@ def _finish(
         raise InputError(
             f"{dataset} holds no valid step at all, so there is nothing to build; see the annotations' reasons"
         )
-    summaries = [marker["summary"] for marker in markers]
-    statistics = dataset_statistics(actions, np.concatenate(states), sum(part["trajectories"] for part in summaries))
+    statistics = dataset_statistics(actions, np.concatenate(states), sum(number for _, number in of_split))
+    if len(of_split) < len(files):
+        statistics["split"] = split  # what is for validation or a test has no part in them
     counted: dict[str, Counter[str]] = {name: Counter() for name in ("status", "reasons", "images", "converted")}
     for summary, (name, counts) in itertools.product(summaries, counted.items()):
         counts.update(summary.get(name, {}))  # earlier versions counted no images

@@ -6,7 +6,8 @@ alpha channel that hides nothing) becomes an RGB PNG of the very pixels. All els
 
 To decode every frame would take far longer than to copy it, and is not needed: whether a decoder takes a frame, and as what,
 follows from what precedes its pixels. So the first frame with a given head is decoded by both; those that follow with the same
-head are not, as long as their pixels stand as the form asks, without a marker among them, or with sound checksums.
+head are not, as long as their pixels stand as the form asks, without a marker among them, or with sound checksums. The codes of a
+JPEG's Huffman tables do not count as long as they are sound: some encoders make them anew for every picture.
 """
 
 import io
@@ -95,7 +96,7 @@ def look(data: bytes) -> Look:
         raise InputError("the JPEG is cut short")
     header = read_header(data)
     plain = _plain_jpeg(data, header.pixels) if header.form == "JPEG" else _plain_png(data, header.pixels)
-    head = data[: header.pixels]
+    head = _without_codes(data[: header.pixels]) if header.form == "JPEG" else data[: header.pixels]
     kind = _known.get(head) if plain else None
     if kind is None:
         kind = _decoded_kind(data, header)
@@ -109,6 +110,43 @@ def look(data: bytes) -> Look:
 def _plain_jpeg(data: bytes, pixels: int) -> bool:
     """Whether one scan and nothing else follows the head: then no decoder does more than guess at damaged pixels."""
     return _MARKER.search(data, pixels, len(data.rstrip(b"\0")) - 2) is None
+
+
+def _without_codes(head: bytes) -> bytes:
+    """A JPEG's head in which sound Huffman tables are cut down to their numbers."""
+    parts, offset = [], 2
+    while offset < len(head):
+        marker, end = head[offset + 1], offset + 2 + int.from_bytes(head[offset + 2 : offset + 4])
+        if marker == 0xFF:  # may be repeated
+            offset += 1
+            continue
+        tables = _table_numbers(head[offset + 4 : end]) if marker == 0xC4 else None
+        parts.append(head[offset:end] if tables is None else b"\xff\xc4" + tables)
+        offset = end
+    return b"".join(parts)
+
+
+def _table_numbers(segment: bytes) -> bytes | None:
+    """The numbers of the Huffman tables in a DHT segment; None where libjpeg would refuse one (get_dht,
+    jpeg_make_d_derived_tbl): codes must fit into their lengths, none all ones, and differences have at most 15 bits.
+    """
+    numbers, offset = bytearray(), 0
+    while offset < len(segment):
+        number, counts = segment[offset], segment[offset + 1 : offset + 17]
+        symbols = segment[offset + 17 : offset + 17 + sum(counts)]
+        code = 0
+        for length, count in enumerate(counts, 1):
+            code += count
+            if count and code >= 1 << length:
+                return None
+            code <<= 1
+        if number & 0xEC or len(counts) < 16 or not len(symbols) == sum(counts) <= 256:
+            return None
+        if number < 16 and max(symbols, default=0) > 15:
+            return None
+        numbers.append(number)
+        offset += 17 + len(symbols)
+    return bytes(numbers)
 
 
 def _plain_png(data: bytes, offset: int) -> bool:

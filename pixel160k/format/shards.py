@@ -7,7 +7,7 @@ of nulls or empty lists, since readers infer types from the first samples. Same 
 import dataclasses
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,9 @@ FORMAT_VERSION = 1
 WITH_PNG_VERSION = 2  # of shards that hold PNG images, which readers of version 1 would not find
 IMAGES: dict[str, Literal["JPEG", "PNG"]] = {"jpg": "JPEG", "png": "PNG"}  # the image member, as its image is encoded
 MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")  # of a sample whose image is a JPEG
+TRAIN = "train"
+"""The split that statistics are over and that training reads, where a data set has it."""
+
 _ROW_GROUP = 1 << 18  # rows of the index that are written together: some 40 MB
 NO_POINTS = [[-1.0, -1.0]]
 NO_RLE: masks.RLE = {"size": [0, 0], "counts": ""}
@@ -56,8 +59,19 @@ def sample_key(episode_id: str, step: int) -> str:
 
 
 def split_of(episode_id: str) -> str:
-    """The split of the source that an episode is of: an id is `{dataset}-{split}-{shard}-{record}`."""
-    return episode_id.rsplit("-", 3)[1]
+    """The split of the source that an episode is of: an id is `{dataset}-{split}-{shard}-{record}`; "" where it is no id."""
+    parts = episode_id.rsplit("-", 3)
+    return parts[1] if len(parts) == 4 else ""
+
+
+def split_of_shard(name: str) -> str:
+    """The split that a tar is of, by its file name `{dataset}-{split}-{shard}.tar`; a tar holds one source file's episodes."""
+    return split_of(f"{name}-")
+
+
+def order_splits(names: Iterable[str]) -> list[str]:
+    """Each split once: `train` first, as readers expect that know no other, then the others as they come."""
+    return sorted(dict.fromkeys(names), key=lambda name: name != TRAIN)
 
 
 def image_member(members: Collection[str]) -> str:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixel160k.format.origins import origin_of
-from pixel160k.publish.card import front_matter
+from pixel160k.format.shards import split_of_shard
+from pixel160k.publish.card import declared_splits, front_matter
 from pixel160k.publish.features import IMAGE, METADATA, declared
 from pixel160k.publish.steps import Step
 
@@ -23,7 +24,7 @@ _JOIN = """\
 ```python
 from datasets import load_dataset
 
-rows = load_dataset("FOLDER", split="train")
+rows = load_dataset("FOLDER", split="SPLIT")
 masks = {(row["episode_id"], row["step"]): row["mask"] for row in rows}
 ```
 
@@ -44,17 +45,19 @@ COLUMNS = pa.schema(
 
 
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Write one Parquet file per shard and the data card into an empty folder; returns the number of rows."""
+    """Write one Parquet file per shard, which is of one split, and the data card into an empty folder; returns the number of rows."""
     (folder / "data").mkdir()
     written = 0
+    patterns: dict[str, str | list[str]] = {}
     for file, of_file in itertools.groupby(
         episodes, key=lambda episode: episode[0].metadata.episode_id.rpartition("-")[0]
     ):
+        patterns[split_of_shard(file)] = f"data/{file.rpartition('-')[0]}-*.parquet"
         with pq.ParquetWriter(folder / "data" / f"{file}.parquet", COLUMNS, compression="zstd") as writer:
             for episode in of_file:
                 writer.write_table(pa.Table.from_pylist([_row(step) for step in episode], schema=COLUMNS))
                 written += len(episode)
-    (folder / "README.md").write_text(_card(manifest, written), encoding="utf-8")
+    (folder / "README.md").write_text(_card(manifest, written, patterns), encoding="utf-8")
     return {"rows": written}
 
 
@@ -68,10 +71,10 @@ def _row(step: Step) -> dict[str, Any]:
     }
 
 
-def _card(manifest: dict[str, Any], rows: int) -> str:
+def _card(manifest: dict[str, Any], rows: int, patterns: dict[str, str | list[str]]) -> str:
     header = {
         "tags": ["robotics", "pixel160k"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        "configs": declared_splits(patterns),
         "dataset_info": {"features": declared(COLUMNS)},
     }
     return "\n".join(
@@ -80,6 +83,6 @@ def _card(manifest: dict[str, Any], rows: int) -> str:
             f"# {manifest['dataset']}: pixel annotations without the images\n",
             f"{rows} rows, one per step, of {manifest['episodes']} episodes, made with pixelvla {manifest['software']}.",
             f"The images are those of {origin_of(manifest).credit}: join your own copy.\n",
-            _JOIN + "\n",
+            _JOIN.replace("SPLIT", next(iter(patterns))) + "\n",
         ]
     )

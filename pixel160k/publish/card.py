@@ -1,12 +1,14 @@
 """The data card (README.md) beside the shards: what they hold, how they were made, and what their limits are."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
 from pixel160k.format.origins import Origin, origin_of
+from pixel160k.format.shards import TRAIN, order_splits, split_of_shard
 from pixel160k.format.table import REASONS
 from pixel160k.publish.features import IMAGE, METADATA, declared
 
@@ -16,7 +18,7 @@ Where this folder is called `shards`; each is a whole program.
 ```python
 from datasets import load_dataset  # Hugging Face; also streaming=True
 
-samples = load_dataset("shards", split="train")
+samples = load_dataset("shards", split="SPLIT")
 print(samples[0]["json"]["instruction"], samples[0]["mask.png"].size)
 ```
 
@@ -29,7 +31,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-for sample in webdataset.WebDataset(sorted(glob.glob("shards/*.tar")), shardshuffle=False):
+for sample in webdataset.WebDataset(sorted(glob.glob("shards/*-SPLIT-*.tar")), shardshuffle=False):
     labels = np.asarray(Image.open(io.BytesIO(sample["mask.png"])))  # not .decode("pil"), which makes colours of labels
     actions = np.load(io.BytesIO(sample["action.npy"]), allow_pickle=False)
     print(json.loads(sample["json"])["instruction"], labels.shape, actions.shape)
@@ -39,7 +41,7 @@ for sample in webdataset.WebDataset(sorted(glob.glob("shards/*.tar")), shardshuf
 ```python
 from pixel160k import ShardDirectory  # any episode or step, without reading a tar from its start
 
-shards = ShardDirectory("shards")
+shards = ShardDirectory("shards", split="SPLIT")
 sample = shards.episode(shards.episode_ids[0])[0]
 print(sample.instruction, sample.image.shape, sample.actions.shape)
 ```
@@ -74,6 +76,19 @@ def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:
     return f"---\n{yaml.safe_dump(licence | fields, sort_keys=False).strip()}\n---"
 
 
+def declared_splits(files: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
+    """The `configs` of a card: which files each split has, by patterns, so that nobody trains on what is for validation."""
+    return [{"config_name": "default", "data_files": [{"split": split, "path": path} for split, path in files.items()]}]
+
+
+def samples_by_split(manifest: dict[str, Any]) -> dict[str, int]:
+    """How many samples shards hold of each split of the source, `train` first."""
+    found: Counter[str] = Counter()
+    for shard in manifest["shards"]:
+        found[split_of_shard(shard["name"])] += shard["samples"]
+    return {split: found[split] for split in order_splits(found)}
+
+
 def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
     """The text of README.md beside the shards: Markdown, with a YAML header that the Hugging Face hub reads.
 
@@ -82,10 +97,11 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
         statistics: of the data set, as dataset_statistics.json holds them under its name.
     """
     made = manifest["annotations"]
+    splits = samples_by_split(manifest)
     origin = origin_of(manifest)
     header = {
         "tags": ["robotics", "pixel160k", "webdataset"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}],
+        "configs": declared_splits({split: f"{manifest['dataset']}-{split}-*.tar" for split in splits}),
         "dataset_info": {"features": declared(features(manifest))},
     }
     annotated, untracked = manifest["annotated"], manifest.get("untracked", 0)
@@ -104,16 +120,17 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
             *_revisions(made.get("revisions", {})),
+            f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items()) or 'none here'}.",
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
-            f"{statistics['num_trajectories']} episodes of the source, accepted or not.\n",
+            f"{statistics['num_trajectories']} episodes of {_counted(statistics)}, accepted or not.\n",
             "## What became of the episodes\n",
             "| status | episodes |\n|---|---|",
             *counts,
             "\n| reason | episodes | meaning |\n|---|---|---|" if reasons else "",
             *reasons,
             "\n## How to load\n",
-            _HOW_TO_LOAD,
+            _HOW_TO_LOAD.replace("SPLIT", next(iter(splits), TRAIN)),
             "## Known limits\n",
             "- The masks are made by machines. `score` and `mask_score` order them; they are not probabilities.",
             "- Without tracks only the first valid step has an object mask and only the close step a gripper mask; everywhere "
@@ -135,6 +152,10 @@ def _revisions(revisions: dict[str, str]) -> list[str]:
         name, _, revision = model.rpartition("@")
         loaded.append(f"`{setting}` is {name} at {'' if ':' in revision else 'commit '}{revision}")
     return [f"- Model revisions: {'; '.join(loaded)}."] if loaded else []
+
+
+def _counted(statistics: dict[str, Any]) -> str:
+    return f"the source's split `{statistics['split']}`" if "split" in statistics else "the source"
 
 
 def _converted(manifest: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ image without annotations would say that nothing is there. Where only one of obj
 `not_annotated` of the image names the category that is not: its absence says nothing.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.origins import origin_of
+from pixel160k.format.shards import split_of
 from pixel160k.format.table import ACCEPTED
 from pixel160k.publish.steps import Step
 
@@ -22,35 +24,59 @@ GRIPPER_CATEGORY = "robot gripper"
 
 
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Write `images/KEY.jpg` (or `.png`) and `annotations.json` into an empty folder; returns images, annotations and categories."""
+    """Write `images/KEY.jpg` (or `.png`) and `annotations/instances_SPLIT.json` into an empty folder, as COCO itself is laid out.
+
+    All splits have the same categories, and no number of an image or instance comes twice, so that files can be joined.
+
+    Returns:
+        How many images, annotations and categories there are.
+    """
     (folder / "images").mkdir()
+    (folder / "annotations").mkdir()
     categories = {GRIPPER_CATEGORY: 1}
     counts = {"images": 0, "annotations": 0}
-    rest = folder / "annotations.part"  # both lists grow together, but in the file one follows the other
-    with open(folder / "annotations.json", "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
+    splits: list[Path] = []
+    for split, of_split in itertools.groupby(episodes, key=lambda episode: split_of(episode[0].metadata.episode_id)):
+        splits.append(folder / "annotations" / f"instances_{split}.json")
+        _write_split(splits[-1], folder / "images", of_split, manifest, categories, counts)
+    listed = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
+    for path in splits:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f'],\n"categories": {json.dumps(listed)}}}\n')
+    return counts | {"categories": len(categories)}
+
+
+def _write_split(
+    path: Path,
+    images: Path,
+    episodes: Iterable[list[Step]],
+    manifest: dict[str, Any],
+    categories: dict[str, int],
+    counts: dict[str, int],
+) -> None:
+    """Write images and annotations of a split, all but the categories, which may still grow; adds to both dictionaries."""
+    rest = path.with_suffix(".part")  # both lists grow together, but in the file one follows the other
+    first = dict(counts)
+    with open(path, "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
         file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
-        for episode in episodes:
-            for step in episode:
-                metadata = step.metadata
-                if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
-                    continue
-                (folder / "images" / step.image_name).write_bytes(step.image)
-                file.write(",\n" if counts["images"] else "\n")
-                counts["images"] += 1
-                file.write(json.dumps(_image(counts["images"], step)))
-                for category, mask in _instances(metadata, step.labels):
-                    number = categories.setdefault(category, len(categories) + 1)
-                    part.write(",\n" if counts["annotations"] else "\n")
-                    counts["annotations"] += 1
-                    part.write(json.dumps(_annotation(counts["annotations"], counts["images"], number, mask)))
+        for step in itertools.chain.from_iterable(episodes):
+            metadata = step.metadata
+            if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
+                continue
+            (images / step.image_name).write_bytes(step.image)
+            file.write("\n" if counts["images"] == first["images"] else ",\n")
+            counts["images"] += 1
+            file.write(json.dumps(_image(counts["images"], step)))
+            for category, mask in _instances(metadata, step.labels):
+                number = categories.setdefault(category, len(categories) + 1)
+                part.write("\n" if counts["annotations"] == first["annotations"] else ",\n")
+                counts["annotations"] += 1
+                part.write(json.dumps(_annotation(counts["annotations"], counts["images"], number, mask)))
         file.write('],\n"annotations": [')
         part.seek(0)
         for line in part:
             file.write(line)
-        listed = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
-        file.write(f'],\n"categories": {json.dumps(listed)}}}\n')
     rest.unlink()
-    return counts | {"categories": len(categories)}
 
 
 def _info(manifest: dict[str, Any]) -> dict[str, str]:

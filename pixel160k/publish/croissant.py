@@ -1,6 +1,7 @@
 """The Croissant description (croissant.json) beside the shards, by which dataset search engines and `mlcroissant` read them.
 
-Croissant 1.0 of MLCommons: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Four record sets share `key`:
+Croissant 1.0 of MLCommons: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Record sets: `splits` of the
+source, and those that share `key` and `split`:
 `index` (from index.parquet), `images` (of PNG `png-images`), `masks` and `annotations` (files in the tars; the last gives each JSON as text,
 since `mlcroissant` follows JSON paths only outside of archives). Croissant knows no `.npy`: actions and states are
 described as files.
@@ -10,6 +11,7 @@ from typing import Any
 
 from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import IMAGES, INDEX_SCHEMA
+from pixel160k.publish.card import samples_by_split
 
 _CONTEXT = {
     "@language": "en",
@@ -88,6 +90,8 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
     }
     if licence := origin_of(manifest).licence:
         described["license"] = licence.url
+    in_index = {"fileObject": {"@id": "index.parquet"}, "extract": {"column": "episode_id"}}
+    in_split = _split_field("index", in_index, r"^.*-([A-Za-z0-9_]+)-\d+-\d+$")
     return described | {
         "distribution": [
             _file("index.parquet", "application/x-parquet", index_sha256),
@@ -106,7 +110,8 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
             ),
         ],
         "recordSet": [
-            _record_set("index", [_index_field(column.name, str(column.type)) for column in INDEX_SCHEMA])
+            _splits(manifest),
+            _record_set("index", [*(_index_field(column.name, str(column.type)) for column in INDEX_SCHEMA), in_split])
             | {"key": {"@id": "index/key"}},
             *(
                 _member_set(f"{prefix}images", "image", "sc:ImageObject", f"{prefix}image-files")
@@ -134,14 +139,31 @@ def _record_set(name: str, fields: list[dict[str, Any]]) -> dict[str, Any]:
     return {"@type": "cr:RecordSet", "@id": name, "name": name, "field": fields}
 
 
-def _field(record_set: str, name: str, data_type: str, source: dict[str, Any]) -> dict[str, Any]:
+def _field(record_set: str, name: str, data_type: str | list[str], source: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "@type": "cr:Field",
         "@id": f"{record_set}/{name}",
         "name": name,
         "dataType": data_type,
-        "source": source,
+    } | ({"source": source} if source else {})
+
+
+def _splits(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The record set of the source's splits, whose names stand in the field `split` of the other record sets."""
+    names = samples_by_split(manifest)
+    return _record_set("splits", [_field("splits", "name", "sc:Text", None)]) | {
+        "dataType": "cr:Split",
+        "key": {"@id": "splits/name"},
+        "data": [{"splits/name": name} for name in names],
     }
+
+
+def _split_field(record_set: str, source: dict[str, Any], regex: str) -> dict[str, Any]:
+    """The split that a record is of, cut out of a text by the group of `regex`.
+
+    It has no `references` to `splits`: these mlcroissant 1.1 joins, which writes the split over the text it is cut from.
+    """
+    return _field(record_set, "split", ["sc:Text", "cr:Split"], source | {"transform": {"regex": regex}})
 
 
 def _index_field(column: str, arrow_type: str) -> dict[str, Any]:
@@ -158,6 +180,11 @@ def _member_set(name: str, content: str, data_type: str, file_set: str) -> dict[
         name,
         [
             _field(name, "key", "sc:Text", files | named),
+            _split_field(
+                name,
+                files | {"extract": {"fileProperty": "fullpath"}},
+                rf"^.+-([A-Za-z0-9_]+)-.+-.+-.+[0-9]\.{suffix}$",
+            ),
             _field(name, content, data_type, files | {"extract": {"fileProperty": "content"}}),
         ],
     )

@@ -1,6 +1,6 @@
 """Shards in the formats of others: LeRobot, COCO, and annotations without images. docs/export.md says what each holds.
 
-Each exporter streams the shards once, in their order, so memory stays flat and the same shards give the same bytes.
+Each exporter streams the shards once, split by split, so memory stays flat and the same shards give the same bytes.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from pixel160k.publish import annotations_only, coco, lerobot
 from pixel160k.publish.steps import read_episodes
 from pixel160k.read.episodes import ShardDirectory
 
-FORMATS = {"lerobot": "meta/info.json", "coco": "annotations.json", "hf": "README.md"}
-"""The formats, and the file of each without which readers see nothing: in an object store it is written last."""
+FORMATS = {"lerobot": "meta/info.json", "coco": "annotations/", "hf": "README.md"}
+"""The formats, and the file or folder of each without which readers see nothing: in an object store it is written last."""
 
 
 def export(

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,8 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_json
 from pixel160k.format.metadata import PER_STEP
 from pixel160k.format.origins import origin_of
-from pixel160k.publish.card import front_matter
+from pixel160k.format.shards import TRAIN, split_of
+from pixel160k.publish.card import declared_splits, front_matter
 from pixel160k.publish.features import IMAGE, METADATA
 from pixel160k.publish.steps import Step
 
@@ -36,6 +38,9 @@ _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Path, fps: float) -> dict[str, int]:
     """Write the data set into an empty folder; returns episodes, frames and tasks. There must be at least one episode.
 
+    Episodes come split by split, `train` first. Each split begins a chunk of its own in `data/`, so that a pattern names
+    its files. Statistics are over `train` where it is there.
+
     Raises:
         InputError: images or states differ in size between episodes, which LeRobot does not allow.
     """
@@ -46,6 +51,8 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     tasks: dict[str, int] = {}
     total = _Statistics(_camera(opening[0]))
     counts = {"episodes": 0, "frames": 0}
+    splits: dict[str, _Split] = {}
+    train_only = split_of(opening[0].metadata.episode_id) == TRAIN
     with _DataFiles(folder, _data_schema(features)) as data, _EpisodeTable(folder) as table:
         for episode in itertools.chain([opening], iterator):
             statistics = _Statistics(total.camera)
@@ -53,17 +60,33 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
                 _check_size(step, features)
                 statistics.add(step)
             task = tasks.setdefault(episode[0].metadata.instruction, len(tasks))
+            if (name := split_of(episode[0].metadata.episode_id)) not in splits:
+                data.end_chunk()
+                splits[name] = _Split(counts["episodes"], counts["episodes"], [])
             file_number = data.write(_columns(episode, counts["episodes"], counts["frames"], task, fps))
             table.write(_episode_row(episode, counts["episodes"], counts["frames"], file_number, statistics.summary()))
-            total.merge(statistics)
+            if name == TRAIN or not train_only:
+                total.merge(statistics)
             counts["episodes"] += 1
+            splits[name].end = counts["episodes"]
+            if (chunk := file_number // _FILES_PER_CHUNK) not in splits[name].chunks:
+                splits[name].chunks.append(chunk)
             counts["frames"] += len(episode)
     counts["tasks"] = len(tasks)
     _write_tasks(folder / "meta" / "tasks.parquet", list(tasks))
     write_json(folder / "meta" / "stats.json", total.summary())
-    write_json(folder / "meta" / "info.json", _info(manifest, features, fps, counts))
-    (folder / "README.md").write_text(_card(manifest, counts), encoding="utf-8")
+    write_json(folder / "meta" / "info.json", _info(manifest, features, fps, counts, splits))
+    (folder / "README.md").write_text(_card(manifest, counts, splits), encoding="utf-8")
     return counts
+
+
+@dataclass
+class _Split:
+    """A split of the source: its first episode and the one after its last, and the chunks of `data/` it lies in."""
+
+    begin: int
+    end: int
+    chunks: list[int]
 
 
 class _DataFiles:
@@ -80,6 +103,12 @@ class _DataFiles:
     def __exit__(self, *_: object) -> None:
         if self._writer:
             self._writer.close()
+
+    def end_chunk(self) -> None:
+        """Let the next episode begin a file in a chunk of its own."""
+        self.__exit__()
+        self._writer = None
+        self._number += -(self._number + 1) % _FILES_PER_CHUNK
 
     def write(self, columns: dict[str, Any]) -> int:
         """Append the frames of an episode; returns the number of the file they are in."""
@@ -283,7 +312,11 @@ def _write_tasks(path: Path, tasks: list[str]) -> None:
 
 
 def _info(
-    manifest: dict[str, Any], features: dict[str, dict[str, Any]], fps: float, counts: dict[str, int]
+    manifest: dict[str, Any],
+    features: dict[str, dict[str, Any]],
+    fps: float,
+    counts: dict[str, int],
+    splits: dict[str, _Split],
 ) -> dict[str, Any]:
     return {
         "codebase_version": "v3.0",
@@ -295,18 +328,20 @@ def _info(
         "data_files_size_in_mb": _FILE_BYTES // 2**20,
         "video_files_size_in_mb": 200,
         "fps": int(fps) if fps == int(fps) else fps,
-        "splits": {"train": f"0:{counts['episodes']}"},
+        "splits": {name: f"{split.begin}:{split.end}" for name, split in splits.items()},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None,
         "features": features,
     }
 
 
-def _card(manifest: dict[str, Any], counts: dict[str, int]) -> str:
+def _card(manifest: dict[str, Any], counts: dict[str, int], splits: dict[str, _Split]) -> str:
     origin = origin_of(manifest)
     header = {
         "tags": ["LeRobot", "robotics", "pixel160k"],
-        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
+        "configs": declared_splits(
+            {name: [f"data/chunk-{chunk:03d}/*.parquet" for chunk in split.chunks] for name, split in splits.items()}
+        ),
     }
     return (
         f"{front_matter(header, origin)}\n"

@@ -1,10 +1,12 @@
 """The samples that every exporter reads. All of a sample is decoded except its image, whose bytes pass through."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.shards import image_member, sample_key
 from pixel160k.read.episodes import ShardDirectory
@@ -35,21 +37,23 @@ class Step(NamedTuple):
 
 
 def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> Iterator[list[Step]]:
-    """Each episode, in the shards' order, as the list of its steps; memory holds one episode.
+    """Each episode as the list of its steps, split by split as `shards.splits` has them; memory holds one episode.
 
     Args:
         shards: where they are.
         progress: called with the number of samples read so far.
 
     Raises:
-        InputError: a sample is missing or damaged.
+        InputError: a sample is missing, damaged, or of another episode than the index says.
     """
     done = 0
-    for episode_id in shards.episode_ids:
+    for episode_id in itertools.chain(*shards.splits.values()):
         episode = []
         for step in shards.steps(episode_id):
             members = shards.members(episode_id, step)
             sample = decode(sample_key(episode_id, step), members, ("labels", "actions", "state"))
+            if sample.episode_id != episode_id:
+                raise InputError(f"{sample.key} says that it is of {sample.episode_id}; `pixelcli verify` says more")
             assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for
             name = image_member(members)
             images = f"{sample.key}.{name}", members[name], members["mask.png"]

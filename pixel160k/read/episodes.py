@@ -3,6 +3,7 @@
 The index says where each sample lies, so that no tar is ever read from its start.
 """
 
+import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from pixel160k.read import folder
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
 from pixel160k.read.stored import members_of
 
+_EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_]+-\d+-\d+")  # its parts become names of exported files
+
 
 class ShardDirectory:
     """The samples of a shard directory by episode and step.
@@ -26,9 +29,10 @@ class ShardDirectory:
 
     Attributes:
         directory: where it is.
+        split: the split that was asked for; None for all.
         manifest: manifest.json, with all keys of `pixel160k.format.schema.Manifest`.
         index: index.parquet as a table, one row per sample in the shards' order: `key, episode_id, step, status, shard,
-            offset, bytes`.
+            offset, bytes`; only of the split that was asked for.
         episode_ids: the episodes in the shards' order.
     """
 
@@ -37,6 +41,7 @@ class ShardDirectory:
         directory: str | AnyPath,
         members: Collection[str] = tuple(MEMBERS),
         chunk: int | None = None,
+        split: str | None = None,
         by: Literal["step", "episode"] = "step",
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
@@ -45,13 +50,15 @@ class ShardDirectory:
             directory: output of `pixelcli build-shards`.
             members: what of its samples to decode: image, labels, prompts, actions, state.
             chunk: how many actions each sample is given; by default the whole horizon of the shards.
+            split: only episodes of this split of the source, such as "train"; by default all.
             by: what `len` and `[number]` count: "step" or "episode".
 
         Raises:
-            InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member
-                or chunk is asked for that the shards do not have.
+            InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member,
+                chunk or split is asked for that the shards do not have.
         """
         self.directory = open_path(directory)
+        self.split = split
         self.manifest = folder.read_manifest(self.directory)
         if by not in ("step", "episode"):
             raise InputError(f"by is 'step' or 'episode', not {by!r}")
@@ -60,7 +67,8 @@ class ShardDirectory:
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
-        self.index = folder.read_index(self.directory)
+        index = folder.read_index(self.directory)
+        self.index = index if split is None else _of_split(index, split, str(self.directory))
         runs = pc.run_end_encode(self.index["episode_id"].cast(pa.string()).combine_chunks())
         self.episode_ids: list[str] = runs.values.to_pylist()
         ends = runs.run_ends.to_pylist()
@@ -86,6 +94,21 @@ class ShardDirectory:
         if self._by == "episode":
             return self.episode(self.episode_ids[number])
         return self.sample(self.index["episode_id"][number].as_py(), self.index["step"][number].as_py())
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """The ids of the episodes by split of the source: `train` first, the rest in the shards' order.
+
+        Raises:
+            InputError: the index lists what is no episode id.
+        """
+        found: dict[str, list[str]] = {}
+        for episode_id in self.episode_ids:
+            if not _EPISODE_ID.fullmatch(episode_id):
+                fault = f"{self.directory}/index.parquet lists {episode_id!r}, which is no episode id"
+                raise InputError(f"{fault}; `pixelcli verify` says more")
+            found.setdefault(shards.split_of(episode_id), []).append(episode_id)
+        return {split: found[split] for split in shards.order_splits(found)}
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -161,3 +184,14 @@ class ShardDirectory:
         if episode_id not in self._rows:
             raise InputError(f"{self.directory} holds no episode {episode_id!r}")
         return self._rows[episode_id]
+
+
+def _of_split(index: pa.Table, split: str, where: str) -> pa.Table:
+    """The rows of an index whose episodes are of a split; InputError where there are none."""
+    episode_ids = index["episode_id"].cast(pa.string()).combine_chunks()
+    splits = {episode_id: shards.split_of(episode_id) for episode_id in episode_ids.unique().to_pylist()}
+    wanted = pa.array([episode_id for episode_id, found in splits.items() if found == split], pa.string())
+    if not len(wanted):
+        known = ", ".join(shards.order_splits(splits.values())) or "none at all"
+        raise InputError(f"{where} holds no episode of the split {split!r}; it has {known}")
+    return index.filter(pc.is_in(episode_ids, wanted)).combine_chunks()

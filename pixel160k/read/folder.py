@@ -39,6 +39,7 @@ class _Statistics(BaseModel):
     proprio: _Rows
     num_transitions: int
     num_trajectories: int
+    split: str = ""  # the only one that is counted; "": all of the source
 
 
 def read_manifest(folder: str | AnyPath) -> dict[str, Any]:

@@ -153,7 +153,9 @@ def _open_set(folder: AnyPath, names: set[str], split: str | None, status: str |
             found.append(Shard(folder / name, size, sha256, episodes[rows], steps[rows], wanted[rows], blocks))
     if not found:
         asked = "".join(f", {what} {value!r}" for what, value in (("split", split), ("status", status)) if value)
-        raise InputError(f"{folder} holds no sample of what is asked for (data set {manifest['dataset']!r}{asked})")
+        fault = f"{folder} holds no sample of what is asked for (data set {manifest['dataset']!r}{asked})"
+        splits = shards.order_splits(map(shards.split_of, episode_ids))
+        raise InputError(f"{fault}; it has the splits {', '.join(splits)}" if split and split not in splits else fault)
     return ShardSet(folder, manifest["dataset"], manifest["horizon"], episode_ids, found)
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
+from pixel160k.format import shards
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.format.table import REASONS, REJECTED
 from pixel160k.paths import AnyPath, find_sizes, open_path
@@ -48,6 +49,7 @@ class _Verification:
         self._directory, self._manifest = directory, manifest
         self._sizes = find_sizes(directory, {*_COMPANIONS, *manifest.files, *(shard.name for shard in manifest.shards)})
         self._statistics = self._read_statistics()
+        self._counted = (self._statistics or {}).get("split", "")  # the only one in them; "": all are
         self._index = self._read_index()
         self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
@@ -133,7 +135,11 @@ class _Verification:
         if len(rows) != shard.samples:
             self._fault(shard.name, f"{len(rows)} samples, the manifest says {shard.samples}")
         self._check_index(shard.name, rows)
-        if len({state.shape for state in states}) == 1:
+        source_file = f"{shard.name.removesuffix('.tar')}-"
+        if strangers := [row["key"] for row in rows if not row["key"].startswith(source_file)]:
+            self._fault(shard.name, f"holds {strangers[0]}, which is of another source file than the tar's name says")
+        counted = self._counted in ("", shards.split_of_shard(shard.name))
+        if counted and len({state.shape for state in states}) == 1:
             self._keep_transitions(shard.name, np.stack(actions), np.stack(states))
 
     def _keep_transitions(self, name: str, actions: np.ndarray, states: np.ndarray) -> None:
@@ -211,7 +217,8 @@ class _Verification:
         if self._statistics is None or not self._states:
             return
         actions, states = np.concatenate(self._actions), np.concatenate(self._states)
-        for fault in check_statistics(self._statistics, actions, states, len(self._episodes)):
+        episodes = sum(self._counted in ("", shards.split_of(episode_id)) for episode_id in self._episodes)
+        for fault in check_statistics(self._statistics, actions, states, episodes):
             self._fault("dataset_statistics.json", fault)
 
 

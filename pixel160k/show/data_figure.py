@@ -14,6 +14,7 @@ import numpy as np
 from pixel160k.errors import InputError
 from pixel160k.files import write_text, written_atomically
 from pixel160k.format import table
+from pixel160k.format.shards import TRAIN, split_of
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
@@ -25,7 +26,10 @@ _PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
 
 
 def write_figure(
-    shards: AnyPath, out: AnyPath, progress: Callable[[int], None] = lambda episodes: None
+    shards: AnyPath,
+    out: AnyPath,
+    progress: Callable[[int], None] = lambda episodes: None,
+    split: str | None = None,
 ) -> dict[str, Any]:
     """Draw what shards hold: write `stats.png` and `stats.json` into `out`, and return the numbers of `figure_numbers`.
 
@@ -33,15 +37,16 @@ def write_figure(
         shards: output of `pixelcli build-shards`.
         out: a folder; it is made where it is missing.
         progress: called after each episode with the number of episodes read so far.
+        split: only episodes of this split of the source; by default all.
 
     Raises:
-        InputError: the directory holds no shards, no episode, or damaged ones; or matplotlib is missing.
+        InputError: the directory holds no shards, no episode, no such split, or damaged ones; or matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(f"the figure needs {error.name}: pip install 'pixelvla[notebook]'") from None
-    numbers = figure_numbers(ShardDirectory(shards), progress)
+    numbers = figure_numbers(ShardDirectory(shards, split=split), progress)
     figure = Figure(figsize=(16, 18), layout="constrained")
     _draw(figure, numbers)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,9 +63,12 @@ def figure_numbers(
 
     Returns:
         - `dataset`, `include`, `episodes`, `samples`, `horizon`;
-        - `annotated`: how many of all annotated episodes have each status, in the shards or not;
-        - `reasons`: why annotated episodes are not accepted; `left_out`: why episodes that were to be in the shards are
-          not there, failed ones included;
+        - `splits`: of each split of the source how many `episodes` and `samples` are here, and episodes by `status`;
+        - `annotated`: how many of all annotated episodes of the data set, all splits together, have each status, in the
+          shards or not;
+        - `reasons`: why such episodes are not accepted; `left_out`: why episodes that were to be in the shards are not
+          there, failed ones included; where the directory was opened for one split, both are over its episodes alone,
+          and reasons are known of those only that are here or left out;
         - `skills`: the first words of instructions, and `target_objects`: in how many episodes each is, "" for none;
         - `scores` by score and status, of the episodes that have one (motion evidence: where motion could judge);
         - `episode_steps`: valid steps per episode;
@@ -78,7 +86,15 @@ def figure_numbers(
             f"{directory.directory} holds no episode; `pixelcli build-shards --include all` keeps rejected"
         )
     manifest, horizon = directory.manifest, directory.manifest["horizon"]
+    left_out = Counter(
+        reason for episode, reason in manifest["left_out"].items() if directory.split in (None, split_of(episode))
+    )
     skills, objects, lengths = Counter[str](), Counter[str](), []
+    splits: dict[str, dict[str, Any]] = {
+        split: {"episodes": len(episodes), "samples": 0, "status": Counter[str]()}
+        for split, episodes in directory.splits.items()
+    }
+    reasons = Counter[str]()
     scores: dict[str, dict[str, list[float]]] = {name: {status: [] for status in _COLOURS} for name in _SCORES}
     bounds = directory.statistics["action"]
     edges = [np.linspace(low, high, 41) for low, high in map(_apart, bounds["q01"], bounds["q99"])]
@@ -90,6 +106,11 @@ def figure_numbers(
         actions += [_histogram(values, bins)["counts"] for values, bins in zip(own.T, edges, strict=True)]
         lengths.append(len(steps))
         first = chunks[0]
+        of_split = splits[split_of(episode)]
+        of_split["samples"] += len(steps)
+        of_split["status"][first.status] += 1
+        if first.reason:
+            reasons[first.reason] += 1
         skills[_first_word(first.instruction)] += 1
         objects[first.target_object] += 1
         for name in _SCORES:
@@ -106,8 +127,11 @@ def figure_numbers(
         "samples": int(sum(lengths)),
         "horizon": horizon,
         "annotated": manifest["annotated"]["status"],
-        "reasons": _by_count(Counter(manifest["annotated"]["reasons"])),
-        "left_out": _by_count(Counter(manifest["left_out"].values())),
+        "splits": splits,
+        "reasons": _by_count(
+            Counter(manifest["annotated"]["reasons"]) if directory.split is None else reasons + left_out
+        ),
+        "left_out": _by_count(left_out),
         "skills": _by_count(skills),
         "target_objects": _by_count(objects),
         "episode_steps": _histogram(np.array(lengths), _whole_edges(lengths)),
@@ -164,9 +188,11 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
 
 def _draw(figure: Any, numbers: dict[str, Any]) -> None:
     annotated = ", ".join(f"{number:,} {status}" for status, number in numbers["annotated"].items())
+    counts = {split: of_split["episodes"] for split, of_split in numbers["splits"].items()}
+    splits = "".join(f", {number:,} of {split}" for split, number in counts.items()) if list(counts) != [TRAIN] else ""
     figure.suptitle(
         f"{numbers['dataset']}: {numbers['episodes']:,} episodes and {numbers['samples']:,} samples in the shards"
-        f" ({numbers['include']}); of the episodes annotated: {annotated}",
+        f" ({numbers['include']}{splits}); of the episodes annotated: {annotated}",
         fontsize=14,
     )
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
