@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import logging
 import os
 import pickle
 import random
@@ -610,6 +611,9 @@ def list_anew(directory, name):
 
 
 def test_damaged_samples_are_skipped_and_counted(damaged, caplog):
+    caplog.set_level(
+        logging.WARNING, "pixel160k.read.loader"
+    )  # pixelcli, where a test ran it, silences all below errors
     rewrite(damaged / "drawn-train-00003.tar", replaced(f"{BROKEN}.jpg", b"no image at all" * 40))
     list_anew(damaged, "drawn-train-00003.tar")
     (damaged / "drawn-train-00001.tar").unlink()  # six samples
