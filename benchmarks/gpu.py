@@ -286,9 +286,7 @@ def loading(device: str) -> dict[str, Any]:
         name = str(Path(folder) / "shards")
         policy = PixelVLA(PRESETS["tiny"], byte_tokenizer(), statistics_of([name]))
         for workers in [count for count in (1, 8, 15) if count < cores]:
-            chosen = TrainSettings(
-                stage="pue", init="tiny", max_steps=1, workers=workers, shuffle_buffer=64, held_out_share=0
-            )
+            chosen = TrainSettings(stage="pue", init="tiny", max_steps=1, workers=workers, held_out_share=0)
             batches = iter(open_stream(policy.processor, chosen, [name]))
             for _ in range(2 * workers):  # until all workers have begun
                 next(batches)

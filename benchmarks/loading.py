@@ -7,7 +7,7 @@ episodes as needed. Every way gives images (and labels) of 224 x 224 pixels in r
 of one thread, so that a change of the machine's speed affects them alike. CPU seconds count; ratios are medians over the
 rounds.
 - limit:       OpenCV decodes and resizes the same JPEG bytes, which are in memory already; nothing else.
-- open_shards: this project.
+- open_shards: this project, drawing from 64 shards at once.
 - webdataset:  the same decoders in a pipeline of webdataset as one writes it by hand: no types, no checks, no prompts.
 - tfds:        `features.deserialize_example_np` on the RLDS records: every step with everything in it (two cameras). The
                decoded steps go through a shuffle buffer of as many samples as in the other ways.
@@ -78,8 +78,8 @@ def at_limit(jpegs: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def with_open_shards(directory: Path, everything: bool, buffer: int) -> Iterator[Any]:
-    """This project's loader."""
-    for sample in open_shards(directory, members=tuple(MEMBERS) if everything else ("image",), shuffle_buffer=buffer):
+    """This project's loader, which needs no buffer."""
+    for sample in open_shards(directory, members=tuple(MEMBERS) if everything else ("image",)):
         assert sample.image is not None
         if everything:
             assert sample.labels is not None
@@ -223,7 +223,7 @@ def compare_times(directory: Path, buffer: int, rounds: int) -> None:
     """Print the samples per second of all ways, and the ratios."""
     opened = ShardDirectory(directory)
     jpegs = [opened.members(id, step)["jpg"] for id in opened.episode_ids for step in opened.steps(id)]
-    print(f"{len(jpegs)} samples in {len(opened.episode_ids)} episodes, shuffled in a buffer of {buffer}\n")
+    print(f"{len(jpegs)} samples in {len(opened.episode_ids)} episodes, the others shuffle in a buffer of {buffer}\n")
     print("                       image only                     all members")
     ways: dict[str, Callable[[bool], Iterable[Any]]] = {
         "limit": lambda everything: at_limit(jpegs),
@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="a new folder for the shards (1.2 GB); by default a temporary one")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--buffer", type=int, default=1000, help="samples in the shuffle buffer")
+    parser.add_argument("--buffer", type=int, default=1000, help="samples in the others' shuffle buffer")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="loading-") as temporary:

@@ -18,7 +18,7 @@ from typing import Any
 from pixel160k.errors import InputError, one_line
 from pixel160k.owner import TEMPORARY, temporary_name
 from pixel160k.paths import AnyPath
-from pixel160k.stores import StorePath
+from pixel160k.stores import WEB, StorePath
 
 
 def sha256_of(path: AnyPath) -> str:
@@ -87,8 +87,10 @@ def check_new_folder(out: AnyPath) -> None:
     """Check that `out` does not exist or is an empty folder.
 
     Raises:
-        InputError: it is a file, or holds something.
+        InputError: it is a file, holds something, or lies on the web.
     """
+    if isinstance(out, StorePath) and out.scheme in WEB:
+        raise InputError(f"{out}: the web can only be read; choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty; choose a new --out")
 

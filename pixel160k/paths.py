@@ -1,4 +1,4 @@
-"""Where data lies: local paths, and objects of the stores `s3://`, `gs://` and `hf://`, for the same functions.
+"""Where data lies: local paths, objects of the stores `s3://`, `gs://` and `hf://`, and web servers, for the same functions.
 
 `open_path` makes a path of what a user typed. A local one is a `pathlib.Path`. One of a store is a `StorePath`, which has
 the same methods.
@@ -7,7 +7,7 @@ the same methods.
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 from pixel160k.errors import InputError
 from pixel160k.packages import require_packages
-from pixel160k.stores import STORES, StorePath
+from pixel160k.stores import STORES, WEB, StorePath
 
 _AT_ONCE = 256  # objects that are read together
 
@@ -25,7 +25,7 @@ AnyPath = Path | StorePath
 
 
 def open_path(text: str | AnyPath) -> AnyPath:
-    """Turn what a user typed into a path: a local one, `~` expanded and `file:` too, or one of an object store.
+    """Turn what a user typed into a path: a local one, `~` expanded and `file:` too, or one of a store or web server.
 
     A local path may hold colons. What is a path already stays as it is.
 
@@ -35,11 +35,12 @@ def open_path(text: str | AnyPath) -> AnyPath:
     if not isinstance(text, str):
         return text
     scheme, colon, rest = text.partition(":")
-    if colon and scheme in STORES and rest.startswith("//"):
+    if colon and scheme in STORES and rest.startswith("//") and not Path(text).exists():
         require_packages("cloud", "fsspec", STORES[scheme])
         path = StorePath(scheme, "") / rest
         if not path.key:
-            raise InputError(f"{text} names no bucket; write {scheme}://BUCKET/FOLDER")
+            what, form = ("host", "HOST") if scheme in WEB else ("bucket", "BUCKET")
+            raise InputError(f"{text} names no {what}; write {scheme}://{form}/FOLDER")
         return path
     if colon and not Path(text).exists():
         if scheme in STORES and rest.startswith("/"):
@@ -65,13 +66,11 @@ def _foreign_scheme(text: str) -> str:
     return "" if found is None or known else found[1]
 
 
-def opens(text: str | AnyPath) -> bool:
-    """Whether `open_path` is who reads this: it is no URL of a scheme that it does not know."""
-    return not isinstance(text, str) or _foreign_scheme(text) == ""
-
-
 def list_sizes(folder: AnyPath) -> dict[str, int]:
-    """The files of a folder, by name, with their sizes in bytes, from one listing; none where there is no folder."""
+    """The files of a folder, by name, with their sizes in bytes, from one listing; none where there is no folder.
+
+    A web server lists nothing in a way that one could rely on: `find_sizes` asks for each file.
+    """
     if isinstance(folder, StorePath):
         return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
     sizes = {}
@@ -80,6 +79,17 @@ def list_sizes(folder: AnyPath) -> dict[str, int]:
             with suppress(FileNotFoundError):  # removed meanwhile
                 if entry.is_file():
                     sizes[entry.name] = entry.stat().st_size
+    return sizes
+
+
+def find_sizes(folder: AnyPath, names: Iterable[str]) -> dict[str, int]:
+    """The files of a folder, as `list_sizes`; of a web server those of these names that are there."""
+    if not (isinstance(folder, StorePath) and folder.scheme in WEB):
+        return list_sizes(folder)
+    sizes = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            sizes[name] = (folder / name).stat().st_size
     return sizes
 
 

@@ -2,7 +2,9 @@
 
 `pixel160k.paths` makes them. They talk to the store through fsspec and the store's package, which are imported when they
 are first needed. Stores have no folders, no renaming and no appending: an object appears whole when it is written, and a
-folder is a common beginning of names.
+folder is a common beginning of names. Files of web servers (`http://`, `https://`) are such objects too, to be read only.
+
+The stores' packages try again what failed on the way; for the web `pixel160k.web` does.
 """
 
 import errno
@@ -16,10 +18,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pixel160k import web
 from pixel160k.errors import one_line
 
-STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
-"""The schemes of object stores, and the package that reads and writes each."""
+STORES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
+"""The schemes of object stores and of the web, and the package that reads and writes each."""
+WEB = ("http", "https")
+"""Those that are read only, and list nothing."""
 
 _BLOCK = 8 << 20  # bytes per request when an object is read from front to back
 _NO_CREDENTIALS = {
@@ -55,7 +60,7 @@ class StorePath:
 
     Attributes:
         scheme: a key of `STORES`.
-        key: the bucket and the object's name in it, without a slash at either end.
+        key: the bucket (or host) and the object's name in it, without a slash at either end.
     """
 
     scheme: str
@@ -113,6 +118,8 @@ class StorePath:
         """
         if self._listed is not None:
             return self._listed
+        if self.scheme in WEB:
+            return Stat(web.size(self._connection), 0.0, False)
         with self._translated() as store:
             return _stat(store.info(self.key))
 
@@ -181,19 +188,26 @@ class StorePath:
         """The bytes from `start` to before `stop`, in one request. Both must lie within the object."""
         if start == stop:
             return b""
-        with self._translated() as store:
-            content = bytes(store.cat_file(self.key, start=start, end=stop))
+        if self.scheme in WEB:
+            content = b"".join(self.pieces(start, stop))
+        else:
+            with self._translated() as store:
+                content = bytes(store.cat_file(self.key, start=start, end=stop))
         if len(content) != stop - start:
             raise OSError(errno.EIO, f"{len(content)} bytes came from {start}, not {stop - start}", str(self))
         return content
 
     def read_bytes(self) -> bytes:
         """The whole object, in one request."""
+        if self.scheme in WEB:
+            return b"".join(self.pieces(0, None))
         with self._translated() as store:
             return bytes(store.cat_file(self.key, **_WHOLE.get(self.scheme, {})))
 
     def read_with(self, paths: "Sequence[StorePath]") -> list[bytes | None]:
         """The whole objects at these paths of the same store, asked for together; None where there is none."""
+        if self.scheme in WEB:
+            return [path.read_bytes() if path.exists() else None for path in paths]
         with self._translated() as store:
             contents = store.cat_ranges([path.key for path in paths], None, None, **_WHOLE.get(self.scheme, {}))
             for content in contents:
@@ -207,6 +221,7 @@ class StorePath:
 
     def write_bytes(self, content: bytes) -> int:
         """Write the object, which appears whole."""
+        self._check_writable()
         with self._translated() as store:
             store.pipe_file(self.key, content)
         return len(content)
@@ -217,6 +232,7 @@ class StorePath:
 
     def upload(self, file: Path) -> None:
         """Write the object from a local file; it appears whole."""
+        self._check_writable()
         with self._translated() as store:
             store.put_file(str(file), self.key)
 
@@ -226,6 +242,7 @@ class StorePath:
         Raises:
             FileExistsError: there is one. Of several that create it at once, one succeeds (on s3 and gs).
         """
+        self._check_writable()
         if self.scheme == "hf" and self.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
         with self._translated() as store:
@@ -240,6 +257,32 @@ class StorePath:
             if not missing_ok:
                 raise
 
+    def _check_writable(self) -> None:
+        if self.scheme in WEB:
+            raise OSError(errno.EROFS, "the web can only be read", str(self))
+
+    def pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
+        """The bytes from `start` to before `stop`, or to the end, in pieces as they come.
+
+        Of the web it takes as many connections as are needed: one that drops is followed by one that asks for the rest.
+        """
+        if self.scheme not in WEB:
+            stop = self.stat().st_size if stop is None else stop
+            for begin in range(start, stop, _BLOCK):
+                yield self.read_range(begin, min(begin + _BLOCK, stop))
+            return
+        yield from web.pieces(self._connection, str(self), start, stop)
+
+    @contextmanager
+    def _connection(self, begin: int, stop: int | None) -> Iterator[Any]:
+        """Yield fsspec's stream of a file of the web from `begin` on; its `r` is aiohttp's response."""
+        headers = {"Accept-Encoding": "identity"}
+        if begin or stop is not None:
+            headers["Range"] = f"bytes={begin}-{'' if stop is None else stop - 1}"
+        # The size is given so that it is not asked for; a stream makes no use of it.
+        with self._translated() as store, store.open(str(self), block_size=0, size=1, headers=headers) as stream:
+            yield stream
+
     @contextmanager
     def _translated(self) -> Iterator[Any]:
         """Yield fsspec's file system of the scheme; what its calls raise becomes an OSError that names this path."""
@@ -247,24 +290,41 @@ class StorePath:
 
         try:
             # No cached listings: other processes write there too. fsspec keeps one such object per process and thread.
-            store = fsspec.filesystem(self.scheme, use_listings_cache=False, **_SETTINGS.get(self.scheme, {}))
+            store = fsspec.filesystem(self.scheme, use_listings_cache=False, **_settings(self.scheme))
             store.invalidate_cache()  # of hf, which has a cache of its own
             yield store
         except (AssertionError, AttributeError, NameError, TypeError):  # bugs, ours or theirs
             raise
+        except OSError as error:
+            if error.filename == str(self):  # it is ours already
+                raise
+            raise self._error(error) from None
         except Exception as error:
-            number = next((number for kind, number in _ERRORS.items() if isinstance(error, kind)), errno.EIO)
-            if type(error).__name__ in _NO_CREDENTIALS:
-                number = errno.EACCES
-            what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
-            raise OSError(number, what, str(self)) from None  # FileNotFoundError and so on, by the number
+            raise self._error(error) from None
+
+    def _error(self, error: Exception) -> OSError:
+        number = next((number for kind, number in _ERRORS.items() if isinstance(error, kind)), errno.EIO)
+        if type(error).__name__ in _NO_CREDENTIALS or getattr(error, "status", None) in (401, 403):
+            number = errno.EACCES
+        what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
+        return OSError(number, what, str(self))  # FileNotFoundError and so on, by the number
 
 
-# A host that does not answer is given up after half a minute. Credentials, endpoints and regions are those of the
-# environment, as the store's own tools read them.
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
-}
+def _settings(scheme: str) -> dict[str, Any]:
+    """How fsspec opens a store. A host that does not answer is given up after half a minute.
+
+    Credentials, endpoints, regions and proxies are those of the environment, as the store's own tools read them.
+    """
+    if scheme == "s3":
+        return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
+    if scheme in WEB:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=8, sock_read=60)
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    return {}
+
+
 _WHOLE = {"s3": {"max_concurrency": 1}}  # of whole objects: else s3fs asks for the size first
 _ERRORS: dict[type[Exception], int] = {
     FileNotFoundError: errno.ENOENT,

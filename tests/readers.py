@@ -21,7 +21,7 @@ from pixel160k.publish.export import export
 
 
 def by_loader(directory, scratch):
-    return {sample.key: (sample.image, sample.labels) for sample in open_shards(directory, shuffle_buffer=0)}
+    return {sample.key: (sample.image, sample.labels) for sample in open_shards(directory, interleave=0)}
 
 
 def by_shard_directory(directory, scratch):

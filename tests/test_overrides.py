@@ -56,6 +56,12 @@ PRIVATE = [
     (SAM2_VIDEO, "_use_multimask", 2),
     ("transformers.models.sam2.modeling_sam2:Sam2HieraDetModel", "_get_pos_embed", 1),
     ("os", "_exit", 1),
+    ("torch.utils.data", "_utils", None),
+    (
+        "torchdata.stateful_dataloader.stateful_dataloader:_StatefulMultiProcessingDataLoaderIter",
+        "_STEPS_SINCE_SNAPSHOT",
+        None,
+    ),
     ("transformers.loss.loss_for_object_detection", "_set_aux_loss", 2),
     ("transformers:PreTrainedModel", "_hf_peft_config_loaded", None),
     (f"{ROBOSUITE}:MjModel", "_model", None),
@@ -78,8 +84,8 @@ PARAMETERS = [
     ("transformers.trainer_utils:rotate_checkpoints", ["output_dir", "save_total_limit", "use_mtime"]),
     ("peft.tuners.lora:Linear.merge", ["safe_merge"]),
     ("peft.tuners.lora:LoraLayer.get_base_layer", []),
-    ("webdataset:tarfile_to_samples", ["select_files"]),
-    ("webdataset.utils:pytorch_worker_info", []),
+    ("fsspec.implementations.http:HTTPFileSystem._open", ["block_size", "size"]),
+    ("torch.utils.data._utils.collate:collate", ["collate_fn_map"]),
     ("torch.distributed.fsdp:FSDPModule.set_reduce_scatter_unused_params", []),
     ("torch.distributed.fsdp:FSDPModule.set_reshard_after_forward", []),
 ]
@@ -160,6 +166,24 @@ def test_an_attribute_still_has_its_meaning(theirs, name, user):
 def test_a_function_still_takes_what_we_give_it(function, parameters):
     missing = set(parameters) - set(inspect.signature(find(function)).parameters)
     assert not missing, f"{function} takes no {', '.join(missing)} any more"
+
+
+def test_what_a_state_of_a_loader_calls_replayed_batches():
+    from torchdata.stateful_dataloader import stateful_dataloader
+
+    from pixel160k.read.resume import _REPLAYED
+
+    for kind in ("_StatefulSingleProcessDataLoaderIter", "_StatefulMultiProcessingDataLoaderIter"):
+        assert hasattr(stateful_dataloader, kind)
+    assert stateful_dataloader._StatefulMultiProcessingDataLoaderIter._STEPS_SINCE_SNAPSHOT == _REPLAYED
+
+
+def test_the_default_collate_function_and_streams_of_fsspec_can_be_used_as_we_do():
+    from fsspec.implementations.http import HTTPStreamFile
+    from torch.utils.data._utils.collate import default_collate_fn_map
+
+    assert isinstance(default_collate_fn_map, dict)
+    assert "self.r = " in inspect.getsource(HTTPStreamFile)
 
 
 def test_loaders_still_ask_a_data_set_for_its_state():

@@ -86,7 +86,7 @@ def find_circle(graph):
 
 def test_all_rooms_are_seen(house):
     assert {module.split(".")[0] for module in house} == MAY_IMPORT.keys()
-    assert "webdataset" in house["pixel160k.read.loader"] and "pixel160k.show.sample_html" in modules_among(
+    assert "webdataset" in house["pixel160k.format.shards"] and "pixel160k.show.sample_html" in modules_among(
         house["pixel160k.read.samples"], house
     )
 
@@ -134,7 +134,7 @@ import pixel160k
 from pixel160k.read.verify import verify
 from pixel160k.show.browse_page import write_page
 numbered, drawn, page = sys.argv[1:]
-loader = pixel160k.open_shards(numbered, shuffle_buffer=5)
+loader = pixel160k.open_shards(numbered)
 samples = list(loader)
 assert len(samples) == len(loader) == 12 and all(sample.image is not None for sample in samples)
 directory = pixel160k.ShardDirectory(numbered)

@@ -362,10 +362,13 @@ def test_missing_statistics_and_other_formats_are_refused(shards, tmp_path):
         train(str(copy), tmp_path / "out")
 
 
-def test_too_few_shards_for_the_processes(shards, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(InputError, match="4 shards"):
-        train(shards, tmp_path / "out")
+def test_the_recipe_of_an_older_checkpoint_is_read(trained, tmp_path):
+    recipe = checkpoints.latest(trained / "pretrain") / "recipe.yaml"
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text("utf-8") + "\nshuffle_buffer: 512\n", "utf-8")
+    assert checkpoints.recipe_of(tmp_path) == checkpoints.recipe_of(trained / "pretrain")
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text("utf-8") + "\nshuffle: 512\n", "utf-8")
+    with pytest.raises(InputError, match="unknown setting 'shuffle'"):
+        checkpoints.recipe_of(tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
@@ -41,7 +42,16 @@ def recipe_of(model: str | Path) -> TrainSettings | None:
         None for a hub id, and for a checkpoint that `pixelcli train` did not write.
     """
     recipe = (latest(Path(model)) or Path(model)) / _RECIPE
-    return TrainSettings.load(recipe) if recipe.is_file() else None
+    if not recipe.is_file():
+        return None
+    try:
+        return TrainSettings.load(recipe)
+    except InputError as error:
+        if "unknown setting 'shuffle_buffer'" not in str(error):
+            raise
+        # Of a checkpoint from before samples were read from where they lie: shuffling needs no buffer any more.
+        settings = yaml.safe_load(recipe.read_bytes())
+        return TrainSettings.load(base={key: value for key, value in settings.items() if key != "shuffle_buffer"})
 
 
 def tensors_to_save(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, torch.Tensor]]:

@@ -79,7 +79,7 @@ class TrainSettings(Settings):
     held_out_split: str = "val"  # episodes of this split are held out: never trained on, but evaluated on
     held_out_share: Share = 0.05  # so is this share of the episodes of `split`, which their ids decide
     status: Literal["accepted", "all"] = "all"  # of the episodes; pue always takes the accepted ones
-    shuffle_buffer: Count = 512  # samples per loader process
+    interleave: Count = 64  # shards that samples are drawn from at once
     workers: Annotated[int, Field(ge=0)] = 1  # loader processes per training process
     seed: int = 0
     log_every: Count = 10  # steps, as in the next two

@@ -69,7 +69,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
     Which process this is, and of how many, is what torchrun says in RANK and WORLD_SIZE.
 
     Raises:
-        InputError: there is nothing to train on, or there are fewer shards than processes times loader workers.
+        InputError: there is nothing to train on.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     loader = _open(processor, settings, shards, rank, processes, settings.split)
@@ -159,7 +159,7 @@ def _open(
         chunk=processor.settings.chunk,
         split=split,
         status=_status(settings),
-        shuffle_buffer=settings.shuffle_buffer,
+        interleave=settings.interleave,
         seed=settings.seed,
         rank=rank,
         world_size=processes,

@@ -3,11 +3,10 @@
 The index says where each sample lies, so that no tar is ever read from its start.
 """
 
-import io
 import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,14 +15,17 @@ from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.paths import AnyPath, open_path, read_range
 from pixel160k.read import folder
-from pixel160k.read.foreign import tar_members
 from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
+from pixel160k.read.stored import members_of
 
 _EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_]+-\d+-\d+")  # its parts become names of exported files
 
 
 class ShardDirectory:
     """The samples of a shard directory by episode and step.
+
+    It is also a map-style data set for torch: `len` and `[number]` go over its samples in the shards' order, or, with
+    `by="episode"`, over its episodes, each a list of samples. A `DataLoader` can shuffle it and read it with workers.
 
     Attributes:
         directory: where it is.
@@ -41,6 +43,7 @@ class ShardDirectory:
         members: Collection[str] = tuple(MEMBERS),
         chunk: int | None = None,
         split: str | None = None,
+        by: Literal["step", "episode"] = "step",
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
 
@@ -49,6 +52,7 @@ class ShardDirectory:
             members: what of its samples to decode: image, labels, prompts, actions, state.
             chunk: how many actions each sample is given; by default the whole horizon of the shards.
             split: only episodes of this split of the source, such as "train"; by default all.
+            by: what `len` and `[number]` count: "step" or "episode".
 
         Raises:
             InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member,
@@ -57,6 +61,9 @@ class ShardDirectory:
         self.directory = open_path(directory)
         self.split = split
         self.manifest = folder.read_manifest(self.directory)
+        if by not in ("step", "episode"):
+            raise InputError(f"by is 'step' or 'episode', not {by!r}")
+        self._by = by
         self._members = check_members(members)
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
@@ -71,6 +78,24 @@ class ShardDirectory:
         if len(self._rows) != len(self.episode_ids):
             fault = f"{self.directory}/index.parquet lists an episode in two places"
             raise InputError(f"{fault}; `pixelcli verify` says more")
+
+    def __len__(self) -> int:
+        """The number of samples, or of episodes with `by="episode"`."""
+        return len(self.episode_ids) if self._by == "episode" else len(self.index)
+
+    def __getitem__(self, number: int) -> Sample | list[Sample]:
+        """A sample by its number in the shards' order, or an episode; negative numbers count from the end.
+
+        Raises:
+            IndexError: there are not so many.
+            InputError: it cannot be read.
+        """
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.directory} holds {len(self)} {self._by}s, there is no number {number}")
+        number %= len(self)
+        if self._by == "episode":
+            return self.episode(self.episode_ids[number])
+        return self.sample(self.index["episode_id"][number].as_py(), self.index["step"][number].as_py())
 
     @property
     def splits(self) -> dict[str, list[str]]:
@@ -144,7 +169,7 @@ class ShardDirectory:
         row = self.index.slice(start + steps.index(step), 1).to_pylist()[0]
         path = self.directory / PurePosixPath(row["shard"]).name  # a name and no path, whatever the index says
         try:
-            members = _read_members(path, row["offset"], row["bytes"], shards.sample_key(episode_id, step))
+            members = members_of(read_range(path, row["offset"], row["bytes"]), shards.sample_key(episode_id, step))
         except (OSError, InputError) as error:
             fault = f"{path} cannot be read at {row['offset']} ({one_line(error)})"
             raise InputError(f"{fault}; `pixelcli verify` says more") from None
@@ -172,14 +197,3 @@ def _of_split(index: pa.Table, split: str, where: str) -> pa.Table:
         raise InputError(f"{where} holds no episode of the split {split!r}; it has {known}")
     wanted = pa.array([found == split for found in splits])
     return index.filter(wanted.take(episodes.indices)).combine_chunks()
-
-
-def _read_members(path: AnyPath, offset: int, length: int, key: str) -> dict[str, bytes]:
-    """The bytes by suffix of the members that lie in this range of a tar, all of which must have this key."""
-    members = {}
-    for member, data in tar_members(io.BytesIO(read_range(path, offset, length))):
-        found, _, suffix = member.name.partition(".")
-        if found != key or not member.isreg():
-            raise InputError(f"there stands {member.name}")
-        members[suffix] = data
-    return members

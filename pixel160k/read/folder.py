@@ -1,7 +1,6 @@
 """The files beside the tars of a shard folder, checked as they are read: manifest, index and statistics.
 
-A folder is a path, or a text that may be a URL. `pixel160k.paths` opens local paths and object stores; `webdataset` reads
-what other URLs there are, here as in the loader.
+A folder is a path, or a text that may be a URL; `pixel160k.paths` opens both.
 """
 
 import errno
@@ -9,7 +8,6 @@ import io
 import json
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import episode_rows, shards
 from pixel160k.format.schema import Manifest
-from pixel160k.paths import AnyPath, open_path, opens
-from pixel160k.stores import STORES
+from pixel160k.paths import AnyPath, open_path
 
 
 class _Rows(BaseModel):
@@ -162,13 +159,5 @@ def explain(error: ValidationError) -> list[str]:
 
 
 def _read(folder: str | AnyPath, name: str) -> bytes:
-    """Read a file of a folder. Raises OSError where it is not there, InputError where no such URL can be read."""
-    if opens(folder):
-        return (open_path(folder) / name).read_bytes()
-    from webdataset.gopen import gopen, gopen_schemes
-
-    if (scheme := urlparse(str(folder)).scheme) not in gopen_schemes:
-        known = ", ".join(sorted({"file", *STORES, *gopen_schemes} - {"__default__", "pipe"}))
-        raise InputError(f"{folder}: URLs with {scheme}: cannot be read; there are {known}")
-    with gopen(f"{folder}/{name}") as stream:
-        return stream.read()
+    """Read a file of a folder. Raises OSError where it cannot be, InputError where no such URL can be read."""
+    return (open_path(folder) / name).read_bytes()

@@ -1,39 +1,59 @@
 """Shards as a stream of typed samples, for training: shuffled, shared out, mixed, and resumed exactly.
 
-`webdataset` reads the tars from front to back, disks and URLs alike. Only the shuffle buffer is held in memory, and it
-holds encoded samples. The order is computed beforehand from the index (pixel160k/read/order.py), and the reader holds a
-sample until it is due. To resume is therefore to take a slice of that order: shards whose samples all came before are
-not opened, and samples that came before are not decoded. A buffer that draws at random while it reads could be resumed
-only by reading the epoch again, or by saving its contents.
+The order of an epoch is computed beforehand from the index (pixel160k/read/order.py), and each sample is read from where
+it lies (pixel160k/read/stored.py). Nothing is held in a shuffle buffer, and to resume is to take what is left of the
+order: nothing that came before is read. A buffer that draws at random while it reads could be resumed only by reading the
+epoch again, or by saving its contents.
 """
 
-import dataclasses
+import bisect
 import hashlib
-import tarfile
+import itertools
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import webdataset
-from webdataset import tariterators
-from webdataset.pytorch import IterableDataset  # torch's, or an empty class where there is no torch
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format.table import ACCEPTED, REJECTED
-from pixel160k.paths import AnyPath, open_path, opens
-from pixel160k.read.order import Portion, Reader, mixture, portions, quotas, window_shuffle
-from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode, suffixes
-from pixel160k.read.shard_sets import Shard, ShardSet, open_sets
-from pixel160k.seeding import seeded_generator
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.read import collate
+from pixel160k.read.cache import ShardCache
+from pixel160k.read.order import Reader, epoch_order, left_over, quotas, turns_of
+from pixel160k.read.resume import Begin, Legs, begin_of, find_states
+from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
+from pixel160k.read.shard_sets import ShardSet, open_sets
+from pixel160k.read.stored import Place, members_of, read_places
+from pixel160k.stores import StorePath
+
+try:
+    import torch
+    from torch.utils.data import IterableDataset, get_worker_info
+
+    collate.register()
+except ModuleNotFoundError:
+    torch = None  # type: ignore[assignment]
+
+    class IterableDataset:  # type: ignore[no-redef]
+        """In the place of torch's, where there is no torch."""
+
+    def get_worker_info() -> None:  # type: ignore[misc]
+        """No worker: there is no `DataLoader` without torch."""
+
+
+_WORKERS = 256  # of one process at most, for their counts
+_LOG = logging.getLogger(__name__)
 
 
 class ShardLoader(IterableDataset):
     """An iterable of samples, and a torch `IterableDataset`; `open_shards` makes it.
 
-    Iterating gives the samples of the epoch that `set_epoch` said, each time in the same order. Give it to a `DataLoader`
-    with a `collate_fn` of your own; for exact resuming give it to torchdata's `StatefulDataLoader`. Do not use
-    `persistent_workers`: `set_epoch` does not reach such workers. Iterate once at a time: the state is that of the
-    iteration that began last.
+    Iterating gives the samples of the epoch that `set_epoch` said, each time in the same order. Give it to a `DataLoader`,
+    whose batches are then those of `pixel160k.read.collate.collate`, or with a `collate_fn` of your own; for exact
+    resuming give it to torchdata's `StatefulDataLoader`. Iterate once at a time: the state is that of the iteration that
+    began last.
 
     Attributes:
         statistics: of each data set by its name, in OpenVLA's names, as `pixel160k.format.actions.normalise` takes them.
@@ -46,11 +66,13 @@ class ShardLoader(IterableDataset):
         members: frozenset[str],
         chunk: int,
         weights: Mapping[str, float] | None,
-        shuffle_buffer: int,
+        interleave: int,
         seed: int,
         epoch: int,
         rank: int,
         world_size: int,
+        skip: bool,
+        cache: ShardCache | None,
     ) -> None:
         """See `open_shards`."""
         super().__init__()
@@ -60,18 +82,27 @@ class ShardLoader(IterableDataset):
         self._quotas = quotas(sets, weights)
         self._content = _fingerprint(sets)
         self._members, self._chunk = members, chunk
-        self._shuffle_buffer, self._seed = shuffle_buffer, seed
+        self._interleave, self._seed = interleave, seed
         self._rank, self._world_size = rank, world_size
-        self._resume: tuple[int, int] | None = None  # epoch and position at which the next iteration begins
-        self._current = epoch  # the epoch of the last iteration, and how many of its samples it gave
+        self._skip, self._cache = skip, cache
+        self._shards = [(shard_set, shard) for shard_set in sets for shard in shard_set.shards]
+        self._starts = [0, *itertools.accumulate(len(shard.wanted) for _, shard in self._shards)]
+        self._states: list[dict[str, Any]] = []  # which the next iteration goes on from
+        self._behind: Legs = {}  # of the epochs after the current one
+        self._current = Begin(epoch, 0, {})  # where the last iteration began; `_position` says how far it is
         self._position = 0
         self._finished = False
-        self._portions(epoch, Reader(rank, world_size))  # says here already that there are too few shards for the ranks
+        # What the workers of a DataLoader share with this process: the epoch, and how many samples each skipped.
+        size = 1 + _WORKERS
+        self._shared: Any = (
+            np.zeros(size, np.int64) if torch is None else torch.zeros(size, dtype=torch.int64).share_memory_()
+        )
+        self._shared[0] = self._heard = epoch
 
     def __len__(self) -> int:
         """The number of samples of this rank in the epoch, over all workers."""
-        dealt = self._portions(self.epoch, Reader(self._rank, self._world_size))
-        return sum(int(portion.kept.sum()) for of_set in dealt for portion in of_set)
+        left = sum(self._quotas) - sum(map(sum, self._behind.get(self.epoch, [])))
+        return turns_of(left, Reader(self._rank, self._world_size))
 
     @property
     def episode_ids(self) -> list[str]:
@@ -83,144 +114,148 @@ class ShardLoader(IterableDataset):
             for episode in np.unique(shard.episodes[shard.wanted])
         ]
 
+    @property
+    def skipped(self) -> int:
+        """How many samples this process and its DataLoader's workers have skipped so far, with `on_error="skip"`."""
+        return int(self._shared[1:].sum())
+
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration gives; call it before each. Another epoch, another order."""
+        """Say which epoch the next iteration gives; call it before each. Another epoch, another order.
+
+        Workers of a `DataLoader` that live on (`persistent_workers=True`) hear of it.
+        """
         self.epoch = epoch
+        if get_worker_info() is None:  # a worker says it for itself alone
+            self._shared[0] = self._heard = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """How far the iteration is. A loader of the same arguments that loads this gives the sample that is next here."""
-        epoch, position = self._resume or (self._current, self._position)
-        return {"epoch": epoch, "position": position, "finished": self._finished, "order": self._order()}
+        reader, finished = self._reader(), self._finished
+        begin, position = (self._current, self._position) if not self._states else (self._begin(), 0)
+        behind = begin.legs if self._states else begin.legs | self._behind
+        return {
+            "epoch": begin.epoch,
+            "given": begin.given + position,
+            "finished": finished,
+            "reader": [reader.number, reader.count],
+            "legs": [[epoch, legs] for epoch, legs in sorted(behind.items()) if epoch >= begin.epoch and legs],
+            "order": self._order(),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Any]) -> None:
         """Let the next iteration go on where `state_dict` was called.
 
+        With as many workers and processes as before, it gives the very samples in the very order that would have come.
+        With another number nothing is lost and nothing comes twice; the order is another.
+
+        Args:
+            state: of this loader or of its `StatefulDataLoader`; where the number of workers or processes is another,
+                a list of those of every process, and a new `DataLoader`, which itself loads nothing.
+
         Raises:
-            InputError: this is no state of a loader, or that of one with another order; names what differs.
+            InputError: this is no state of a loader, that of one with another order (names what differs), or not of all
+                readers that there were.
         """
-        order = self._order()
-        if missing := [name for name in self.state_dict() if name not in state]:
-            raise InputError(f"this is no state of a loader: it lacks {missing[0]!r}")
-        if different := [name for name, value in order.items() if state["order"].get(name) != value]:
-            name = different[0]
-            raise InputError(
-                f"this state cannot be resumed here: {name} was {state['order'].get(name)!r} and is now {order[name]!r}"
-            )
-        self._resume = state["epoch"], state["position"]
-        self._finished = state["finished"]
+        states, order = find_states(state), self._order()
+        for one in states:
+            if different := [name for name, value in order.items() if one["order"].get(name) != value]:
+                name = different[0]
+                raise InputError(
+                    f"this state cannot be resumed here: {name} was {one['order'].get(name)!r} and is now {order[name]!r}"
+                )
+        self._listen()
+        begin = begin_of(states, self._reader(), sum(self._quotas))
+        self._states = states
+        self._finished = all(one["finished"] for one in states)
         # StatefulDataLoader loads a finished epoch's state after the user has set the next epoch: let that stand.
-        self.epoch = max(self.epoch, state["epoch"]) if state["finished"] else state["epoch"]
+        self.epoch = max(self.epoch, begin.epoch) if self._finished else begin.epoch
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples of the epoch, or after `load_state_dict` the rest of them.
 
         Raises:
-            InputError: there are fewer shards than readers (said at once); a shard is broken or a sample damaged (said
-                when it is reached; names the shard and the key).
+            InputError: a shard is broken or a sample damaged (said when it is reached; names the shard and the key).
         """
-        self._current, self._position = self._resume or (self.epoch, 0)
-        self._resume, self._finished = None, False
-        return self._samples(self._portions(self._current, self._reader()), self._current, self._position)
+        self._listen()
+        if self._states:
+            self._current = self._begin()
+            self._behind = {epoch: legs for epoch, legs in self._current.legs.items() if epoch > self._current.epoch}
+        else:
+            self._current = Begin(self.epoch, 0, {self.epoch: self._behind.pop(self.epoch, [])})
+        self._states, self._finished, self._position = [], False, 0
+        return self._samples(self._current)
 
-    def _samples(self, dealt: list[list[Portion]], epoch: int, begin: int) -> Iterator[Sample]:
-        shuffled = self._shuffle_buffer > 0
-        counts = [sum(int(portion.kept.sum()) for portion in of_set) for of_set in dealt]
+    def _samples(self, begin: Begin) -> Iterator[Sample]:
+        order = epoch_order(self._sets, self._quotas, self._seed, begin.epoch, self._interleave)
         reader = self._reader()
-        seed_parts = (self._seed, epoch, reader.rank, reader.world_size, reader.worker, reader.workers)
-        turns = mixture(counts, shuffled, seeded_generator("mixture", *seed_parts))
-        given = np.bincount(turns[:begin], minlength=len(counts))
-        streams = []
-        for shard_set, of_set, count, first in zip(self._sets, dealt, counts, given, strict=True):
-            order = np.arange(count)
-            if shuffled:
-                order = window_shuffle(
-                    count, self._shuffle_buffer, seeded_generator("samples", *seed_parts, shard_set.dataset)
-                )
-            streams.append(self._stream(shard_set, of_set, order[first:]))
-        for turn in turns[begin:]:
-            sample = next(streams[turn])
-            self._position += 1
+        mine = left_over(order, begin.legs.get(begin.epoch, []))[reader.number :: reader.count][begin.given :].copy()
+        del order
+        worker, fault, warned = get_worker_info(), None, set()
+        slot = 1 + (worker.id % _WORKERS if worker else 0)
+        given = False
+        for number, (place, content) in enumerate(read_places(map(self._place, mine), self._cache), 1):
+            try:
+                sample = self._decode(place, content)
+            except InputError as error:
+                unreachable = isinstance(content, OSError) and not isinstance(content, FileNotFoundError)
+                if not self._skip or unreachable:
+                    raise
+                fault = error
+                self._shared[slot] += 1
+                if place.shard.path not in warned:
+                    warned.add(place.shard.path)
+                    _LOG.warning("skipped: %s; others of this shard are counted without a word", error)
+                continue
+            self._position, given = number, True
             yield sample
-        for stream in streams:
-            next(stream, None)  # lets each see the end of its last shard
+        self._position = len(mine)
+        if fault is not None and not given and not begin.given:
+            raise InputError(f"all {len(mine)} samples had to be skipped; the last: {fault}")
         self._finished = True
 
-    def _stream(self, shard_set: ShardSet, of_set: list[Portion], order: np.ndarray) -> Iterator[Sample]:
-        """The samples of a data set in this order; it numbers the kept samples of all portions from front to back."""
-        wanted = np.zeros(sum(int(portion.kept.sum()) for portion in of_set), bool)
-        wanted[order] = True
-        encoded = self._read(shard_set, of_set, wanted)
-        held: dict[int, tuple[str, dict[str, Any]]] = {}
-        for due in order:
-            while due not in held:
-                number, url, members = next(encoded)
-                held[number] = url, members
-            url, members = held.pop(due)
-            try:
-                sample = decode(members["__key__"], members, self._members, self._chunk)
-            except InputError as error:
-                raise InputError(f"{url}: {error}; `pixelcli verify` says more") from None
-            yield sample
-        next(encoded, None)
+    def _place(self, number: int) -> Place:
+        at = bisect.bisect_right(self._starts, number) - 1
+        shard_set, shard = self._shards[at]
+        row = number - self._starts[at]
+        begin, end = shard.blocks[row : row + 2].tolist()
+        return Place(shard, begin * 512, (end - begin) * 512, shard_set.key(shard, row))
 
-    def _read(
-        self, shard_set: ShardSet, of_set: list[Portion], wanted: np.ndarray
-    ) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """The wanted samples, encoded, from front to back: their number, shard and members."""
-        number = 0
-        for portion in of_set:
-            first, number = number, number + int(portion.kept.sum())
-            due = np.full(len(portion.kept), -1)
-            due[portion.kept] = np.where(wanted[first:number], np.arange(first, number), -1)
-            if (due >= 0).any():
-                for members, index in zip(self._read_shard(shard_set, portion.shard), due.tolist(), strict=True):
-                    if index >= 0:
-                        yield index, portion.shard.url, members
+    def _decode(self, place: Place, content: bytes | InputError | OSError) -> Sample:
+        """Decode a sample from its bytes, or say why they are not there. Raises InputError."""
+        url = place.shard.path
+        try:
+            if isinstance(content, OSError):
+                raise InputError(content.strerror or one_line(content))
+            if isinstance(content, InputError):
+                raise content
+            members = members_of(content, place.key)
+        except InputError as error:
+            fault = f"{url} cannot be read at {place.key} ({one_line(error)})"
+            raise InputError(f"{fault}; `pixelcli verify` says more") from None
+        try:
+            return decode(place.key, members, self._members, self._chunk)
+        except InputError as error:
+            raise InputError(f"{url}: {error}; `pixelcli verify` says more") from None
 
-    def _read_shard(self, shard_set: ShardSet, shard: Shard) -> Iterator[dict[str, Any]]:
-        """All samples of a tar, encoded: the members that are to be decoded. Each must be the one that the index says."""
-        wanted = suffixes(self._members)
-        expected = (shard_set.key(shard, number) for number in range(len(shard.steps)))
-        files = tariterators.tar_file_expander(
-            _open_tar(shard.url), select_files=lambda name: name.partition(".")[2] in wanted
-        )
-        stream = tariterators.group_by_keys(files)
-        while True:
-            key = next(expected, None)
-            try:
-                members = next(stream, None)
-            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-                fault = getattr(error, "strerror", None) or (error.args or [error])[0]  # webdataset appends its own
-                fault = f"{shard.url} breaks off at {key or 'its end'} ({fault})"
-                raise InputError(f"{fault}; `pixelcli verify` says more") from None
-            found = members["__key__"] if members else None
-            if found != key:
-                raise InputError(
-                    f"{shard.url} holds {found or 'no more samples'} where the index says {key or 'that it ends'}; "
-                    "`pixelcli verify` says more"
-                )
-            if members is None:
-                return
-            yield members
+    def _begin(self) -> Begin:
+        return begin_of(self._states, self._reader(), sum(self._quotas))
 
-    def _portions(self, epoch: int, reader: Reader) -> list[list[Portion]]:
-        shuffled = self._shuffle_buffer > 0
-        return [
-            portions(shard_set, quota, self._seed, epoch, shuffled, reader)
-            for shard_set, quota in zip(self._sets, self._quotas, strict=True)
-        ]
+    def _listen(self) -> None:
+        """A worker that lives on hears which epoch was set where the DataLoader is."""
+        if (told := int(self._shared[0])) != self._heard:
+            self.epoch = self._heard = told
 
     def _reader(self) -> Reader:
         """This process among the readers: the user says the rank, torch the worker."""
-        _, _, worker, workers = webdataset.utils.pytorch_worker_info()
-        return Reader(self._rank, self._world_size, worker, workers)
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        return Reader(self._rank + self._world_size * number, self._world_size * workers)
 
     def _order(self) -> dict[str, Any]:
         """All that the order of an epoch depends on."""
         return {
             "seed": self._seed,
-            "shuffle_buffer": self._shuffle_buffer,
-            **dataclasses.asdict(self._reader()),
+            "interleave": self._interleave,
             "samples": {shard_set.dataset: quota for shard_set, quota in zip(self._sets, self._quotas, strict=True)},
             "content": self._content,
         }
@@ -234,11 +269,14 @@ def open_shards(
     split: str | None = None,
     status: str | None = None,
     weights: Mapping[str, float] | None = None,
-    shuffle_buffer: int = 1000,
+    interleave: int = 64,
     seed: int = 0,
     epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    on_error: Literal["raise", "skip"] = "raise",
+    cache_dir: str | Path | None = None,
+    cache_bytes: int = 50 << 30,
 ) -> ShardLoader:
     """Open shards as a stream of samples, for training; the tars are not read yet.
 
@@ -251,20 +289,27 @@ def open_shards(
         status: only samples of this status, "accepted" or "rejected"; shards built with `--include all` hold both.
         weights: each data set's share of an epoch by its name, relative to the others. Without weights every sample comes
             once. With weights every sample comes at least once, and samples of a set too small for its share repeat.
-        shuffle_buffer: how many encoded samples to hold on average for shuffling, of each data set and in each worker;
-            shards are shuffled too. 0: nothing is shuffled, samples come as they lie, data set after data set.
+        interleave: from how many shards at once samples are drawn at random; shards are shuffled too. More mix better,
+            fewer read more nearly from front to back, which old disks need. 0: nothing is shuffled, samples come as they
+            lie, data set after data set.
         seed: of everything random; the same seed and epoch give the same order.
         epoch: of the first iteration; `set_epoch` says it for the next.
-        rank: which of `world_size` processes this is; each gets shards of its own. Leave both at their defaults where one
-            process reads for all, as Hugging Face `Trainer` does it for iterable data sets.
+        rank: which of `world_size` processes this is; they take turns. Leave both at their defaults where one process reads
+            for all, as Hugging Face `Trainer` does it for iterable data sets.
         world_size: how many processes read.
+        on_error: "skip" leaves out samples that are damaged or missing and counts them (`skipped`); a store that cannot
+            be reached is an error all the same.
+        cache_dir: a local folder that keeps whole shards of a store or the web, for all processes of a machine.
+        cache_bytes: how many bytes it keeps; the shards used last stay.
 
     Raises:
         InputError: there are no shards or those of an unknown format, no sample is of the split and status asked for,
-            there are fewer shards than ranks, or an argument is out of range.
+            an argument is out of range, or the cache is too small for the shards that are read at once.
     """
-    if shuffle_buffer < 0:
-        raise InputError(f"shuffle_buffer is a number of samples, 0 for none, not {shuffle_buffer}")
+    if interleave < 0:
+        raise InputError(f"interleave is a number of shards, 0 to shuffle nothing, not {interleave}")
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     if not 0 <= rank < world_size:
         raise InputError(f"rank {rank} is none of the {world_size} from 0 to {world_size - 1}")
     if status not in (None, ACCEPTED, REJECTED):
@@ -272,17 +317,24 @@ def open_shards(
     wanted = check_members(members)
     sets = open_sets(sources, split, status)
     for shard_set in sets:
-        check_chunk(chunk, shard_set.horizon, shard_set.folder)
-    return ShardLoader(sets, wanted, chunk, weights, shuffle_buffer, seed, epoch, rank, world_size)
+        check_chunk(chunk, shard_set.horizon, str(shard_set.folder))
+    cache = None if cache_dir is None else _open_cache(cache_dir, cache_bytes, sets, interleave)
+    return ShardLoader(
+        sets, wanted, chunk, weights, interleave, seed, epoch, rank, world_size, on_error == "skip", cache
+    )
 
 
-def _open_tar(url: str) -> Iterator[dict[str, Any]]:
-    """A tar as webdataset's readers take it, opened when it is asked for."""
-    if opens(url):
-        with open_path(url).open("rb") as stream:
-            yield {"url": url, "stream": stream}
-    else:
-        yield from tariterators.url_opener([{"url": url}])
+def _open_cache(folder: str | Path, limit: int, sets: Sequence[ShardSet], interleave: int) -> ShardCache:
+    path = open_path(folder) if isinstance(folder, str) else folder
+    if isinstance(path, StorePath):
+        raise InputError(f"cache_dir is a local folder, not {path}")
+    at_once = sum(sum(sorted(shard.bytes for shard in of_set.shards)[-max(1, interleave) :]) for of_set in sets)
+    if at_once > limit:
+        raise InputError(
+            f"cache_bytes={limit} is too little for the {at_once} bytes of the shards that are read at once; "
+            "raise it, or lower interleave"
+        )
+    return ShardCache(path, limit)
 
 
 def _fingerprint(sets: Sequence[ShardSet]) -> str:
@@ -290,6 +342,6 @@ def _fingerprint(sets: Sequence[ShardSet]) -> str:
     digest = hashlib.sha256()
     for shard_set in sets:
         for shard in shard_set.shards:
-            digest.update(f"{shard_set.dataset}/{shard.url.rpartition('/')[2]}/{len(shard.wanted)}".encode())
+            digest.update(f"{shard_set.dataset}/{shard.path.name}/{len(shard.wanted)}".encode())
             digest.update(np.packbits(shard.wanted).tobytes())
     return digest.hexdigest()

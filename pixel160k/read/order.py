@@ -1,7 +1,7 @@
 """The order of an epoch: which samples a reader gets, in which order, computed from counts before anything is read.
 
-Nothing here reads. An order that is known beforehand can be shared out between readers without overlap, its length can
-be said, and reading can go on exactly where it stopped: what is left of a known order is a slice of it.
+Nothing here reads. The order of all samples does not depend on who reads: readers take turns in it, and what was given is
+a count for each of them. So reading can go on with other readers where some stopped, as it does in mosaicml-streaming.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixel160k.errors import InputError
-from pixel160k.read.shard_sets import Shard, ShardSet
+from pixel160k.read.shard_sets import ShardSet
 from pixel160k.seeding import seeded_generator
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads: worker number `worker` of the `workers` of a DataLoader, in process `rank` of `world_size`."""
+    """Who reads: number `number` of `count` that take turns; the workers of a DataLoader in all processes together."""
 
-    rank: int = 0
-    world_size: int = 1
-    worker: int = 0
-    workers: int = 1
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A shard that a reader reads, and which of its samples it keeps."""
-
-    shard: Shard
-    kept: np.ndarray  # bool (samples of the shard,)
+    number: int
+    count: int
 
 
 def quotas(sets: Sequence[ShardSet], weights: Mapping[str, float] | None) -> list[int]:
@@ -51,32 +41,75 @@ def quotas(sets: Sequence[ShardSet], weights: Mapping[str, float] | None) -> lis
     return [max(shard_set.samples, round(epoch * weights[shard_set.dataset])) for shard_set in sets]
 
 
-def portions(shard_set: ShardSet, quota: int, seed: int, epoch: int, shuffled: bool, reader: Reader) -> list[Portion]:
-    """What a reader reads of a data set in an epoch, in this order.
+def epoch_order(sets: Sequence[ShardSet], quota: Sequence[int], seed: int, epoch: int, interleave: int) -> np.ndarray:
+    """All samples of an epoch, whoever reads them: int64 (sum of quotas,).
 
-    An epoch passes over the set until `quota` samples are read. Each pass shuffles the shards (where `shuffled`), deals
-    them out to the ranks, and each rank's shards to its workers. Where the quota is no multiple of the set's samples,
-    the last pass keeps samples drawn at random. All readers together get the quota exactly.
-
-    Raises:
-        InputError: there are more readers than shards; states the arithmetic.
+    A number counts through all samples in the shards of all sets, wanted or not. An epoch passes over each set until its
+    quota is given; where that is no multiple of the set's samples, the last pass gives samples drawn at random. Data sets
+    are mixed at random. With `interleave` 0 nothing is: data set after data set, samples as they lie.
     """
-    readers = reader.world_size * reader.workers
-    if len(shard_set.shards) < readers:
-        raise InputError(
-            f"{shard_set.dataset} has {len(shard_set.shards)} shards with wanted samples, but {reader.world_size} ranks x "
-            f"{reader.workers} workers = {readers} readers need a shard each; use fewer workers or ranks"
+    begin, orders = 0, []
+    for shard_set, count in zip(sets, quota, strict=True):
+        passes = []
+        for number in range(-(-count // shard_set.samples)):
+            generator = seeded_generator("shards", seed, epoch, shard_set.dataset, number)
+            kept = [shard.wanted for shard in shard_set.shards]
+            if (left := count - number * shard_set.samples) < shard_set.samples:
+                kept = _draw(kept, left, generator)
+            passes.append(interleaved(kept, interleave, generator) if interleave else _numbers(kept))
+        orders.append(np.concatenate(passes) + begin)
+        begin += sum(len(shard.wanted) for shard in shard_set.shards)
+    if not interleave or len(orders) == 1:
+        return np.concatenate(orders)
+    turns = np.repeat(np.arange(len(orders)), quota)
+    turns = seeded_generator("mixture", seed, epoch).permutation(turns)
+    mixed = np.empty(len(turns), np.int64)
+    for number, order in enumerate(orders):
+        mixed[turns == number] = order
+    return mixed
+
+
+def interleaved(kept: Sequence[np.ndarray], lanes: int, generator: np.random.Generator) -> np.ndarray:
+    """Shuffle the samples of shards, so that no more than about `lanes` shards are read from at any time; int64 (samples,).
+
+    The shards are dealt out to as many lanes. A lane gives one shard after the other, each in random order, and all lanes
+    are drawn from at random, each as often as it is long. So they end together. Each is a ring that begins in the middle
+    of a shard, so that not all change to their next shard at the same time.
+
+    Args:
+        kept: of each shard, which of its samples to give, bool (samples of the shard,).
+        lanes: at most so many.
+        generator: what is random.
+    """
+    starts = np.cumsum([0, *(len(of_shard) for of_shard in kept)])
+    order = generator.permutation(len(kept))
+    lanes = min(lanes, len(kept))
+    numbers, times = [], []
+    for lane in range(lanes):
+        ring = np.concatenate(
+            [generator.permutation(np.flatnonzero(kept[shard])) + starts[shard] for shard in order[lane::lanes]]
         )
-    dealt = []
-    for number in range(-(-quota // shard_set.samples)):
-        generator = seeded_generator("shards", seed, epoch, shard_set.dataset, number)
-        kept = [shard.wanted for shard in shard_set.shards]
-        if (left := quota - number * shard_set.samples) < shard_set.samples:
-            kept = _draw(kept, left, generator)
-        order = generator.permutation(len(shard_set.shards)) if shuffled else np.arange(len(shard_set.shards))
-        mine = order[reader.rank :: reader.world_size][reader.worker :: reader.workers]
-        dealt += [Portion(shard_set.shards[index], kept[index]) for index in mine]
-    return dealt
+        numbers.append(np.roll(ring, generator.integers(len(ring)) if len(order[lane::lanes]) > 1 and len(ring) else 0))
+        times.append((np.arange(len(ring)) + generator.random(len(ring))) / max(1, len(ring)))
+    return np.concatenate(numbers)[np.argsort(np.concatenate(times), kind="stable")]
+
+
+def left_over(order: np.ndarray, legs: Sequence[Sequence[int]]) -> np.ndarray:
+    """What is left of an order when readers took turns in it, then others in what they left, and so on.
+
+    Args:
+        order: of the epoch.
+        legs: of each such time, how many samples each reader gave.
+    """
+    for counts in legs:
+        place = np.arange(len(order))
+        order = order[place // len(counts) >= np.asarray(counts)[place % len(counts)]]
+    return order
+
+
+def turns_of(total: int, reader: Reader) -> int:
+    """How many of so many samples are a reader's."""
+    return len(range(reader.number, total, reader.count))
 
 
 def _draw(wanted: list[np.ndarray], count: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -87,20 +120,5 @@ def _draw(wanted: list[np.ndarray], count: int, generator: np.random.Generator) 
     return np.split(drawn, np.cumsum([len(one) for one in wanted])[:-1])
 
 
-def window_shuffle(count: int, held: int, generator: np.random.Generator) -> np.ndarray:
-    """Shuffle the numbers below `count` so little that a buffer of about `held` samples is enough; int64 (count,).
-
-    The buffer belongs to a reader that reads samples 0, 1, 2, ... and gives them in this order. Each number is put off by
-    a random time below twice `held`. When a number is due, all before it were read. Of the last 2 x `held` of these, half
-    on average are due later and are held; never more than all of them.
-    """
-    return np.argsort(np.arange(count) + generator.random(count) * (2 * held), kind="stable")
-
-
-def mixture(counts: Sequence[int], shuffled: bool, generator: np.random.Generator) -> np.ndarray:
-    """From which data set each sample of an epoch comes, as indices, int (sum of counts,).
-
-    Index i stands there `counts[i]` times: in random order where `shuffled`, else one data set after the other.
-    """
-    sets = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
-    return generator.permutation(sets) if shuffled and len(counts) > 1 else sets
+def _numbers(kept: Sequence[np.ndarray]) -> np.ndarray:
+    return np.flatnonzero(np.concatenate(kept))

@@ -122,11 +122,6 @@ def check_members(wanted: Collection[str]) -> frozenset[str]:
     return names
 
 
-def suffixes(wanted: Collection[str]) -> set[str]:
-    """The members of a tar that hold what of `MEMBERS` is wanted, and the JSON; of an image each that may."""
-    return {"json", *(MEMBERS[name] for name in wanted)} | (set(shards.IMAGES) if "image" in wanted else set())
-
-
 def check_chunk(chunk: int, horizon: int, where: str) -> None:
     """Check that chunks of this many actions can be cut from samples that hold `horizon` actions.
 

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import braceexpand
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
-from pixel160k.paths import AnyPath
+from pixel160k.paths import AnyPath, open_path
 from pixel160k.read.folder import read_index, read_manifest, read_statistics
 
 
@@ -26,16 +27,22 @@ class Shard:
     """One tar: where it is, and which samples it holds, in their order.
 
     Attributes:
-        url: a path or URL.
+        path: where it is.
+        bytes: its size by the manifest.
+        sha256: its digest by the manifest.
         episodes: int32 (samples,), indices into the set's `episode_ids`.
         steps: int32 (samples,), raw steps.
         wanted: bool (samples,), whether a sample is of the split and status asked for.
+        blocks: int32 (samples + 1,), where each sample begins in the tar, in blocks of 512 bytes, and where the last ends.
     """
 
-    url: str
+    path: AnyPath
+    bytes: int
+    sha256: str
     episodes: np.ndarray
     steps: np.ndarray
     wanted: np.ndarray
+    blocks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,14 @@ class ShardSet:
     """The shards of one data set that hold a wanted sample.
 
     Attributes:
-        folder: a path or URL.
+        folder: where they are.
         dataset: the data set's name.
         horizon: how many actions each sample has in the tars.
         episode_ids: of all episodes in the index.
         shards: in the order of the index.
     """
 
-    folder: str
+    folder: AnyPath
     dataset: str
     horizon: int
     episode_ids: list[str]
@@ -89,12 +96,12 @@ def open_sets(
         InputError: there is no shard or no wanted sample, a manifest or index is damaged, or a data set lies in two
             folders.
     """
-    folders: dict[str, set[str]] = {}  # with the tars asked for; empty where all are
-    for url in _expand([sources] if isinstance(sources, str | AnyPath) else sources):
-        folder, _, name = url.rpartition("/") if url.endswith(".tar") else (url.rstrip("/"), "", "")
-        asked = folders.setdefault(folder or ".", set())
-        if name:
-            asked.add(name)
+    folders: dict[AnyPath, set[str]] = {}  # with the tars asked for; empty where all are
+    for path in _expand([sources] if isinstance(sources, str | AnyPath) else sources):
+        tar = path.suffix == ".tar"
+        asked = folders.setdefault(path.parent if tar else path, set())
+        if tar:
+            asked.add(path.name)
     if not folders:
         raise InputError("no shards were named; give a folder, tars, or URLs of tars")
     sets: dict[str, ShardSet] = {}
@@ -109,39 +116,55 @@ def open_sets(
     return list(sets.values())
 
 
-def _expand(sources: Sequence[str | AnyPath]) -> Iterator[str]:
+def _expand(sources: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
     for source in sources:
-        if str(source).startswith("pipe:"):
+        if not isinstance(source, str) or Path(source).exists():  # a name may hold braces
+            yield open_path(source)
+            continue
+        if source.startswith("pipe:"):
             raise InputError(f"{source}: commands are not run; give folders, tars, or URLs of tars")
         try:
-            urls = list(braceexpand.braceexpand(str(source)))
+            texts = list(braceexpand.braceexpand(source))
         except ValueError as error:  # braceexpand's own UnbalancedBracesError
             raise InputError(f"{source} is no pattern: {one_line(error)}") from None
-        yield from urls
+        yield from map(open_path, texts)
 
 
-def _open_set(folder: str, names: set[str], split: str | None, status: str | None) -> ShardSet:
+def _open_set(folder: AnyPath, names: set[str], split: str | None, status: str | None) -> ShardSet:
     manifest = read_manifest(folder)
-    counts = {entry["name"]: entry["samples"] for entry in manifest["shards"]}
-    if missing := sorted(names - set(counts)):
+    entries = {entry["name"]: entry for entry in manifest["shards"]}
+    if missing := sorted(names - set(entries)):
         raise InputError(f"{folder}/manifest.json lists no {missing[0]}")
-    index = read_index(folder, ["episode_id", "step", "status", "shard"])
+    index = read_index(folder, ["episode_id", "step", "status", "shard", "offset", "bytes"])
     episode_ids = index["episode_id"].chunk(0).dictionary.to_pylist() if len(index) else []
     episodes, steps = _codes(index["episode_id"]), index["step"].to_numpy()
+    offsets, lengths = index["offset"].to_numpy(), index["bytes"].to_numpy()
     wanted = _wanted(index, episode_ids, split, status)
     found = []
     for name, start, stop in _runs(index["shard"]):
-        if counts.get(name) != stop - start:
-            fault = f"{folder}/index.parquet lists {stop - start} samples of {name}, the manifest {counts.get(name, 0)}"
+        entry = entries.get(name, {"samples": 0})
+        if entry["samples"] != stop - start:
+            fault = f"{folder}/index.parquet lists {stop - start} samples of {name}, the manifest {entry['samples']}"
             raise InputError(f"{fault}; `pixelcli verify` says more")
         if (not names or name in names) and wanted[start:stop].any():
-            found.append(Shard(f"{folder}/{name}", episodes[start:stop], steps[start:stop], wanted[start:stop]))
+            rows = slice(start, stop)
+            blocks = _blocks(offsets[rows], lengths[rows], f"{folder}/index.parquet: {name}")
+            size, sha256 = entry["bytes"], entry["sha256"]
+            found.append(Shard(folder / name, size, sha256, episodes[rows], steps[rows], wanted[rows], blocks))
     if not found:
         asked = "".join(f", {what} {value!r}" for what, value in (("split", split), ("status", status)) if value)
         fault = f"{folder} holds no sample of what is asked for (data set {manifest['dataset']!r}{asked})"
         splits = shards.order_splits(map(shards.split_of, episode_ids))
         raise InputError(f"{fault}; it has the splits {', '.join(splits)}" if split and split not in splits else fault)
     return ShardSet(folder, manifest["dataset"], manifest["horizon"], episode_ids, found)
+
+
+def _blocks(offsets: np.ndarray, lengths: np.ndarray, where: str) -> np.ndarray:
+    """Where samples lie in a tar, in half the memory of the index: one follows the other, in whole blocks."""
+    edges = np.append(offsets, offsets[-1] + lengths[-1])
+    if offsets[0] < 0 or (lengths <= 0).any() or (edges[1:] - edges[:-1] != lengths).any() or (edges % 512).any():
+        raise InputError(f"{where}: the samples do not lie one after the other; `pixelcli verify` says more")
+    return (edges // 512).astype(np.int32)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:

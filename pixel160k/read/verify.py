@@ -19,11 +19,13 @@ from pixel160k.format import shards
 from pixel160k.format.schema import Manifest
 from pixel160k.format.statistics import Transitions
 from pixel160k.format.table import REASONS, REJECTED
-from pixel160k.paths import AnyPath, list_sizes, open_path
+from pixel160k.paths import AnyPath, find_sizes, open_path
 from pixel160k.processes import in_order
 from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
 from pixel160k.read.verify_shard import ShardFindings, ShardTask, check_shard
 from pixel160k.read.verify_statistics import check_statistics
+
+_COMPANIONS = ("index.parquet", "dataset_statistics.json", "croissant.json")
 
 
 def verify(directory: str | AnyPath, workers: int = 1) -> list[str]:
@@ -54,7 +56,7 @@ class _Verification:
     def __init__(self, directory: AnyPath, manifest: Manifest, transitions: Transitions) -> None:
         self._faults: list[str] = []
         self._directory, self._manifest = directory, manifest
-        self._sizes = list_sizes(directory)
+        self._sizes = find_sizes(directory, {*_COMPANIONS, *manifest.files, *(shard.name for shard in manifest.shards)})
         self._statistics = self._read_statistics()
         self._counted = (self._statistics or {}).get("split", "")  # the only one in them; "": all are
         self._index = self._read_index()
@@ -123,7 +125,7 @@ class _Verification:
                 f"{usable} episodes were to be written, but {manifest.episodes} are here and "
                 f"{len(manifest.left_out)} left out",
             )
-        for name in ("index.parquet", "dataset_statistics.json", "croissant.json"):
+        for name in _COMPANIONS:
             if name not in manifest.files:
                 self._fault("manifest.json", f"lacks the checksum of {name}")
 

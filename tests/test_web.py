@@ -1,0 +1,179 @@
+"""Shards on a web server: read as a folder is, over connections that drop, and kept in a cache."""
+
+import itertools
+import json
+import multiprocessing
+import shutil
+import threading
+import time
+
+import pytest
+from click.testing import CliRunner
+from drawn_shards import write_drawn_shards
+from numbered_shards import write_shards
+from web_server import serve_folder
+
+from cli import main
+from pixel160k import ShardDirectory, open_shards, web
+from pixel160k.errors import InputError
+from pixel160k.read import cache as caches
+from pixel160k.read.verify import verify
+
+pytest.importorskip("aiohttp", reason="needs the extra [cloud]")
+FILES = [[5, 3, 4], [6], [2, 2], [7], [3, 3, 3], [4]]
+SOME = "drawn-train-{00001..00002}.tar"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("web") / "shards", FILES)
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def keys(*sources, **changed):
+    return [sample.key for sample in open_shards(*sources, members=(), **changed)]
+
+
+def test_urls_are_read_as_folders_are(directory, tmp_path):
+    with serve_folder(directory) as (url, _):
+        pattern = "drawn-train-{00001..00003}.tar"
+        assert keys(f"{url}/{pattern}") == keys(f"{directory}/{pattern}")
+        assert open_shards(url).statistics == open_shards(directory).statistics
+        ours, theirs = ShardDirectory(url), ShardDirectory(directory)
+        assert ours.members(ours.episode_ids[3], 1) == theirs.members(theirs.episode_ids[3], 1)
+        assert verify(url) == verify(directory)
+        with pytest.raises(InputError, match="/nowhere holds no shards"):
+            open_shards(f"{url}/nowhere")
+
+
+def test_commands_read_urls(tmp_path):
+    shards = write_drawn_shards(tmp_path / "shards")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (shards / "manifest.json").write_text(json.dumps(manifest | {"annotations": {"source": "libero"}}))
+    with serve_folder(shards) as (url, _):
+        for command in (
+            ["browse", "--out", tmp_path / "page.html"],
+            ["export", "--to", "hf", "--out", tmp_path / "hf"],
+        ):
+            result = CliRunner().invoke(main, [*map(str, command), "--shards", url])
+            assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(main, ["export", "--to", "hf", "--out", f"{url}/out", "--shards", url])
+        assert result.exit_code == 1 and "the web can only be read; choose another --out" in result.output
+
+
+def test_samples_that_follow_each_other_are_one_request(directory):
+    with serve_folder(directory) as (url, requests):
+        assert keys(url, interleave=0) == keys(directory, interleave=0)
+        assert len([path for path, _ in requests if path.endswith(".tar")]) == len(FILES)
+
+
+@pytest.mark.parametrize("interleave", [0, 3])
+def test_an_epoch_over_connections_that_all_drop_is_complete_and_in_order(directory, interleave, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with serve_folder(directory, drop=6000) as (url, requests):  # a sample has 6,656 bytes
+        loader = open_shards(f"{url}/{SOME}", interleave=interleave)
+        first = [sample.key for sample in itertools.islice(iter(loader), 7)]
+        resumed = open_shards(f"{url}/{SOME}", interleave=interleave)
+        resumed.load_state_dict(loader.state_dict())
+        read = first + [sample.key for sample in resumed]
+    assert read == [sample.key for sample in open_shards(f"{directory}/{SOME}", interleave=interleave)]
+    assert len(read) == 10 and len(requests) > 30
+
+
+def test_a_host_that_does_not_answer_is_one_line_after_a_while(monkeypatch):
+    waited = []
+
+    def in_main():
+        return threading.current_thread() is threading.main_thread()
+
+    monkeypatch.setattr(web.time, "sleep", lambda seconds: in_main() and waited.append(seconds))
+    for reading in (
+        lambda: open_shards("http://127.0.0.1:1/shards"),
+        lambda: ShardDirectory("http://127.0.0.1:1/shards"),
+    ):
+        with pytest.raises(InputError, match=r"cannot read http://127.0.0.1:1/shards/manifest.json: Cannot connect"):
+            reading()
+    assert sum(waited) < 20
+    result = CliRunner().invoke(main, ["verify", "--shards", "http://127.0.0.1:1/shards"])
+    assert result.exit_code == 1 and "Cannot connect" in result.output and "holds no shards" not in result.output
+
+
+def test_a_server_that_goes_away_is_an_error_that_is_not_skipped(directory, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with serve_folder(directory) as (url, _):
+        loader = open_shards(url, on_error="skip")
+    with pytest.raises(InputError, match=r"drawn-train-0000.* cannot be read at drawn-train-.*Cannot connect"):
+        list(loader)
+
+
+def test_whole_shards_are_kept(directory, tmp_path):
+    with serve_folder(directory, parts=False) as (url, requests):
+        with pytest.raises(InputError, match=r"gives whole files only; read with cache_dir="):
+            keys(url)
+        for _ in range(2):
+            assert keys(url, cache_dir=tmp_path / "cache") == keys(directory)
+            assert len([path for path, _ in requests if path.endswith(".tar")][-len(FILES) :]) == len(FILES)
+        requests.clear()
+        assert keys(url, cache_dir=tmp_path / "cache", epoch=1) == keys(directory, epoch=1)
+        assert not [path for path, _ in requests if path.endswith(".tar")]
+    kept = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("*.tar"))
+    assert kept == sorted(path.name for path in directory.glob("*.tar"))
+
+
+def test_the_cache_keeps_no_more_than_it_may(directory, tmp_path):
+    sizes = sorted(path.stat().st_size for path in directory.glob("*.tar"))
+    limit, folder = sum(sizes[-2:]), tmp_path / "cache"
+    with serve_folder(directory) as (url, _):
+        with pytest.raises(InputError, match=r"cache_bytes=.* is too little .* raise it, or lower interleave"):
+            keys(url, cache_dir=folder, cache_bytes=limit)
+        for epoch in range(2):
+            loader = open_shards(url, cache_dir=folder, cache_bytes=limit, interleave=2, epoch=epoch)
+            for _ in loader:
+                assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= limit
+        assert keys(url, cache_dir=folder, cache_bytes=limit, interleave=2) == keys(directory, interleave=2)
+
+
+def test_what_is_kept_is_what_the_manifest_says(directory, tmp_path):
+    served = tmp_path / "served"
+    shutil.copytree(directory, served)
+    tar = served / "drawn-train-00003.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"move the cup 0", b"lift the cup 0"))
+    with serve_folder(served) as (url, _):
+        loader = open_shards(url, cache_dir=tmp_path / "cache", on_error="skip")
+        assert len(list(loader)) == 35 and loader.skipped == 7
+        with pytest.raises(
+            InputError, match=r"drawn-train-00003.tar cannot be read .*differs from the manifest's SHA-256"
+        ):
+            keys(url, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*drawn-train-00003.tar"))
+
+
+def test_processes_that_ask_at_once_copy_once(directory, tmp_path):
+    with serve_folder(directory) as (url, requests):
+        processes = [
+            multiprocessing.get_context("fork").Process(
+                target=keys, args=(url,), kwargs={"cache_dir": tmp_path / "cache"}
+            )
+            for _ in range(3)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert len([path for path, _ in requests if path.endswith(".tar")]) == len(FILES)
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path, monkeypatch):
+    (tmp_path / f"{caches.TEMPORARY}x-a.tar").write_bytes(b"part")
+    cache = caches.ShardCache(tmp_path, 10)
+    cache._make_room(1)
+    assert list(tmp_path.iterdir())
+    later = time.time() + 2 * caches._ABANDONED
+    monkeypatch.setattr(caches.time, "time", lambda: later)
+    cache._make_room(1)
+    assert not list(tmp_path.iterdir())
