@@ -86,9 +86,9 @@ def find_circle(graph):
 
 def test_all_rooms_are_seen(house):
     assert {module.split(".")[0] for module in house} == MAY_IMPORT.keys()
-    assert "webdataset" in house["pixel160k.format.shards"] and "pixel160k.show.sample_html" in modules_among(
-        house["pixel160k.read.samples"], house
-    )
+    assert "matplotlib.figure.Figure" in house[
+        "pixel160k.show.data_figure"
+    ] and "pixel160k.show.sample_html" in modules_among(house["pixel160k.read.samples"], house)
 
 
 def test_a_circle_is_found():
