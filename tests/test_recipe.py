@@ -132,5 +132,5 @@ def test_a_damaged_shard_is_one_line_from_a_loader_process_too(shards, tmp_path,
     for tar in damaged.glob("*.tar"):
         tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     monkeypatch.setattr(run, "HeldOut", lambda processor, settings, _: HeldOut(processor, settings, [shards]))
-    with pytest.raises(InputError, match=r"^\S+\.tar .* drawn-train-\S+; `pixelcli verify` says more$"):
+    with pytest.raises(InputError, match=r"^\S+\.tar .* drawn-train-\S+ \(.*\); `pixelcli verify` says more$"):
         train(str(damaged), tmp_path / "out", "workers=1")
