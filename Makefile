@@ -33,7 +33,7 @@ test: $(VENV)/.all lint  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest
 
 test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot package itself: 8 GB to install, CI does it
-	$(VENV)/bin/python -m pytest tests/test_export_lerobot.py
+	$(VENV)/bin/python -m pytest -k lerobot tests/test_export_lerobot.py tests/test_splits.py
 
 lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
