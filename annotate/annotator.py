@@ -3,9 +3,9 @@
 The stages are those of the paper's Fig. 6, in their order:
 gripper close -> gripper mask -> region proposal -> target noun -> object mask -> motion evidence -> accept -> prompts.
 Every stage stores what it found; only `accept` decides. Episodes, of one viewpoint where there are enough, go through the
-stages in groups, of the size that the gripper finder wants, and several groups together where a GPU takes them as one batch. There a thread reads
-and decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead, those that wait for others
-of their viewpoint, and those at work.
+stages in groups, of the size that the gripper finder wants, and several groups together where a GPU takes them as one
+batch. There a thread reads and decodes ahead. So a bounded number of episodes has its keyframes in memory: those read ahead,
+those that wait for others of their viewpoint, and those at work.
 
 A bug that an episode meets costs that episode: a failed row, `internal_error`. Groups that fail together are done again
 one by one, and then the episodes of the one that fails alone.
@@ -193,7 +193,10 @@ def _annotate(
     annotators: Annotators,
     settings: AnnotateSettings,
 ) -> list[EpisodeAnnotation]:
-    """Take groups, each of which makes a discrete video, through the stages together; `rows` are those of their episodes, one after another."""
+    """Take groups, each of which makes a discrete video, through the stages together.
+
+    `rows` are those of their episodes, one after another.
+    """
     stopwatch = annotators.stopwatch
     episodes = [keyframed for group in groups for keyframed in group]
     with stopwatch("gripper"), annotators.lock:

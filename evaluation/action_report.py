@@ -27,13 +27,13 @@ class Example:
 
     Attributes:
         sample: the episode's first.
-        jpeg: the sample's image.
+        image: the sample's, JPEG or PNG.
         moves: by condition, float (N_c, 2): x and y of each action of the chunk, in robot units; the demonstrator's under
             `DEMONSTRATED`.
     """
 
     sample: Sample
-    jpeg: bytes
+    image: bytes
     moves: Mapping[str, np.ndarray]
 
 
@@ -70,7 +70,7 @@ def _picture(example: Example) -> Markup:
     masks, points = masks_and_prompts(example.sample, PIXEL_MASK)[0], masks_and_prompts(example.sample, "point")[1]
     layers = [drawing.mask_layer(mask, "target") for mask in masks] + [drawing.prompt_layer(point) for point in points]
     assert example.sample.image is not None
-    return drawing.picture(example.jpeg, example.sample.image.shape[:2], layers, "the first frame and the target")
+    return drawing.picture(example.image, example.sample.image.shape[:2], layers, "the first frame and the target")
 
 
 def _path(condition: str, moves: np.ndarray, reach: float) -> Markup:

@@ -48,7 +48,7 @@ class Settings(BaseModel):
         """
         settings = dict(copy.deepcopy(base)) if base else {}
         if file is not None:
-            settings = _read_file(Path(file))
+            settings = read_settings(Path(file))
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
@@ -86,7 +86,12 @@ class Settings(BaseModel):
         return keys
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings that a YAML file holds, as nested dictionaries, not checked.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
     fault = f"cannot read the settings file {file}"
     try:
         text = file.read_text(encoding="utf-8")

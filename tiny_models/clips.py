@@ -80,7 +80,6 @@ class ClipMaker:
         """Find what a clip can follow: not the arm, and through discrete videos nothing that has a twin."""
         self.footage, self.random = footage, random
         frames = footage.frames
-        self.by_kind = frames.by_kind
         self.gripper, self.arm = frames.label_of(GRIPPER), frames.label_of(ROBOT_ARM)
         twins = Counter(category_of(name) for name in frames.names)
         self.unique = [
@@ -128,7 +127,7 @@ class ClipMaker:
 
     def _discrete(self, length: int) -> tuple[np.ndarray, int]:
         random, frames = self.random, self.footage.frames
-        kind = self.by_kind[random.integers(len(self.by_kind))]
+        kind = frames.by_kind[random.integers(len(frames.by_kind))]
         reach = 2 if random.random() < 0.7 else 12
         chosen = [kind[number] for number in random.choice(len(kind), length, replace=False)]
         clip = np.array([frames.near_grasp(episode, int(random.integers(-reach, reach + 1))) for episode in chosen])
@@ -138,8 +137,7 @@ class ClipMaker:
 
     def _consecutive(self, length: int) -> tuple[np.ndarray, int]:
         random = self.random
-        episodes = self.by_kind[random.integers(len(self.by_kind))]
-        episode = episodes[random.integers(len(episodes))]
+        episode = self.footage.frames.draw_episode(random)
         stride = 1 if random.random() < 0.7 else 2
         start = episode.first + int(random.integers(episode.steps - stride * (length - 1)))
         clip = self._maybe_backwards(start + stride * np.arange(length)).copy()

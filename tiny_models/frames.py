@@ -81,6 +81,11 @@ class Frames:
             )
         return [kinds[kind] for kind in sorted(kinds)]
 
+    def draw_episode(self, random: np.random.Generator) -> EpisodeFrames:
+        """An episode at random; all kinds come equally often."""
+        kind = self.by_kind[random.integers(len(self.by_kind))]
+        return kind[random.integers(len(kind))]
+
     def near_grasp(self, episode: EpisodeFrames, offset: int) -> int:
         """The index of the frame `offset` steps after the gripper closes, or the nearest one inside the episode."""
         return episode.first + int(np.clip(episode.grasp_step + offset, 0, episode.steps - 1))

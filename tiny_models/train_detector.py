@@ -58,8 +58,7 @@ class DetectorExamples:
 
     def _view(self) -> View:
         random, frames = self.random, self.frames
-        kind_of_episode = frames.by_kind[random.integers(len(frames.by_kind))]
-        episode = kind_of_episode[random.integers(len(kind_of_episode))]
+        episode = frames.draw_episode(random)
         kind = random.random()
         if kind < 0.4:
             frame = episode.first + int(random.integers(2))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
@@ -24,6 +23,7 @@ from model.tokenizer import read_tokenizer
 from model.weights import locate, own_tensors
 from pixel160k.errors import InputError
 from pixel160k.files import new_folder, read_json_object
+from pixel160k.settings import read_settings
 from train.settings import TrainSettings, write_recipe
 from train.stages import language_model, lora_layers, merge_adapter
 
@@ -44,14 +44,10 @@ def recipe_of(model: str | Path) -> TrainSettings | None:
     recipe = (latest(Path(model)) or Path(model)) / _RECIPE
     if not recipe.is_file():
         return None
-    try:
-        return TrainSettings.load(recipe)
-    except InputError as error:
-        if "unknown setting 'shuffle_buffer'" not in str(error):
-            raise
-        # Of a checkpoint from before samples were read from where they lie: shuffling needs no buffer any more.
-        settings = yaml.safe_load(recipe.read_bytes())
-        return TrainSettings.load(base={key: value for key, value in settings.items() if key != "shuffle_buffer"})
+    settings = read_settings(recipe)
+    # Of a checkpoint from before samples were read from where they lie: shuffling needs no buffer any more.
+    settings.pop("shuffle_buffer", None)
+    return TrainSettings.load(base=settings)
 
 
 def tensors_to_save(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,7 +1,8 @@
 """The three roles of the annotation and what passes between them; who fills a role is chosen by the settings.
 
 Each role sees several episodes of one source file at once, so that a model can take them as one batch. The finder of
-grippers sees them in groups, of one viewpoint where there are enough, so that a tracker can carry the gripper's look from one to the next.
+grippers sees them in groups, of one viewpoint where there are enough, so that a tracker can carry the gripper's look from
+one to the next.
 """
 
 from collections.abc import Sequence

@@ -32,15 +32,8 @@ from pixel160k.paths import AnyPath, open_path, read_all
 from pixel160k.publish.card import data_card
 from pixel160k.publish.croissant import croissant
 
-_MADE_BY = (
-    "software",
-    "source",
-    "dataset",
-    "settings",
-    "models",
-    "revisions",
-    "limit",
-)  # of run.json; the last two: if any
+# Keys of run.json; the last three are there if there is something to say.
+_MADE_BY = ("software", "source", "dataset", "settings", "models", "revisions", "limit")
 HORIZON = 50  # actions per sample; loaders slice the first N_c
 _AT_ONCE = 16  # parts that are hashed, or files of transitions that are read, at the same time
 

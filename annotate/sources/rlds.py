@@ -279,9 +279,9 @@ def first_episodes(files: Sequence[SourceFile], limit: int) -> list[SourceFile]:
     for file in files:
         if limit == 0:
             break
-        records = (
-            file.records if file.records >= 0 else max(1, sum(1 for _ in read_records(file.path)))
-        )  # 1: a failed row
+        records = file.records
+        if records < 0:
+            records = max(1, sum(1 for _ in read_records(file.path)))  # a file without any makes one failed row
         chosen.append(replace(file, take=min(records, limit)))
         limit -= chosen[-1].take
     return chosen

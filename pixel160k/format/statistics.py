@@ -123,9 +123,8 @@ def _sum(file: IO[bytes], steps: int, of: Callable[[np.ndarray], np.ndarray]) ->
 
 def _at_ranks(file: IO[bytes], ranks: set[int]) -> dict[int, float]:
     """The values of a column that have these ranks, counted from 0, if it were sorted."""
-    found = {
-        rank: (0, rank) for rank in ranks
-    }  # the leading bits of its value, and its rank among those that share them
+    # By rank: the leading bits of its value, and its rank among those that share them.
+    found = {rank: (0, rank) for rank in ranks}
     for shift, length in _DIGITS:
         counts = {leading: np.zeros(1 << length, np.int64) for leading, _ in found.values()}
         file.seek(0)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import yaml
 
 from pixel160k.format.origins import Origin, origin_of
-from pixel160k.format.shards import TRAIN, order_splits, split_of_shard
+from pixel160k.format.shards import IMAGES, TRAIN, order_splits, split_of_shard
 from pixel160k.format.table import REASONS
 from pixel160k.publish.features import IMAGE, METADATA, declared
 
@@ -63,11 +63,15 @@ _FEATURES = pa.schema(
 
 def features(manifest: dict[str, Any]) -> pa.Schema:
     """The columns of shards as Hugging Face's `datasets` gives them: `jpg`, or `png`, or both, of which one is None then."""
-    found = manifest.get("images") or {"jpg": manifest["samples"]}
-    images = [pa.field(name, IMAGE) for name in ("jpg", "png") if name in found]
+    images = [pa.field(name, IMAGE) for name in IMAGES if name in image_counts(manifest)]
     return pa.schema(
         [column for name in _FEATURES.names for column in (images if name == "jpg" else [_FEATURES.field(name)])]
     )
+
+
+def image_counts(manifest: dict[str, Any]) -> dict[str, int]:
+    """How many images shards hold of each form, by the name of the member; the manifest says it only where there are PNGs."""
+    return manifest.get("images") or {"jpg": manifest["samples"]}
 
 
 def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import IMAGES, INDEX_SCHEMA
-from pixel160k.publish.card import samples_by_split
+from pixel160k.publish.card import image_counts, samples_by_split
 
 _CONTEXT = {
     "@language": "en",
@@ -73,7 +73,7 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
         manifest: as in manifest.json, without need of its `files`.
         index_sha256: SHA-256 (hex) of index.parquet.
     """
-    images = manifest.get("images") or {"jpg": manifest["samples"]}
+    images = image_counts(manifest)
     file_sets = {name: of for name, of in _FILE_SETS.items() if of[0] in images or of[0] not in IMAGES}
     tars = [_file(shard["name"], "application/x-tar", shard["sha256"]) for shard in manifest["shards"]]
     described = {

@@ -93,10 +93,7 @@ def read_index(folder: str | AnyPath, columns: Sequence[str] = tuple(shards.INDE
     except OSError as error:
         raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
     index = shards.read_index_table(io.BytesIO(content), where, columns)
-    for column in index.schema:
-        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if found != shards.INDEX_SCHEMA.field(column.name).type or index[column.name].null_count:
-            raise InputError(f"{where} cannot be read (column {column.name}: {found}); build these shards again")
+    _check_columns(index, shards.INDEX_SCHEMA, where)
     return index
 
 
@@ -112,10 +109,16 @@ def read_episode_rows(folder: str | AnyPath) -> pa.Table:
             table = parquet.read(use_threads=False).select(episode_rows.SCHEMA.names)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{where} cannot be read ({one_line(error)}); build these shards again") from None
-    for column in table.schema:
-        if column.type != episode_rows.SCHEMA.field(column.name).type or table[column.name].null_count:
-            raise InputError(f"{where} cannot be read (column {column.name}: {column.type}); build these shards again")
+    _check_columns(table, episode_rows.SCHEMA, where)
     return table.combine_chunks()
+
+
+def _check_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """Check that columns have the types of a schema, texts maybe as dictionaries, and no gaps. Raises InputError."""
+    for column in table.schema:
+        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if found != schema.field(column.name).type or table[column.name].null_count:
+            raise InputError(f"{where} cannot be read (column {column.name}: {found}); build these shards again")
 
 
 def read_statistics(folder: str | AnyPath, dataset: str) -> dict[str, Any]:

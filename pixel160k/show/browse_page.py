@@ -21,7 +21,7 @@ from pixel160k.read.episode_table import episode_table
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.show import drawing
 from pixel160k.show.frames import frame
-from pixel160k.show.overview import FILTERS, SCORES, Choice, Overview
+from pixel160k.show.overview import FILTERS, SCORES, Choice, Overview, has_score
 from pixel160k.show.sample_html import split_at_target
 
 _TEMPLATE = Path(__file__).with_name("browse.html")
@@ -81,16 +81,12 @@ def make_card(row: EpisodeRow, picture: Picture) -> Card:
         missing = f"The close step {row.close_step} is not in the shard, which holds the valid steps {valid}."
     elif row.close_step != row.first_step:
         steps.append(row.close_step)
-    has = {
-        "score": row.score > 0,
-        "mask_score": row.mask_score > 0,
-        "evidence_score": row.evidence_status != table.NOT_APPLICABLE,
-    }
+    scores = {name: getattr(row, name) for name in SCORES}
     return Card(
         row=row,
         instruction=split_at_target(row.instruction, row.target_object),
         meaning=table.REASONS.get(row.reason, ""),
-        scores={name: getattr(row, name) for name in SCORES if has[name]},
+        scores={name: value for name, value in scores.items() if has_score(name, value, row.evidence_status)},
         pictures=[picture(row, step) for step in steps],
         missing=missing,
     )

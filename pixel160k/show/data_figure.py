@@ -18,8 +18,8 @@ from pixel160k.format.shards import TRAIN, split_of
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
+from pixel160k.show.overview import SCORES, has_score
 
-_SCORES = {"score": "detection score", "mask_score": "mask score", "evidence_score": "motion evidence"}  # of the JSON
 _ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
 _COLOURS = {table.ACCEPTED: "#17713a", table.REJECTED: "#c2492f"}
 _PLAIN, _SHOWN = "#1f5fbf", 12  # colour of what has no status; bars per panel
@@ -95,7 +95,7 @@ def figure_numbers(
         for split, episodes in directory.splits.items()
     }
     reasons = Counter[str]()
-    scores: dict[str, dict[str, list[float]]] = {name: {status: [] for status in _COLOURS} for name in _SCORES}
+    scores: dict[str, dict[str, list[float]]] = {name: {status: [] for status in _COLOURS} for name in SCORES}
     bounds = directory.statistics["action"]
     edges = [np.linspace(low, high, 41) for low, high in map(_apart, bounds["q01"], bounds["q99"])]
     actions = np.zeros((len(edges), 40), int)
@@ -113,9 +113,10 @@ def figure_numbers(
             reasons[first.reason] += 1
         skills[_first_word(first.instruction)] += 1
         objects[first.target_object] += 1
-        for name in _SCORES:
-            if _has(first, name):
-                scores[name][first.status].append(getattr(first.metadata, name))
+        for name in SCORES:
+            value = getattr(first.metadata, name)
+            if has_score(name, value, first.metadata.evidence_status):
+                scores[name][first.status].append(value)
         progress(done)
     rows = np.arange(1, horizon + 1)
     whole = np.maximum(np.array(lengths)[:, None] - rows + 1, 0).sum(0)
@@ -151,13 +152,6 @@ def _own_actions(sample: Sample) -> np.ndarray:
     """float32 (n, 7): of the sample's chunk the actions that are the episode's own."""
     assert sample.actions is not None and sample.action_mask is not None  # they were asked for
     return sample.actions[sample.action_mask]
-
-
-def _has(sample: Sample, score: str) -> bool:
-    """Whether a sample's episode has this score: 0 stands for none."""
-    if score == "evidence_score":
-        return sample.metadata.evidence_status != table.NOT_APPLICABLE
-    return getattr(sample.metadata, score) > 0
 
 
 def _first_word(instruction: str) -> str:
@@ -208,7 +202,7 @@ def _draw(figure: Any, numbers: dict[str, Any]) -> None:
     _bars(lists[2], _by_count(Counter(numbers["reasons"]) | Counter(numbers["left_out"])), _COLOURS[table.REJECTED])
 
     for axis, of_status in zip(
-        _panels(rows[1], [f"{name} (episodes)" for name in _SCORES.values()]), numbers["scores"].values(), strict=True
+        _panels(rows[1], [f"{name} (episodes)" for name in SCORES.values()]), numbers["scores"].values(), strict=True
     ):
         below = np.zeros(20)
         for status, histogram in of_status.items():

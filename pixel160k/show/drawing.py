@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], caption: str) -> Markup:
+def picture(image: bytes, size: tuple[int, int], layers: Iterable[Markup], caption: str) -> Markup:
     """An HTML figure of an image with SVG layers over it and a caption below it.
 
     Args:
-        jpeg: the image, JPEG or PNG; its bytes are embedded as they are.
+        image: JPEG or PNG; its bytes are embedded as they are.
         size: (height, width) in pixels.
         layers: as `mask_layer` and the others make them; later ones lie over earlier ones.
         caption: plain text, also for screen readers.
@@ -37,8 +37,8 @@ def picture(jpeg: bytes, size: tuple[int, int], layers: Iterable[Markup], captio
         "<figcaption>{caption}</figcaption></figure>"
     ).format(
         small=" small" if width < 160 else "",  # shown so much larger than they are that pixels should stay pixels
-        form="png" if jpeg.startswith(b"\x89PNG") else "jpeg",
-        data=base64.b64encode(jpeg).decode("ascii"),
+        form="png" if image.startswith(b"\x89PNG") else "jpeg",
+        data=base64.b64encode(image).decode("ascii"),
         width=width,
         height=height,
         layers=Markup().join(layers),

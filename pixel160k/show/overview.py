@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.format.table import NOT_APPLICABLE
 
 SCORES = {"score": "detection score", "mask_score": "mask score", "evidence_score": "motion evidence"}
-"""The scores by which episodes can be sorted, by their columns, and what people call them."""
+"""The scores of an episode, by their names in the JSON and the table of episodes, and what people call them."""
 FILTERS = ("status", "reason", "verb", "target_object")
 """The columns of which one value can be asked for."""
 
@@ -33,6 +34,11 @@ class Choice:
     target_object: str = ""
     text: str = ""
     worst: str = ""
+
+
+def has_score(name: str, value: Any, evidence_status: Any) -> Any:
+    """Whether an episode has one of `SCORES`, or for arrays, which episodes have it: 0 stands for none, or motion could judge."""
+    return evidence_status != NOT_APPLICABLE if name == "evidence_score" else value > 0
 
 
 class Overview:
@@ -75,18 +81,12 @@ class Overview:
         if not choice.worst:
             return np.flatnonzero(keep)
         scores = self.table[choice.worst].to_numpy()
-        chosen = np.flatnonzero(keep & self._have(choice.worst))
+        chosen = np.flatnonzero(keep & has_score(choice.worst, scores, self.table["evidence_status"].to_numpy()))
         return chosen[np.argsort(scores[chosen], kind="stable")]
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[EpisodeRow]:
         """The rows of these episodes."""
         return [EpisodeRow(**row) for row in self.table.take(np.asarray(numbers, np.int64)).to_pylist()]
-
-    def _have(self, score: str) -> np.ndarray:
-        """Which episodes have a score, bool (episodes,)."""
-        if score == "evidence_score":
-            return pc.not_equal(self.table["evidence_status"], NOT_APPLICABLE).to_numpy()
-        return self.table[score].to_numpy() > 0
 
 
 def pages(page: int, count: int) -> list[int]:
