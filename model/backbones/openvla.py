@@ -141,8 +141,29 @@ class OpenVLABackbone(Backbone):
             (batch, N_c, query_size).
         """
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-        sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
-        return self.read_sequence(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
+        positions, count = (mask.cumsum(1) - 1).clamp(min=0), queries.shape[1]
+        queries = queries.to(inputs_embeds.dtype)
+        if not torch.is_grad_enabled() or inputs_embeds.requires_grad or self._learns_to_read():
+            sequence = torch.cat([inputs_embeds, queries], dim=1)
+            return self.read_sequence(sequence, mask, positions)[:, -count:]
+        # Nothing before the queries is learned, and under a causal mask nothing before them depends on them: the sequence
+        # is read without a graph, and the backward pass goes through the queries alone. That is all of the stage `cat`.
+        with torch.no_grad():
+            read = self.language_model.model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=positions[:, :-count],
+                use_cache=True,
+            )
+        return self.language_model.model(
+            inputs_embeds=queries,
+            attention_mask=mask,
+            position_ids=positions[:, -count:],
+            past_key_values=read.past_key_values,
+        ).last_hidden_state
+
+    def _learns_to_read(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.language_model.model.parameters())
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
