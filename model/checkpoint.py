@@ -58,6 +58,18 @@ def current_name(tensor: str) -> str:
     return tensor
 
 
+_ADDED = {"mask_places": False, "prompt_features": False}  # settings that older checkpoints lack: as they were trained
+
+
+def load_settings(written: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a policy as its checkpoint has them; what one of an older version does not say is as it was then.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    return ModelSettings.load(base=_ADDED | dict(written))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint holds beside its weights.
@@ -92,7 +104,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
-        settings = ModelSettings.load(base=config.get("settings"))
+        settings = load_settings(config.get("settings") or {})
     elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from model.backbones.base import Backbone
-from model.checkpoint import current_name, open_checkpoint
+from model.checkpoint import current_name, load_settings, open_checkpoint
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
@@ -176,7 +176,7 @@ def _read_part(folder: Path) -> tuple[str, ModelSettings]:
     config = read_json_object(folder / _CONFIG)
     if not isinstance(config.get("base"), str) or not isinstance(config.get("settings"), dict):
         raise InputError(f"{folder / _CONFIG} lacks base or settings; copy the checkpoint anew")
-    return config["base"], ModelSettings.load(base=config["settings"])
+    return config["base"], load_settings(config["settings"])
 
 
 def merge(checkpoint: Path, out: Path) -> None:
