@@ -48,7 +48,7 @@ class Batch(NamedTuple):
         pixel_values: float32 (batch, channels, size, size): the image in three channels for each way in which the backbone
             wants it normalised, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
         input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
-        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
+        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding; None where no sample is padded.
         masks: float32 (batch, masks, side, side) in [0, 1]: dense masks p_t, as `PromptBatch` has those of prompts.
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     masks: torch.Tensor
     mask_used: torch.Tensor
     prompts: PromptBatch
@@ -68,6 +68,11 @@ class Batch(NamedTuple):
     state: torch.Tensor | None = None
     actions: torch.Tensor | None = None
     action_mask: torch.Tensor | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Tokens and slots of all samples; a GPU is waited for where the batch lies on one."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""

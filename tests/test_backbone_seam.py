@@ -97,7 +97,8 @@ class ToyBackbone(Backbone):
 
     def query(self, inputs_embeds, attention_mask, queries, state=None):
         hidden = self.reader(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
-        read = hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
+        last = -1 if attention_mask is None else attention_mask.sum(1) - 1
+        read = hidden[torch.arange(len(hidden)), last]
         start = self.start(read if state is None else torch.cat([read, state], dim=1))
         return self.recurrent(queries, start[None])[0]
 

@@ -60,7 +60,7 @@ def test_flops_of_the_real_sizes(preset, stage, patch, token, read, query, mark)
     count = FlopCount(policy)
     batch = SimpleNamespace(
         input_ids=torch.zeros(2, 300),
-        attention_mask=torch.ones(2, 290),
+        token_count=2 * 290,
         mask_used=torch.ones(2, 1),
         prompt_used=torch.ones(2, 2),
     )

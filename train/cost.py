@@ -42,7 +42,7 @@ class FlopCount:
         marks = int(batch.mask_used.sum()) + int(batch.prompt_used.sum())
         return (
             self._flops_per_patch * samples * self._patches
-            + self._flops_per_token * int(batch.attention_mask.sum())
+            + self._flops_per_token * batch.token_count
             + (self._flops_per_query_read + self._flops_per_query) * queries
             + self._flops_per_mark * marks
         )
@@ -88,7 +88,7 @@ class Account:
     def add(self, batch: Batch, flops: int) -> None:
         """Add a batch that this process has learned from, and the FLOPs of that step."""
         self.samples += len(batch.input_ids)
-        self.tokens += int(batch.attention_mask.sum()) + (0 if batch.actions is None else batch.actions[..., 0].numel())
+        self.tokens += batch.token_count + (0 if batch.actions is None else batch.actions[..., 0].numel())
         self.flops += flops
 
     def so_far(self) -> dict[str, float]:

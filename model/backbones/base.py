@@ -111,7 +111,7 @@ class Backbone(nn.Module, ABC):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -119,7 +119,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             inputs_embeds: the sequence, (batch, length, hidden_size).
-            attention_mask: (batch, length), 1 = token, 0 = padding.
+            attention_mask: (batch, length), 1 = token, 0 = padding; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: what the settings' `scale_state` made, (batch, ...); None where the backbone reads no state.
 

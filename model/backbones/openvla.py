@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Cache, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from model.backbones import openvla_checkpoint
 from model.backbones.base import Backbone, TokenReaders, VisionOutput
@@ -123,7 +124,7 @@ class OpenVLABackbone(Backbone):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -133,34 +134,47 @@ class OpenVLABackbone(Backbone):
 
         Args:
             inputs_embeds: (batch, length, hidden_size).
-            attention_mask: (batch, length), 1 = token, 0 = padding.
+            attention_mask: (batch, length), 1 = token, 0 = padding; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: not read.
 
         Returns:
             (batch, N_c, query_size).
         """
-        mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-        positions, count = (mask.cumsum(1) - 1).clamp(min=0), queries.shape[1]
-        queries = queries.to(inputs_embeds.dtype)
+        count, queries = queries.shape[1], queries.to(inputs_embeds.dtype)
+        allowed = positions = None
+        if attention_mask is not None:
+            mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
+            allowed, positions = _causal(mask), (mask.cumsum(1) - 1).clamp(min=0)
         if not torch.is_grad_enabled() or inputs_embeds.requires_grad or self._learns_to_read():
-            sequence = torch.cat([inputs_embeds, queries], dim=1)
-            return self.read_sequence(sequence, mask, positions)[:, -count:]
+            return self._read(torch.cat([inputs_embeds, queries], dim=1), allowed, positions).last_hidden_state[
+                :, -count:
+            ]
         # Nothing before the queries is learned, and under a causal mask nothing before them depends on them: the sequence
         # is read without a graph, and the backward pass goes through the queries alone. That is all of the stage `cat`.
+        before, after = (None, None), (None, None)
+        if allowed is not None and positions is not None:
+            before = allowed[:, :, :-count, :-count], positions[:, :-count]
+            after = allowed[:, :, -count:], positions[:, -count:]
         with torch.no_grad():
-            read = self.language_model.model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=positions[:, :-count],
-                use_cache=True,
-            )
+            read = self._read(inputs_embeds, *before, use_cache=True)
+        return self._read(queries, *after, past_key_values=read.past_key_values).last_hidden_state
+
+    def _read(
+        self,
+        inputs_embeds: torch.Tensor,
+        allowed: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        use_cache: bool = False,
+        past_key_values: Cache | None = None,
+    ) -> BaseModelOutputWithPast:
         return self.language_model.model(
-            inputs_embeds=queries,
-            attention_mask=mask,
-            position_ids=positions[:, -count:],
-            past_key_values=read.past_key_values,
-        ).last_hidden_state
+            inputs_embeds=inputs_embeds,
+            attention_mask=allowed,
+            position_ids=positions,
+            use_cache=use_cache,
+            past_key_values=past_key_values,
+        )
 
     def _learns_to_read(self) -> bool:
         return any(parameter.requires_grad for parameter in self.language_model.model.parameters())
@@ -184,6 +198,17 @@ class OpenVLABackbone(Backbone):
         )
         logits = self.language_model.lm_head(last_hidden_state)
         return OpenVLAOutput(patch_features, projected, last_hidden_state, logits)
+
+
+def _causal(mask: torch.Tensor) -> torch.Tensor:
+    """Who sees whom, bool (batch, 1, length, length), of a mask (batch, length): each token itself and the tokens before it.
+
+    transformers makes the same of `mask`, but looks at its values first, for which a GPU has to be waited. Padding sees
+    itself, since a row without anything to see would be no number.
+    """
+    length = mask.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return (before & mask[:, None, None].bool()) | torch.eye(length, dtype=torch.bool, device=mask.device)
 
 
 def mask_with_patches(attention_mask: torch.Tensor, patches: int) -> torch.Tensor:
