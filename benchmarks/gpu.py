@@ -495,7 +495,7 @@ def training(preset: str, device: str, batch_size: int, checkpointing: bool) -> 
     optimizer = torch.optim.AdamW(trained, fused=device.startswith("cuda"))
     batch = make_batch(policy.settings, batch_size, 1, 4)
     if preset == "pi0":
-        batch = batch._replace(pixel_values=batch.pixel_values[:, :3], state=torch.randn(batch_size, 32))
+        batch = batch._replace(state=torch.randn(batch_size, 32))
     flops, batch = FlopCount(policy)(batch), batch.to(device)
 
     def step() -> None:

@@ -129,7 +129,7 @@ class PixelVLA(nn.Module):
 
     def forward(self, batch: Batch) -> PolicyOutput:
         """Actions of a batch, and their loss where the batch holds the true ones."""
-        vision = self.backbone.vision(batch.pixel_values.to(next(self.backbone.parameters()).dtype))
+        vision = self.backbone.vision(self.backbone.pixels(batch.images))
         sequence = self.backbone.embed(batch.input_ids.clamp(min=0))
         sequence = fill_slots(sequence, batch.input_ids, IMAGE, self.backbone.project(vision.patch_features))
         if batch.mask_used.shape[1]:

@@ -6,7 +6,6 @@ top left, boxes half-open; pixel centres are at + 0.5.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -75,17 +74,20 @@ def patch_weights(mask: np.ndarray, grid: int) -> np.ndarray:
     Pooled over areas of the full-resolution mask, bool (height, width), exactly at any size: the nearest pixel would
     lose small objects.
     """
-    rows, columns = _overlaps(mask.shape[0], grid), _overlaps(mask.shape[1], grid)
-    return rows @ mask.astype(np.float32) @ columns.T
+    sums = cv2.integral(mask.astype(np.uint8)).astype(np.int64)
+    sums = _at_edges(_at_edges(sums, grid).T, grid).T
+    return (np.diff(np.diff(sums, axis=0), axis=1) / mask.size).astype(np.float32)
 
 
-@lru_cache(maxsize=32)
-def _overlaps(length: int, cells: int) -> np.ndarray:
-    """How much of each of `cells` equal parts of a side each of its `length` pixels fills: float32 (cells, length)."""
-    edges = np.linspace(0, length, cells + 1)[:, None]
-    pixels = np.arange(length)
-    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return (np.clip(overlap, 0, None) * cells / length).astype(np.float32)
+def _at_edges(sums: np.ndarray, cells: int) -> np.ndarray:
+    """Sums up to each pixel's edge, int (length + 1, n), at the edges of `cells` equal parts, times `cells`: whole numbers.
+
+    Matrix products say the same; but where BLAS has many threads, ones as small as these take a loader most of its time.
+    """
+    length = len(sums) - 1
+    pixel, part = np.divmod(np.arange(cells + 1) * length, cells)
+    before, after = sums[pixel], sums[np.minimum(pixel + 1, length)]
+    return before * cells + (after - before) * part[:, None]
 
 
 def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -93,10 +95,15 @@ def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarr
 
     OpenVLA's and Octo's: brightness ± 0.2 of the range, contrast and saturation × 0.8 to 1.2, hue ± 0.05 of the circle.
     """
-    unit = image.astype(np.float32) / 255 + generator.uniform(-0.2, 0.2)
-    mean = unit.mean((0, 1))
-    unit = np.clip((unit - mean) * generator.uniform(0.8, 1.2) + mean, 0, 1).astype(np.float32)
-    hsv = cv2.cvtColor(unit, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = np.clip(hsv[..., 1] * generator.uniform(0.8, 1.2), 0, 1)
-    hsv[..., 0] = (hsv[..., 0] + 360 * generator.uniform(-0.05, 0.05)) % 360
-    return np.round(np.clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), 0, 1) * 255).astype(np.uint8)
+    brightness, contrast = generator.uniform(-0.2, 0.2), generator.uniform(0.8, 1.2)
+    mean = np.array(cv2.mean(image)[:3]) / 255 + brightness
+    levels = np.arange(256)[:, None] / 255 + brightness
+    table = np.clip((levels - mean) * contrast + mean, 0, 1).astype(np.float32)
+    hsv = cv2.cvtColor(cv2.LUT(image, table[:, None]), cv2.COLOR_RGB2HSV)
+    hue, saturation = hsv[..., 0], hsv[..., 1]
+    saturation *= generator.uniform(0.8, 1.2)
+    np.minimum(saturation, 1, out=saturation)
+    hue += 360 * generator.uniform(-0.05, 0.05)
+    hue[hue < 0] += 360
+    hue[hue >= 360] -= 360
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), alpha=255)

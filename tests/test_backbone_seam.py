@@ -161,7 +161,7 @@ def test_it_trains_a_step_and_predicts():
 def test_its_words_and_pixels_are_its_own():
     policy = make()
     batch = policy.processor([Observation(IMAGE, "Pick up the cup.")])
-    assert batch.pixel_values.shape == (1, 3, 32, 32) and batch.state is None
+    assert policy.backbone.pixels(batch.images).shape == (1, 3, 32, 32) and batch.state is None
     text = byte_tokenizer().decode([index for index in batch.input_ids[0] if index > 1])
     assert text == "Do: pick up the cup."
 

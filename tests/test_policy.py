@@ -137,7 +137,7 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
     backbone = policy.backbone
     with torch.no_grad():
         embedded = backbone.embed(torch.tensor([text]))
-        patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
+        patches = backbone.project(backbone.vision(backbone.pixels(batch.images)).patch_features)
         sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
         sequence = torch.cat(sequence, dim=1)
         hidden = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
@@ -162,7 +162,7 @@ def test_masks_and_prompts_stay_on_their_image(size, crop):
         "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size)),
     }[crop]
     batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
-    brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
+    brightness = batch.images[0].float().mean(-1) / 255
     patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
     weights = patch_weights(mask_prompts(batch.masks), 14)[0, 0].view(14, 14)
     assert (patches - weights).abs().max() < 0.1
