@@ -98,8 +98,10 @@ def main() -> None:
         for other, words in (("none", "text only"), (f"wrong_{kind}", "the wrong bowl's")):
             saved = [1 - one[kind]["xy"] / one[other]["xy"] for one in before]
             apart = all(one[kind]["xy_95"][1] < one[other]["xy_95"][0] for one in before)
-            told = ", ".join(f"{share:.0%}" for share in saved)
-            print(f"{kind}: lower than with {words} by {told}; intervals {'' if apart else 'not '}apart in every seed")
+            shares = ", ".join(f"{share:.0%}" for share in saved)
+            print(
+                f"{kind}: lower than with {words} by {shares}; intervals {'' if apart else 'not '}apart in every seed"
+            )
 
 
 if __name__ == "__main__":
