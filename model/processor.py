@@ -74,9 +74,13 @@ class Batch(NamedTuple):
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        moved = {name: tensor.to(device) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
-        return self._replace(**moved, prompts=PromptBatch(*(tensor.to(device) for tensor in self.prompts)))
+        """The same batch on a device; from pinned memory the host does not wait until it is there."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=tensor.is_pinned())
+
+        moved = {name: move(tensor) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
+        return self._replace(**moved, prompts=PromptBatch(*map(move, self.prompts)))
 
 
 class _Prompt(NamedTuple):

@@ -131,6 +131,30 @@ def test_a_batch_gives_what_each_observation_gives_alone(policy):
             torch.testing.assert_close(alone, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("preset", ["openvla", "pi0"])
+def test_one_graph_without_breaks_acts_for_all_texts(preset):
+    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording no new graph."""
+    compiled = []
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    policy = make(PI0 if preset == "pi0" else SMALLER)
+    state = np.zeros(7, np.float32)
+    mask, where = square(8, 8), [point(12, 12)]
+    observations = [
+        Observation(picture(seed), text, [mask], where, state, "bridge_orig")
+        for seed, text in enumerate(("Pick up the cup.", "Pick up a jar.", "Put the cup up"))
+    ]
+    expected = [policy.act([one])[0] for one in observations]
+    policy.compile_acting([observations[:1]], backend=count)
+    assert len(compiled) == 1
+    for one, actions in zip(observations, expected, strict=True):
+        np.testing.assert_allclose(policy.act([one])[0], actions, rtol=0, atol=1e-5)
+    assert len(compiled) == 1
+
+
 def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
     batch = policy.processor([Observation(picture(), "Pick up the cup.")])
     text = [1, *byte_tokenizer().encode("In: What action should the robot take to pick up the cup?\nOut:")]

@@ -462,6 +462,18 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):
     assert all(torch.equal(kept[name], good[name]) for name in good)
 
 
+def test_a_full_gpu_is_one_line_that_names_the_way_out(shards, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(PixelVLA, "forward", full)
+    with pytest.raises(
+        InputError, match=r"memory is full at step 1 with 2 samples.*2\.00 GiB.*gradient_checkpoin"
+    ) as error:
+        train(shards, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):
     train(shards, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-2").rglob("*") if path.is_file()}

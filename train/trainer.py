@@ -120,9 +120,24 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and add it to the account."""
+        """Learn from a batch, and add it to the account.
+
+        Raises:
+            InputError: the GPU's memory is full; says what would need less.
+        """
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
-        return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            less = ["a smaller batch_size with more accumulation"]
+            if self._settings.stage != "cat" and not self._settings.gradient_checkpointing:
+                less.append("--set gradient_checkpointing=true")
+            if not self._settings.fsdp:
+                less.append("several GPUs with --set fsdp=true")
+            raise InputError(
+                f"the GPU's memory is full at step {self.state.global_step + 1} with {len(inputs['keys'])} samples a batch "
+                f"({one_line(error)}); what needs less: {', or '.join(less)}"
+            ) from None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the account too.
