@@ -6,7 +6,9 @@ One policy with random weights learns from the same batches twice in one run: in
 and AdamW, then in `PolicyTrainer`, with logging every 10 steps and the account. Loading is left out: the batches are there.
 
 Then a step is read operator by operator. "waits" are those that a GPU cannot do without the host looking at a value
-(`.item()`, indexing by a mask); "casts" copy a tensor to another type; both are the same on a CPU. Where nothing before
+(`.item()`, indexing by a mask), by the file that asks; "casts" copy a tensor to another type. A CPU shows both, and two kinds
+that a GPU does not meet: the account (train/cost.py) reads batches that still lie on the host, and the check of slots
+(model/sequence.py) is made on a CPU alone. Where nothing before
 the queries is learned (`cat`), the bare loop is also run with a graph through the whole sequence, as a naive loop has it.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +47,10 @@ class Operators(TorchDispatchMode):
         name = operator.overloadpacket.__name__
         by_mask = name == "index" and any(part is not None and part.dtype == torch.bool for part in arguments[1])
         if by_mask or name in ("_local_scalar_dense", "nonzero"):
-            self.counts["waits"] += 1
+            caller = next(
+                frame for frame in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in frame.filename
+            )
+            self.counts[f"waits in {'/'.join(Path(caller.filename).parts[-2:])}"] += 1
         if name == "_to_copy" and (named or {}).get("dtype") not in (None, arguments[0].dtype):
             self.counts["casts"] += 1
         self.counts["operators"] += 1
@@ -74,7 +80,8 @@ class Watch(TrainerCallback):
     """Notes when each step ended, and the operators until then."""
 
     def __init__(self, operators: Operators | None = None) -> None:
-        self.operators, self.ends, self.counts = operators, [time.perf_counter()], []
+        self.operators, self.ends = operators, [time.perf_counter()]
+        self.counts: list[dict[str, int]] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Called by the trainer."""

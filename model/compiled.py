@@ -25,7 +25,7 @@ class CompiledForward:
             forward: of the policy.
             backend: of `torch.compile`; on a GPU "inductor" also records CUDA graphs.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, MOST_SHAPES)
         # One graph without breaks: each would be launched, and waited for, by itself.
         mode = "reduce-overhead" if backend == "inductor" else None
         self._forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend, mode=mode)

@@ -16,6 +16,7 @@ the one without content takes its encoder's null token.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from model.backbones.settings import TextForm
@@ -94,11 +95,10 @@ def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor |
     The mask is None where all rows are of one length. Nothing reads what stands at padding, so its id is 0 whatever the
     tokenizer.
     """
-    length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
-    if all(len(row) == length for row in rows):
-        return ids, None
-    return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    lengths = np.array([len(row) for row in rows])
+    ids, used = np.zeros((len(rows), lengths.max()), np.int64), np.arange(lengths.max()) < lengths[:, None]
+    ids[used] = [token for row in rows for token in row]  # torch.tensor of lists takes ten times as long
+    return torch.from_numpy(ids), None if used.all() else torch.from_numpy(used.astype(np.int64))
 
 
 def fill_slots(

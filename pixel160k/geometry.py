@@ -6,6 +6,7 @@ top left, boxes half-open; pixel centres are at + 0.5.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarr
     mean = np.array(cv2.mean(image)[:3]) / 255 + brightness
     levels = np.arange(256)[:, None] / 255 + brightness
     table = np.clip((levels - mean) * contrast + mean, 0, 1).astype(np.float32)
-    hsv = cv2.cvtColor(cv2.LUT(image, table[:, None]), cv2.COLOR_RGB2HSV)
+    hsv: Any = cv2.cvtColor(cv2.LUT(image, table[:, None]), cv2.COLOR_RGB2HSV)
     hue, saturation = hsv[..., 0], hsv[..., 1]
     saturation *= generator.uniform(0.8, 1.2)
     np.minimum(saturation, 1, out=saturation)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from transformers import Cache, LlamaConfig, LlamaForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.backbones import openvla_checkpoint
 from model.backbones.base import Backbone, TokenReaders, VisionOutput
@@ -142,39 +141,23 @@ class OpenVLABackbone(Backbone):
             (batch, N_c, query_size).
         """
         count, queries = queries.shape[1], queries.to(inputs_embeds.dtype)
-        allowed = positions = None
+        whole: dict[str, torch.Tensor] = {}
+        before, after = whole, whole
         if attention_mask is not None:
             mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
             allowed, positions = _causal(mask), (mask.cumsum(1) - 1).clamp(min=0)
+            whole = {"attention_mask": allowed, "position_ids": positions}
+            before = {"attention_mask": allowed[:, :, :-count, :-count], "position_ids": positions[:, :-count]}
+            after = {"attention_mask": allowed[:, :, -count:], "position_ids": positions[:, -count:]}
+        read = self.language_model.model
         if not torch.is_grad_enabled() or inputs_embeds.requires_grad or self._learns_to_read():
-            return self._read(torch.cat([inputs_embeds, queries], dim=1), allowed, positions).last_hidden_state[
-                :, -count:
-            ]
+            sequence = torch.cat([inputs_embeds, queries], dim=1)
+            return read(inputs_embeds=sequence, use_cache=False, **whole).last_hidden_state[:, -count:]
         # Nothing before the queries is learned, and under a causal mask nothing before them depends on them: the sequence
         # is read without a graph, and the backward pass goes through the queries alone. That is all of the stage `cat`.
-        before, after = (None, None), (None, None)
-        if allowed is not None and positions is not None:
-            before = allowed[:, :, :-count, :-count], positions[:, :-count]
-            after = allowed[:, :, -count:], positions[:, -count:]
         with torch.no_grad():
-            read = self._read(inputs_embeds, *before, use_cache=True)
-        return self._read(queries, *after, past_key_values=read.past_key_values).last_hidden_state
-
-    def _read(
-        self,
-        inputs_embeds: torch.Tensor,
-        allowed: torch.Tensor | None,
-        positions: torch.Tensor | None,
-        use_cache: bool = False,
-        past_key_values: Cache | None = None,
-    ) -> BaseModelOutputWithPast:
-        return self.language_model.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=allowed,
-            position_ids=positions,
-            use_cache=use_cache,
-            past_key_values=past_key_values,
-        )
+            past = read(inputs_embeds=inputs_embeds, use_cache=True, **before).past_key_values
+        return read(inputs_embeds=queries, past_key_values=past, **after).last_hidden_state
 
     def _learns_to_read(self) -> bool:
         return any(parameter.requires_grad for parameter in self.language_model.model.parameters())
