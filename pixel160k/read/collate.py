@@ -9,15 +9,16 @@ from pixel160k.errors import InputError
 from pixel160k.read.samples import Sample
 
 _TEXTS = ("key", "episode_id", "dataset", "instruction", "target_object", "status", "reason")
-_ARRAYS = ("image", "labels", "actions", "action_mask", "state")
+_ARRAYS = ("image", "labels", "actions", "action_mask", "state", "history", "history_valid")
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """A batch of what all samples have: texts as lists, `step` int64 (batch,), and the arrays that were asked for stacked.
 
     Those are `image` uint8 (batch, height, width, 3), `labels` uint8 (batch, height, width), `actions` float32
-    (batch, chunk, 7), `action_mask` bool (batch, chunk) and `state` float32 (batch, S), as torch tensors. Prompts and
-    metadata differ in form from sample to sample and are left out.
+    (batch, chunk, 7), `action_mask` bool (batch, chunk), `state` float32 (batch, S), `history` uint8 (batch, history, height,
+    width, 3) and `history_valid` bool (batch, history), as torch tensors. Prompts and metadata differ in form from sample to
+    sample and are left out.
 
     Raises:
         InputError: arrays of one name differ in shape, as images of two data sets may; names the line to write.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TypeVar
 
 import cv2
@@ -62,6 +63,10 @@ class Sample:
         action_mask: bool (chunk,): which of the actions are the episode's own.
         state: proprioception, float32 (S,).
         metadata: the JSON member with everything else.
+        history: RGB, uint8 (history, height, width, 3): the images of the steps before this one, oldest first. Before the
+            episode's first valid step its image stands again and again, as in Octo and LeRobot (`octo.data.traj_transforms.
+            chunk_act_obs`, `delta_timestamps`).
+        history_valid: bool (history,): which of them are the episode's own.
     """
 
     key: str
@@ -79,6 +84,8 @@ class Sample:
     action_mask: np.ndarray | None = field(repr=False)
     state: np.ndarray | None = field(repr=False)
     metadata: Metadata = field(repr=False)
+    history: np.ndarray | None = field(default=None, repr=False)
+    history_valid: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
@@ -132,7 +139,26 @@ def check_chunk(chunk: int, horizon: int, where: str) -> None:
         raise InputError(f"{where} holds {horizon} actions per sample; a chunk of {chunk} cannot be cut from that")
 
 
-def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tuple(MEMBERS), chunk: int = 0) -> Sample:
+def check_history(history: int, members: Collection[str]) -> None:
+    """Check that samples with these members can have the images of so many steps before them.
+
+    Raises:
+        InputError: it is no such number, or images are not asked for.
+    """
+    if history < 0:
+        raise InputError(f"history is a number of steps, 0 for none, not {history}")
+    if history and "image" not in members:
+        raise InputError("history is of images; ask for the member 'image' too")
+
+
+def decode(
+    key: str,
+    members: Mapping[str, bytes],
+    wanted: Collection[str] = tuple(MEMBERS),
+    chunk: int = 0,
+    history: int = 0,
+    past: Mapping[str, Mapping[str, bytes]] = MappingProxyType({}),
+) -> Sample:
     """Decode a sample from the bytes of its members.
 
     Args:
@@ -140,12 +166,16 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...). Other members are left alone.
         wanted: what of `MEMBERS` to decode.
         chunk: how many actions; 0 for all that there are.
+        history: of how many steps before it the images are wanted.
+        past: of these steps the members of those that there are, by their keys, oldest first.
 
     Raises:
         InputError: a member is missing or damaged; names the key and the member.
     """
 
-    def parse(suffix: str, parser: Callable[[bytes], _Parsed]) -> _Parsed:
+    def parse(
+        suffix: str, parser: Callable[[bytes], _Parsed], members: Mapping[str, bytes] = members, key: str = key
+    ) -> _Parsed:
         if suffix not in members:
             raise InputError(f"{key}: lacks {suffix!r}")
         try:
@@ -155,6 +185,9 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
 
     metadata = parse("json", lambda content: _metadata(content, key))
     actions = parse("action.npy", lambda content: _actions(content, chunk)) if "actions" in wanted else None
+    image = parse(shards.image_member(members), _image) if "image" in wanted else None
+    if history and image is not None:
+        before = [parse(shards.image_member(of), _image, of, step) for step, of in past.items()]
     return Sample(
         key=key,
         episode_id=metadata.episode_id,
@@ -164,14 +197,24 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         target_object=metadata.target_object,
         status=metadata.status,
         reason=metadata.reason,
-        image=parse(shards.image_member(members), _image) if "image" in wanted else None,
+        image=image,
         labels=parse("mask.png", _labels) if "labels" in wanted else None,
         prompts=parse("json", lambda _: _prompts(metadata)) if "prompts" in wanted else (),
         actions=actions,
         action_mask=None if actions is None else chunk_mask(metadata.step, metadata.last_step, len(actions)),
         state=parse("state.npy", lambda content: _floats(content, 1)) if "state" in wanted else None,
         metadata=metadata,
+        history=_history(key, before, image, history) if history and image is not None else None,
+        history_valid=np.arange(history) >= history - len(past) if history else None,
     )
+
+
+def _history(key: str, before: list[np.ndarray], image: np.ndarray, length: int) -> np.ndarray:
+    """The images before one, uint8 (length, height, width, 3); where they are fewer, the first of all comes again."""
+    if {frame.shape for frame in before} - {image.shape}:
+        raise InputError(f"{key}: the images before it are of another size; `pixelcli verify` says more")
+    first = before[0] if before else image
+    return np.stack([*[first] * (length - len(before)), *before])
 
 
 def _metadata(content: bytes, key: str) -> Metadata:

@@ -81,6 +81,20 @@ class ShardSet:
         """The key of a shard's sample by its number in the tar, from 0."""
         return shards.sample_key(self.episode_ids[shard.episodes[number]], int(shard.steps[number]))
 
+    def first_before(self, shard: Shard, number: int, history: int) -> int:
+        """Of a shard's sample by its number and up to `history` steps before it in its episode, the number of the first.
+
+        Raises:
+            InputError: the index lacks a step between them.
+        """
+        first = number
+        while number - first < history and first and shard.episodes[first - 1] == shard.episodes[number]:
+            first -= 1
+        if shard.steps[number] - shard.steps[first] != number - first:
+            fault = f"{self.folder}/index.parquet lacks a step before {self.key(shard, number)}"
+            raise InputError(f"{fault}; `pixelcli verify` says more")
+        return first
+
 
 def open_sets(
     sources: str | AnyPath | Sequence[str | AnyPath], split: str | None, status: str | None
