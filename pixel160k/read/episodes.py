@@ -15,7 +15,7 @@ from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.paths import AnyPath, open_path, read_range
 from pixel160k.read import folder
-from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_history, check_members, decode
+from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
 from pixel160k.read.stored import members_of_each
 
 _EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_]+-\d+-\d+")  # its parts become names of exported files
@@ -45,6 +45,7 @@ class ShardDirectory:
         split: str | None = None,
         by: Literal["step", "episode"] = "step",
         history: int = 0,
+        cameras: Collection[str] = (),
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
 
@@ -55,10 +56,11 @@ class ShardDirectory:
             split: only episodes of this split of the source, such as "train"; by default all.
             by: what `len` and `[number]` count: "step" or "episode".
             history: of how many steps before it each sample has the images too (`Sample.history`).
+            cameras: further cameras whose images samples have too (`Sample.views`); `manifest["cameras"]` lists what there is.
 
         Raises:
             InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member,
-                chunk or split is asked for that the shards do not have.
+                chunk, split or camera is asked for that the shards do not have.
         """
         self.directory = open_path(directory)
         self.split = split
@@ -67,7 +69,8 @@ class ShardDirectory:
             raise InputError(f"by is 'step' or 'episode', not {by!r}")
         self._by = by
         self._members = check_members(members)
-        check_history(history, self._members)
+        self._cameras = check_cameras(cameras, self.manifest.get("cameras", ()), str(self.directory))
+        check_history(history, self._members, self._cameras)
         self._history = history
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
@@ -154,11 +157,11 @@ class ShardDirectory:
             InputError: there is no such sample, or it cannot be read.
         """
         wanted = self._members if members is None else check_members(members)
-        history = self._history if "image" in wanted else 0
+        history = self._history if self._cameras or "image" in wanted else 0
         encoded = self._read(episode_id, step, history)
         key = shards.sample_key(episode_id, step)
         try:
-            return decode(key, encoded.pop(key), wanted, self._chunk, history, encoded)
+            return decode(key, encoded.pop(key), wanted, self._chunk, history, encoded, self._cameras)
         except InputError as error:
             raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
 
