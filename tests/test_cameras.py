@@ -29,6 +29,7 @@ from pixel160k.publish.export import export
 from pixel160k.read.collate import collate
 from pixel160k.read.folder import read_manifest
 from pixel160k.read.verify import verify
+from pixel160k.show.browse_page import write_page
 from pixel160k.tfrecord import read_records, write_records
 
 WRIST, HEIGHT, WIDTH, SHORT = "wrist_image", 48, 80, 4
@@ -173,7 +174,7 @@ def test_the_stream_gives_it_where_it_is_asked_for(directory, interleave):
     assert sample.views == {} == sample.view_history
 
 
-def test_random_access_gives_it_where_it_is_asked_for(directory):
+def test_random_access_gives_it_where_it_is_asked_for(directory, tmp_path):
     opened = ShardDirectory(directory, members=["state"], cameras=[WRIST])
     for number in range(len(opened)):
         sample = opened[number]
@@ -183,6 +184,9 @@ def test_random_access_gives_it_where_it_is_asked_for(directory):
             assert_close(sample.views[WRIST], pixels)
     html = ShardDirectory(directory, cameras=[WRIST]).sample(name(0), 3)._repr_html_()
     assert f">{WRIST}</figcaption>" in html and html.count("<figure") == 2
+    write_page(directory, tmp_path / "page.html", limit=4)  # the fourth does not have it
+    page = (tmp_path / "page.html").read_text()
+    assert page.count(f"also seen by {WRIST}</figcaption>") == 4 and page.count("<figure") == 5
 
 
 def test_a_batch_is_black_where_it_is_missing(directory):
