@@ -100,7 +100,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
-        settings = ModelSettings.load(base=config.get("settings"))
+        settings = policy_settings(config.get("settings"))
     elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
@@ -111,6 +111,18 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     statistics = checked_statistics(config.get("norm_stats") or {}, f"{folder / _CONFIG}: norm_stats")
     tokenizer = read_tokenizer(folder) if (folder / _TOKENIZER).is_file() else None
     return Checkpoint(folder, kind, settings, statistics | read_statistics(folder), tokenizer)
+
+
+def policy_settings(stored: Any) -> ModelSettings:
+    """The settings of a policy as its config.json stores them; those of before π0's images were padded say so.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    backbone = stored.get("backbone") if isinstance(stored, dict) else None
+    if isinstance(backbone, dict) and backbone.get("kind") == "pi0" and "pad_images" not in backbone:
+        stored = stored | {"backbone": backbone | {"pad_images": False}}
+    return ModelSettings.load(base=stored)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:

@@ -112,8 +112,9 @@ class Processor:
 
     def view(self, height: int, width: int) -> View:
         """What a policy sees of an image of this size when it acts: all, or the centre where it was trained on random crops."""
-        size = self.settings.backbone.vision.image_size
-        return centre_crop_view(height, width, size) if self.settings.random_crop else resize_view(height, width, size)
+        size, padded = self.settings.backbone.vision.image_size, self.settings.backbone.pad_images
+        of_these = centre_crop_view if self.settings.random_crop else resize_view
+        return of_these(height, width, size, padded=padded)
 
     def __call__(self, observations: Sequence[Observation], views: Sequence[View] | None = None) -> Batch:
         """Encode observations.

@@ -51,7 +51,7 @@ def _checked(statistics: Any, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: proprio must hold the statistics of states, not {_told(proprio)}")
         width = next((len(value) for value in proprio.values() if isinstance(value, list)), 0)
         for key in _OF_STATES:
-            if key in proprio or key in ("mean", "std"):
+            if key in proprio:
                 _check_list(proprio.get(key), (int, float), width, f"{where}: proprio.{key}", "numbers")
     return {**statistics, "action": {**action, "mask": mask}}
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from model.backbones.base import Backbone
-from model.checkpoint import current_name, open_checkpoint
+from model.checkpoint import current_name, open_checkpoint, policy_settings, read_statistics
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
@@ -122,7 +122,7 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
     if not _is_part(folder):
         return PixelVLA.from_pretrained(folder, dtype)
     base, settings = _read_part(folder)
-    statistics = read_json_object(folder / _STATISTICS)
+    statistics = read_statistics(folder)
     tokenizer = read_tokenizer(folder)
     try:
         backbone = _load_backbone(base, settings, tokenizer, dtype)
@@ -176,7 +176,7 @@ def _read_part(folder: Path) -> tuple[str, ModelSettings]:
     config = read_json_object(folder / _CONFIG)
     if not isinstance(config.get("base"), str) or not isinstance(config.get("settings"), dict):
         raise InputError(f"{folder / _CONFIG} lacks base or settings; copy the checkpoint anew")
-    return config["base"], ModelSettings.load(base=config["settings"])
+    return config["base"], policy_settings(config["settings"])
 
 
 def merge(checkpoint: Path, out: Path) -> None:

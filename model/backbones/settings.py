@@ -155,12 +155,14 @@ class BackboneSettings(Settings):
     Attributes:
         kind: the backbone's name in settings and checkpoints, a key of `model.backbones.BACKBONES`.
         vision: what it sees.
+        pad_images: whether an image keeps its aspect, with black around it; otherwise it is stretched to a square.
         text_form: how its sequences are worded.
         pixel_statistics: for each copy of the image that it reads, how that copy is normalised.
     """
 
     kind: str
     vision: VisionSettings
+    pad_images: bool = False
     text_form: ClassVar[TextForm]
     pixel_statistics: ClassVar[tuple[PixelStatistics, ...]]
 
@@ -229,6 +231,7 @@ class Pi0Settings(BackboneSettings):
 
     kind: Literal["pi0"] = "pi0"
     vision: SiglipVisionSettings
+    pad_images: bool = True
     language: GemmaSettings = GemmaSettings(hidden_size=2048, intermediate_size=16384)
     expert: GemmaSettings = GemmaSettings(hidden_size=1024, intermediate_size=4096)
     num_hidden_layers: Size = 18  # of both: the expert reads the keys and values of the same layer
