@@ -100,7 +100,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
-        settings = policy_settings(config.get("settings"))
+        settings = load_settings(config.get("settings") or {})
     elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
@@ -113,16 +113,16 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     return Checkpoint(folder, kind, settings, statistics | read_statistics(folder), tokenizer)
 
 
-def policy_settings(stored: Any) -> ModelSettings:
-    """The settings of a policy as its config.json stores them; those of before π0's images were padded say so.
+def load_settings(written: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a policy as its checkpoint has them; what one of an older version does not say is as it was then.
 
     Raises:
         InputError: a setting is unknown or wrong.
     """
-    backbone = stored.get("backbone") if isinstance(stored, dict) else None
-    if isinstance(backbone, dict) and backbone.get("kind") == "pi0" and "pad_images" not in backbone:
-        stored = stored | {"backbone": backbone | {"pad_images": False}}
-    return ModelSettings.load(base=stored)
+    settings = dict(written) if isinstance(written, dict) else written
+    if isinstance(settings, dict) and isinstance(backbone := settings.get("backbone"), dict):
+        settings["backbone"] = {"pad_images": False} | backbone  # π0's images, too, were stretched once
+    return ModelSettings.load(base=settings)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:

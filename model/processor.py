@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.prompt_encoder import MASK_CELL, PromptBatch
-from model.sequence import pad_ids, sequence_ids
+from model.sequence import check_length, pad_ids, sequence_ids
 from model.settings import ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
@@ -161,6 +161,7 @@ class Processor:
             len(masks) * self.settings.tokens_per_mask,
             len(prompts),
         )
+        check_length(len(ids) + self.settings.chunk, self.settings.backbone.max_positions, observation.instruction)
         return _Encoded(self._pixels(view.image(image)), ids, masks, prompts, self._state(observation))
 
     def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.pi0.modeling_pi0 import PI0Model
 
 from model.backbones import pi0_checkpoint
-from model.backbones.base import Backbone, TokenReaders, VisionOutput
+from model.backbones.base import ADAPTER, Backbone, TokenReaders, VisionOutput
 from model.backbones.pi0_checkpoint import pi0_config
 from model.backbones.settings import Pi0Settings
 from model.weights import load_weights, stored_types, tensor_files, without_memory
@@ -114,8 +114,12 @@ class Pi0Backbone(Backbone):
         return output.last_hidden_state[:, -queries.shape[1] :]
 
     def get_language_model(self) -> PreTrainedModel:
-        """PaliGemma's Gemma; the action expert keeps its own weights."""
+        """PaliGemma's Gemma."""
         return self.model.vlm.language_model
+
+    def get_adapted_models(self) -> dict[str, PreTrainedModel]:
+        """PaliGemma's Gemma, and the action expert, which reads the queries."""
+        return {**super().get_adapted_models(), f"{ADAPTER}_expert": self.model.dit}
 
     def position_tables(self) -> tuple[str, ...]:
         """That of SigLIP."""

@@ -167,6 +167,11 @@ class BackboneSettings(Settings):
     pixel_statistics: ClassVar[tuple[PixelStatistics, ...]]
 
     @property
+    def max_positions(self) -> int | None:
+        """How many tokens a sequence may have, action queries included; None: any number."""
+        return None
+
+    @property
     def reads_state(self) -> bool:
         """Whether it reads the robot's proprioception."""
         return False
@@ -215,6 +220,11 @@ class OpenVLASettings(BackboneSettings):
     vision: FusedVisionSettings
     language: LlamaSettings
 
+    @property
+    def max_positions(self) -> int:
+        """Those that its Llama was trained with."""
+        return self.language.max_position_embeddings
+
 
 class GemmaSettings(Settings):
     """A Gemma: π0's language model or its action expert. The names are GemmaConfig's."""
@@ -240,6 +250,11 @@ class Pi0Settings(BackboneSettings):
     head_dim: Size = 256
     vocab_size: Size = 257152
     state_size: Size = 32  # max_state_dim: shorter states are padded with zeros
+
+    @property
+    def max_positions(self) -> int:
+        """Gemma's."""
+        return 8192
 
     @property
     def reads_state(self) -> bool:
