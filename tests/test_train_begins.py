@@ -98,6 +98,16 @@ def test_runs_are_moved_together(runs, shards, tmp_path):
     assert checkpoints.seen_from(tmp_path / "a" / "out", str(moved)) == str(moved)
 
 
+def test_how_large_checkpoints_become_is_said(runs):
+    for stage, init in (("pretrain", "tiny"), ("pue", runs / "cat")):
+        settings = load_recipe("tiny-sample", (*QUICK, f"stage={stage}", f"init={init}"))
+        policy, _ = run.build(settings, {}, None)
+        files = [path for path in (runs / stage / "checkpoint-1").rglob("*") if path.suffix in (".safetensors", ".pt")]
+        assert checkpoints.bytes_of_checkpoint(policy, settings) == pytest.approx(
+            sum(path.stat().st_size for path in files), rel=0.05
+        )
+
+
 # --- before a policy is built
 
 

@@ -60,10 +60,24 @@ def tensors_to_save(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple
     Tensors that FSDP has spread over the processes are gathered on the CPU; then every process must iterate to the end.
     """
     for name, tensor in own_tensors(policy).items():
-        if settings.stage == "pretrain" or not name.startswith("backbone.") or ".lora_" in name:
+        if _is_saved(name, settings):
             if isinstance(tensor, DTensor):
                 tensor = tensor.full_tensor().to("cpu", copy=True)  # without the padding that is gathered with it
             yield name, tensor.detach()
+
+
+def _is_saved(tensor: str, settings: TrainSettings) -> bool:
+    return settings.stage == "pretrain" or not tensor.startswith("backbone.") or ".lora_" in tensor
+
+
+def bytes_of_checkpoint(policy: PixelVLA, settings: TrainSettings) -> int:
+    """How many bytes a checkpoint of a run takes: its tensors, and two numbers of AdamW for each that is trained.
+
+    The tokenizer and small files come on top.
+    """
+    tensors = own_tensors(policy)
+    saved = sum(t.numel() * t.element_size() for name, t in tensors.items() if _is_saved(name, settings))
+    return saved + sum(2 * t.numel() * t.element_size() for t in tensors.values() if t.requires_grad)
 
 
 def save(

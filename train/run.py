@@ -61,7 +61,8 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
     )
     trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
     if trainer.is_world_process_zero():
-        print(stages.describe(policy), flush=True)
+        size = checkpoints.bytes_of_checkpoint(policy, settings) / 1e9
+        print(f"{stages.describe(policy)}; a checkpoint takes {size:.3g} GB, {settings.keep} are kept", flush=True)
         if "wandb" in settings.report_to:
             _open_wandb(settings, out)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
