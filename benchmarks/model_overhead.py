@@ -62,7 +62,7 @@ def make_batch(settings: ModelSettings, size: int, masks: int, prompts: int) -> 
         torch.randn(size, 6, vision.image_size, vision.image_size),
         torch.tensor(ids).repeat(size, 1),
         torch.ones(size, len(ids), dtype=torch.int64),
-        (torch.rand(size, masks, vision.grid**2) < 0.1).float(),
+        (torch.rand(size, masks, side, side) < 0.1).float(),
         torch.ones(size, masks, dtype=torch.bool),
         encoded,
         torch.ones(size, prompts, dtype=torch.bool),
@@ -128,8 +128,8 @@ def forward_flops(settings: ModelSettings, masks: int, prompts: int) -> dict[str
             "projector": lambda: backbone.project(features),
             "language model": lambda: read(short),
             "its longer sequence": lambda: read(long),
-            "pixel-aware encoder": lambda: policy.pixel_encoder([level] * len(vision.levels), batch.mask_weights),
-            "prompt encoder": lambda: policy.prompt_encoder(batch.prompts),
+            "masks": lambda: policy._mask_tokens([level] * len(vision.levels), batch.masks),
+            "prompts": lambda: policy._prompt_tokens([level] * len(vision.levels), batch.prompts),
             "action decoder": lambda: policy.action_decoder(hidden),
         }
         counted = {}

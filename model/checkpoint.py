@@ -60,6 +60,21 @@ def current_name(tensor: str) -> str:
     return tensor
 
 
+_ADDED = {"mask_places": False, "prompt_features": False}  # settings that older checkpoints lack: as they were trained
+
+
+def load_settings(written: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a policy as its checkpoint has them; what one of an older version does not say is as it was then.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    backbone = written.get("backbone")
+    if isinstance(backbone, dict):
+        written = {**written, "backbone": {"pad_images": False} | backbone}  # π0's images were stretched once
+    return ModelSettings.load(base=_ADDED | dict(written))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint holds beside its weights.
@@ -100,7 +115,9 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
-        settings = load_settings(config.get("settings") or {})
+        if not isinstance(written := config.get("settings"), dict):
+            raise InputError(f"{folder / _CONFIG} holds no settings; copy the checkpoint anew")
+        settings = load_settings(written)
     elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
@@ -111,18 +128,6 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     statistics = checked_statistics(config.get("norm_stats") or {}, f"{folder / _CONFIG}: norm_stats")
     tokenizer = read_tokenizer(folder) if (folder / _TOKENIZER).is_file() else None
     return Checkpoint(folder, kind, settings, statistics | read_statistics(folder), tokenizer)
-
-
-def load_settings(written: Mapping[str, Any]) -> ModelSettings:
-    """The settings of a policy as its checkpoint has them; what one of an older version does not say is as it was then.
-
-    Raises:
-        InputError: a setting is unknown or wrong.
-    """
-    settings = dict(written) if isinstance(written, dict) else written
-    if isinstance(settings, dict) and isinstance(backbone := settings.get("backbone"), dict):
-        settings["backbone"] = {"pad_images": False} | backbone  # π0's images, too, were stretched once
-    return ModelSettings.load(base=settings)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
             wants it normalised, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
         input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
         attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
-        mask_weights: float32 (batch, masks, patches), the share of each patch that a mask covers.
+        masks: float32 (batch, masks, side, side) in [0, 1]: dense masks p_t, as `PromptBatch` has those of prompts.
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
         prompt_used: bool (batch, prompts), which prompts have slots in the sequence; the others are padding.
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    mask_weights: torch.Tensor
+    masks: torch.Tensor
     mask_used: torch.Tensor
     prompts: PromptBatch
     prompt_used: torch.Tensor
@@ -97,6 +97,11 @@ class Processor:
     def __init__(self, settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, statistics: dict[str, Any]) -> None:
         """`tokenizer`: the language model's; `statistics`: by data set, in OpenVLA's names (dataset_statistics.json)."""
         self.settings, self.tokenizer, self.statistics = settings, tokenizer, statistics
+
+    @property
+    def _mask_side(self) -> int:
+        """The side of dense masks."""
+        return self.settings.backbone.vision.grid * MASK_CELL
 
     def statistics_of(self, dataset: str | None) -> dict[str, Any]:
         """The statistics of a data set.
@@ -143,21 +148,21 @@ class Processor:
     def _encode(self, observation: Observation, view: View) -> _Encoded:
         image = _checked_image(observation.image)
         height, width = image.shape[:2]
-        grid = self.settings.backbone.vision.grid
+        side = self._mask_side
         masks = sorted(
-            (view.patch_weights(_checked_mask(mask, height, width), grid) for mask in observation.masks),
-            key=lambda weights: weights.ravel().tolist(),
+            (view.patch_weights(_checked_mask(mask, height, width), side) for mask in observation.masks),
+            key=lambda mask: mask.ravel().tolist(),
         )
         _check_prompts(observation.prompts, height, width)
         prompts = sorted((self._encode_prompt(prompt, view) for prompt in observation.prompts), key=_order)
         if masks or prompts:  # what is absent takes the null token
-            masks = masks or [np.zeros((grid, grid), np.float32)]
+            masks = masks or [np.zeros((side, side), np.float32)]
             prompts = prompts or [_Prompt(0, np.zeros((0, 2), np.float32), None)]
         ids = sequence_ids(
             self.tokenizer,
             self.settings.backbone.text_form,
             observation.instruction,
-            grid**2,
+            self.settings.backbone.vision.grid**2,
             len(masks) * self.settings.tokens_per_mask,
             len(prompts),
         )
@@ -165,8 +170,7 @@ class Processor:
         return _Encoded(self._pixels(view.image(image)), ids, masks, prompts, self._state(observation))
 
     def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:
-        side = self.settings.backbone.vision.grid * MASK_CELL
-        mask = None if prompt.mask is None else view.patch_weights(prompt.mask, side)
+        mask = None if prompt.mask is None else view.patch_weights(prompt.mask, self._mask_side)
         size = self.settings.backbone.vision.image_size
         return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
 
@@ -194,20 +198,20 @@ class Processor:
         return self.settings.backbone.scale_state(state, proprioception)
 
     def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        most, grid = max(len(sample.masks) for sample in samples), self.settings.backbone.vision.grid
-        weights = np.zeros((len(samples), most, grid**2), np.float32)
+        most = max(len(sample.masks) for sample in samples)
+        masks = np.zeros((len(samples), most, self._mask_side, self._mask_side), np.float32)
         used = np.zeros((len(samples), most), bool)
         for row, sample in enumerate(samples):
             for index, mask in enumerate(sample.masks):
-                weights[row, index], used[row, index] = mask.ravel(), True
-        return torch.from_numpy(weights), torch.from_numpy(used)
+                masks[row, index], used[row, index] = mask, True
+        return torch.from_numpy(masks), torch.from_numpy(used)
 
     def _pad_prompts(self, samples: Sequence[_Encoded]) -> tuple[PromptBatch, torch.Tensor]:
         prompts = [prompt for sample in samples for prompt in sample.prompts]
         most = max(len(sample.prompts) for sample in samples)
         points = max((len(prompt.points) for prompt in prompts), default=0)
         dense = any(prompt.mask is not None for prompt in prompts)
-        side = self.settings.backbone.vision.grid * MASK_CELL if dense else 0
+        side = self._mask_side if dense else 0
         shape = (len(samples), most)
         batch = PromptBatch(
             torch.zeros(shape, dtype=torch.int64),

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from cli import main
 from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
+from model.patch_weights import patch_weights
 from model.policy import PixelVLA
 from model.processor import Observation, Processor
+from model.prompt_encoder import mask_prompts
 from model.sequence import MASK
 from model.settings import PRESETS, ModelSettings
 from model.tokenizer import byte_tokenizer
@@ -164,7 +166,7 @@ def test_masks_and_prompts_stay_on_their_image(size, crop, padded):
     batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
     brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
     patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
-    weights = batch.mask_weights[0, 0].view(14, 14)
+    weights = patch_weights(mask_prompts(batch.masks), 14)[0, 0].view(14, 14)
     assert (patches - weights).abs().max() < 0.1
     assert abs(float(patches.sum() / weights.sum()) - 1) < 0.02
     fine = brightness.unflatten(0, (56, 4)).unflatten(2, (56, 4)).mean((1, 3))
@@ -209,6 +211,50 @@ def test_sizes_are_settings(overrides):
     assert len(policy.pixel_encoder.level_projections) == len(policy.settings.backbone.vision.levels)
     ids = policy.processor([Observation(picture(), "go", **EVERYTHING)]).input_ids
     assert int((ids == MASK).sum()) == 2 * policy.settings.tokens_per_mask
+
+
+def test_a_token_says_what_and_where():
+    """Seen through the tokens: the same place on another image, or another place on an image of one colour, is another token.
+
+    Without its half, a mask's token knows no place and a prompt's no image: the policies of before.
+    """
+    plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+
+    def changed(settings, **pointed):
+        policy = make(settings)
+        tokens = []
+        for name in ("_mask_tokens", "_prompt_tokens"):
+            keep = getattr(policy, name)
+            setattr(policy, name, lambda *given, keep=keep: tokens.append(keep(*given)) or tokens[-1])
+        elsewhere = {key: [given[1]] for key, given in pointed.items()}
+        pointed = {key: [given[0]] for key, given in pointed.items()}
+        index = 0 if "masks" in pointed else 1
+        for image, said in ((picture(1), pointed), (picture(2), pointed), (plain, pointed), (plain, elsewhere)):
+            act(policy, image=image, **said)
+        first, other_image, here, there = (pair for pair in tokens[index::2])
+        return bool((first - other_image).abs().max() > 1e-4), bool((here - there).abs().max() > 2e-2)
+
+    masks = {"masks": (square(20, 30), square(80, 60))}
+    prompts = {"prompts": (point(28.5, 38.5), point(88.5, 68.5))}
+    assert changed(SMALLER, **masks) == changed(SMALLER, **prompts) == (True, True)
+    before = SMALLER.model_copy(update={"mask_places": False, "prompt_features": False})
+    assert changed(before, **prompts) == (False, True)
+    assert changed(before, **masks)[0]
+
+
+def test_a_checkpoint_of_before_acts_as_it_was_trained(tmp_path):
+    """It has neither setting: its tokens were what alone and where alone."""
+    before = SMALLER.model_copy(update={"mask_places": False, "prompt_features": False})
+    policy = make(before)
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("mask_places", "prompt_features"):
+        del config["settings"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = PixelVLA.from_pretrained(tmp_path)
+    assert loaded.settings == before
+    np.testing.assert_array_equal(act(loaded, **EVERYTHING), act(policy, **EVERYTHING))
+    assert np.abs(act(make(), **EVERYTHING) - act(policy, **EVERYTHING)).max() > 1e-5
 
 
 def test_the_same_from_disk(policy, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ from cli import main  # noqa: E402
 from model.backbones.pi0 import pi0_config  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
+from pixel160k.format.masks import TARGET, box_of  # noqa: E402
 from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.data import draw_prompts  # noqa: E402
+from train.data import PIXEL_MASK, draw_prompts, masks_and_prompts  # noqa: E402
 from train.settings import RECIPES, PromptMixture, load_recipe  # noqa: E402
 from train.stream import HeldOut, statistics_of  # noqa: E402
 
@@ -199,7 +201,39 @@ def test_each_way_of_pointing_is_trained_alone_too(shards):
         assert all(prompt.kind in PROMPT_KINDS for prompt in prompts)
     shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}
     assert sum(shares.values()) == 2000
-    np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.2, 0.2, 0.4, 0.2], atol=0.03)
+    np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.5, 0.125, 0.25, 0.125], atol=0.03)
+
+
+def test_nothing_points_at_the_place_that_the_object_left(shards):
+    """After the close V and p_t go on where tracks carry them along, and end where there are none."""
+    first = observe(shards)
+    closed = first.metadata.close_step
+    labels = np.zeros_like(first.labels)
+    labels[20:25, 1:9] = TARGET
+    generator = np.random.default_rng(0)
+
+    def shown(step, valid, labels=labels):
+        metadata = replace(first.metadata, step=step, object_mask_valid=valid)
+        sample = replace(first, step=step, labels=labels, metadata=metadata)
+        drawn = [draw_prompts(sample, PromptMixture(text_only=0), generator) for _ in range(200)]
+        return {kind: masks_and_prompts(sample, kind) for kind in (*PROMPT_KINDS, PIXEL_MASK)}, drawn
+
+    by_kind, drawn = shown(closed, valid=False)
+    assert all(one == ([], []) for one in (*by_kind.values(), *drawn))
+    by_kind, drawn = shown(closed, valid=True)
+    np.testing.assert_array_equal(by_kind[PIXEL_MASK][0][0], labels == TARGET)
+    (at,), (along,), (box,), (mask,) = (by_kind[kind][1] for kind in PROMPT_KINDS)
+    for x, y in (*at.coordinates, *along.coordinates):
+        assert labels[int(y), int(x)] == TARGET
+    assert tuple(box.coordinates.ravel()) == box_of(labels == TARGET)
+    np.testing.assert_array_equal(mask.mask, labels == TARGET)
+    assert {prompt.kind for _, prompts in drawn for prompt in prompts} == set(PROMPT_KINDS)
+    by_kind, drawn = shown(closed, valid=True, labels=np.zeros_like(labels))  # followed, and hidden
+    assert not by_kind[PIXEL_MASK][0][0].any() and all(by_kind[kind] == ([], []) for kind in PROMPT_KINDS)
+    by_kind, _ = shown(closed - 1, valid=False)
+    own = [next(prompt for prompt in first.prompts if prompt.kind == kind) for kind in PROMPT_KINDS]
+    assert [by_kind[kind][1] for kind in PROMPT_KINDS] == [[prompt] for prompt in own]
+    assert by_kind[PIXEL_MASK][0][0] is own[-1].mask
 
 
 def test_the_held_out_loss_is_of_what_the_stage_trains(shards):
@@ -247,19 +281,22 @@ def start(out, shards, stage, init, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "pue"])
+@pytest.mark.parametrize("stage", ["pretrain", "cat", "pue"])
 def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
-    init = "tiny" if stage == "pretrain" else str(trained / "cat")
-    whole = start(tmp_path / "whole", shards, stage, init)
+    """On two data sets that are mixed by weights."""
+    init = {"pretrain": "tiny", "cat": str(trained / "pretrain"), "pue": str(trained / "cat")}[stage]
+    other = write_shards(tmp_path / "other", [[6] * 4] * 2, dataset="other")
+    mixed = ["--shards", str(other), "--set", "mixture.drawn=1", "--set", "mixture.other=2"]
+    whole = start(tmp_path / "whole", shards, stage, init, *mixed)
     assert whole.wait(300) == 0, whole.stderr.read().decode()[-2000:]
-    killed = start(tmp_path / "killed", shards, stage, init)
+    killed = start(tmp_path / "killed", shards, stage, init, *mixed)
     while not (tmp_path / "killed" / "checkpoint-10").exists():
         assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
-    resumed = start(tmp_path / "killed", shards, stage, init, "--resume")
+    resumed = start(tmp_path / "killed", shards, stage, init, "--resume", *mixed)
     assert resumed.wait(300) == 0, resumed.stderr.read().decode()[-2000:]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 20

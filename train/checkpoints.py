@@ -141,7 +141,7 @@ def seen_from(run: Path, base: str) -> str:
         A hub id, an absolute path, or a path that begins with "../", as "../cat/checkpoint-100".
     """
     beside = run.resolve().parent
-    if Path(base).is_dir() and Path(base).resolve().is_relative_to(beside):
+    if base and Path(base).is_dir() and Path(base).resolve().is_relative_to(beside):
         return f"../{Path(base).resolve().relative_to(beside).as_posix()}"
     return base
 

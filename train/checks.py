@@ -21,6 +21,12 @@ from train import checkpoints
 from train.settings import TrainSettings
 
 
+def say(line: str) -> None:
+    """Print a line; of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
 def check_machine(settings: TrainSettings) -> None:
     """Check that this process can run the recipe.
 
@@ -113,7 +119,7 @@ def _check_instructions(
     if rows and not told:
         raise InputError(f"{of_one.folder}: no episode has an instruction that says anything")
     if untold := sum(not is_instruction(row["instruction"]) for row in rows):
-        print(f"left out: {untold} of {len(rows)} episodes of {of_one.dataset}, which have no instruction", flush=True)
+        say(f"left out: {untold} of {len(rows)} episodes of {of_one.dataset}, which have no instruction")
     marks = (policy.tokens_per_mask, 1) if settings.stage == "pue" else (0, 0)
     patches = policy.backbone.vision.grid**2
     for instruction, episode in told.items():

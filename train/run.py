@@ -10,7 +10,7 @@ import torch
 from model.policy import PixelVLA
 from pixel160k.errors import InputError, one_line
 from train import checkpoints, stages
-from train.checks import check_machine, check_policy, start_of
+from train.checks import check_machine, check_policy, say, start_of
 from train.mixture import check_mixture, open_held_out
 from train.settings import TrainSettings, check_resumable
 from train.stream import open_stream, statistics_of
@@ -48,17 +48,15 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
             begun_with = begun_with.model_copy(update={"init": settings.init})
         check_resumable(settings, begun_with, last)
         if checkpoints.steps_of(last) >= settings.max_steps:
-            print(f"nothing is left to do: {last} has all {settings.max_steps} steps; more: --max-steps", flush=True)
+            say(f"nothing is left to do: {last} has all {settings.max_steps} steps; more: --max-steps")
             return last
     statistics = statistics_of(shards)
     check_mixture(settings, shards)
     check_policy(settings, shards)
     torch.manual_seed(settings.seed)
     policy, base = build(settings, statistics, last)
-    stream, held_out = (
-        open_stream(policy.processor, settings, shards),
-        open_held_out(policy.processor, settings, shards),
-    )
+    stream = open_stream(policy.processor, settings, shards)
+    held_out = open_held_out(policy.processor, settings, shards)
     trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
     if trainer.is_world_process_zero():
         size = checkpoints.bytes_of_checkpoint(policy, settings) / 1e9

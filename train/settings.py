@@ -31,7 +31,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 class PromptMixture(Settings):
     """How often a training sample gets which prompts. The paper uses all four kinds and does not say how it mixes them."""
 
-    text_only: Share = 0.2  # of all samples: without any mask or prompt, so that plain instructions still work
+    text_only: Share = 0.5  # of the samples that can be pointed at: text alone, so that plain instructions still work
     pixel_mask: Share = 0.5  # of the others: with p_t, the target's mask on the image of this step
     mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that each alone is enough
     point: Weight = 1.0  # relative frequency of each kind of visual prompt
