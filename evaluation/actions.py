@@ -84,6 +84,7 @@ def evaluate(
     split: str | None = None,
     device: str = "cpu",
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    merged: bool = True,
 ) -> dict[str, Any]:
     """Measure a trained policy on held-out episodes of a shard directory, and write evaluation.json and actions.html.
 
@@ -94,6 +95,7 @@ def evaluate(
         prompts, progress: see `measure_policy`.
         split: the episodes of this split; by default those that training held out.
         device: of the policy, such as "cuda:1".
+        merged: see `train.checkpoints.load_policy`.
 
     Returns:
         See `measure_policy`.
@@ -103,7 +105,7 @@ def evaluate(
     """
     _check_prompts(prompts)
     episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
-    policy = load_policy(checkpoint).to(device)
+    policy = load_policy(checkpoint, merged=merged).to(device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     return measure_policy(policy, directory, episodes, prompts, out, progress)
 

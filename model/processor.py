@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.prompt_encoder import MASK_CELL, PromptBatch
-from model.sequence import pad_ids, sequence_ids
+from model.sequence import check_length, pad_ids, sequence_ids
 from model.settings import ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
@@ -125,8 +125,9 @@ class Processor:
 
     def view(self, height: int, width: int) -> View:
         """What a policy sees of an image of this size when it acts: all, or the centre where it was trained on random crops."""
-        size = self.settings.backbone.vision.image_size
-        return centre_crop_view(height, width, size) if self.settings.random_crop else resize_view(height, width, size)
+        size, padded = self.settings.backbone.vision.image_size, self.settings.backbone.pad_images
+        of_these = centre_crop_view if self.settings.random_crop else resize_view
+        return of_these(height, width, size, padded=padded)
 
     def __call__(self, observations: Sequence[Observation], views: Sequence[View] | None = None) -> Batch:
         """Encode observations.
@@ -173,6 +174,7 @@ class Processor:
             len(masks) * self.settings.tokens_per_mask,
             len(prompts),
         )
+        check_length(len(ids) + self.settings.chunk, self.settings.backbone.max_positions, observation.instruction)
         return _Encoded(view.image(image), ids, masks, prompts, self._state(observation))
 
     def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:

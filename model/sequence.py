@@ -28,6 +28,29 @@ LLAMA_SPACE = 29871  # "▁" in Llama 2's vocabulary: OpenVLA has it after "Out:
 _REFERENCE = ", refer to"
 
 
+def is_instruction(text: str) -> bool:
+    """Whether a text says anything, so that `normalise_instruction` takes it."""
+    return bool(text.strip().rstrip(". "))
+
+
+def check_length(tokens: int, positions: int | None, instruction: str) -> None:
+    """Check that a sequence has a place in the language model.
+
+    Args:
+        tokens: of the whole sequence, with the action queries.
+        positions: how many the language model knows; None for any number.
+        instruction: its own, for the message.
+
+    Raises:
+        InputError: it is too long.
+    """
+    if positions is not None and tokens > positions:
+        raise InputError(
+            f"with the instruction {instruction[:40]!r}... of {len(instruction)} characters the sequence has {tokens} tokens, "
+            f"and the language model knows {positions} positions; shorten it"
+        )
+
+
 def normalise_instruction(instruction: str) -> str:
     """An instruction as every policy reads it: lower case, without space around it, without a final period.
 

@@ -33,6 +33,8 @@ OVERRIDDEN = [
     ("train.trainer:PolicyTrainer", TRAINER, "_save_checkpoint", "_maybe_log_save_evaluate"),
     ("train.trainer:PolicyTrainer", TRAINER, "_save_optimizer_and_scheduler", "_save_checkpoint"),
     ("train.trainer:PolicyTrainer", TRAINER, "compute_loss", "training_step"),
+    ("train.trainer:PolicyTrainer", TRAINER, "create_optimizer", "_prepare_for_training"),
+    ("train.trainer:PolicyTrainer", TRAINER, "get_decay_parameter_names", "create_optimizer"),
     ("train.trainer:PolicyTrainer", TRAINER, "get_eval_dataloader", "evaluate"),
     ("train.trainer:PolicyTrainer", TRAINER, "get_train_dataloader", "_inner_training_loop"),
     ("train.trainer:PolicyTrainer", TRAINER, "log", "_maybe_log_save_evaluate"),

@@ -169,11 +169,13 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
         torch.testing.assert_close(policy(batch).actions, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("crop", ["all", "centre", "random"])
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (224, 224)])
-def test_masks_and_prompts_stay_on_their_image(size, crop):
+def test_masks_and_prompts_stay_on_their_image(size, crop, padded):
     """A white disc on black: where its mask covers a patch the patch is as bright, and its centre stays its centre."""
-    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.patch_size=16"])
+    changes = ["backbone.vision.patch_size=16", f"backbone.pad_images={padded}"]
+    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=changes)
     processor = Processor(settings, byte_tokenizer(), STATISTICS)
     image = np.zeros((*size, 3), np.uint8)
     centre = round(size[1] * 0.6), round(size[0] * 0.3)
@@ -181,9 +183,9 @@ def test_masks_and_prompts_stay_on_their_image(size, crop):
     mask = image[..., 0] > 0
     x, y = centre[0] + 0.5, centre[1] + 0.5
     view = {
-        "all": resize_view(*size, 224),
+        "all": resize_view(*size, 224, padded=padded),
         "centre": processor.view(*size),
-        "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size)),
+        "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size), padded=padded),
     }[crop]
     batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
     brightness = batch.images[0].float().mean(-1) / 255
@@ -353,6 +355,11 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=2e-5)
     policy.save_pretrained(tmp_path)
     np.testing.assert_array_equal(act(PixelVLA.from_pretrained(tmp_path), state=states[0], **EVERYTHING), first)
+    assert policy.processor.view(96, 128).padded  # as π0 was trained; those of before say nothing and were stretched
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["backbone"]["pad_images"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not PixelVLA.from_pretrained(tmp_path).processor.view(96, 128).padded
     with pytest.raises(InputError, match="proprioception"):
         act(policy)
     with pytest.raises(InputError, match=r"\(7,\)"):

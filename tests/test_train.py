@@ -325,19 +325,22 @@ def start(out, shards, stage, init, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "pue"])
+@pytest.mark.parametrize("stage", ["pretrain", "cat", "pue"])
 def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
-    init = "tiny" if stage == "pretrain" else str(trained / "cat")
-    whole = start(tmp_path / "whole", shards, stage, init)
+    """On two data sets that are mixed by weights."""
+    init = {"pretrain": "tiny", "cat": str(trained / "pretrain"), "pue": str(trained / "cat")}[stage]
+    other = write_shards(tmp_path / "other", [[6] * 4] * 2, dataset="other")
+    mixed = ["--shards", str(other), "--set", "mixture.drawn=1", "--set", "mixture.other=2"]
+    whole = start(tmp_path / "whole", shards, stage, init, *mixed)
     assert whole.wait(300) == 0, whole.stderr.read().decode()[-2000:]
-    killed = start(tmp_path / "killed", shards, stage, init)
+    killed = start(tmp_path / "killed", shards, stage, init, *mixed)
     while not (tmp_path / "killed" / "checkpoint-10").exists():
         assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
-    resumed = start(tmp_path / "killed", shards, stage, init, "--resume")
+    resumed = start(tmp_path / "killed", shards, stage, init, "--resume", *mixed)
     assert resumed.wait(300) == 0, resumed.stderr.read().decode()[-2000:]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 20

@@ -53,7 +53,8 @@ class Collator:
         generator = seeded_generator("train", self._settings.seed, epoch, sample.key)
         if self._augment:
             if settings.random_crop:
-                view = random_crop_view(height, width, settings.backbone.vision.image_size, generator=generator)
+                size, padded = settings.backbone.vision.image_size, settings.backbone.pad_images
+                view = random_crop_view(height, width, size, generator=generator, padded=padded)
             if self._settings.colour_jitter:
                 image = colour_jitter(image, generator)
         if self._settings.stage == "pue":

@@ -4,8 +4,10 @@ tests/test_overrides.py lists what we override of theirs, and fails where a rele
 """
 
 import json
+import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,13 @@ class PolicyTrainer(Trainer):
     """
 
     def __init__(
-        self, policy: PixelVLA, settings: TrainSettings, base: str, stream: Any, held_out: HeldOut, out: Path
+        self,
+        policy: PixelVLA,
+        settings: TrainSettings,
+        base: str,
+        stream: Any,
+        held_out: HeldOut | Mapping[str, HeldOut],
+        out: Path,
     ) -> None:
         """Set a trainer up; `train` begins.
 
@@ -44,7 +52,7 @@ class PolicyTrainer(Trainer):
             settings: the recipe.
             base: see `train.checkpoints.save`.
             stream: see `train.stream.open_stream`.
-            held_out: the batches to evaluate on.
+            held_out: the batches to evaluate on, of several data sets those of each by name.
             out: where checkpoints go.
 
         Raises:
@@ -66,8 +74,26 @@ class PolicyTrainer(Trainer):
         return _Timed(self._stream, self.account)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The held-out batches, always the same."""
-        return self._held_out
+        """The held-out batches, always the same; `eval_dataset` names the data set where there are several."""
+        return self._held_out[eval_dataset] if isinstance(self._held_out, Mapping) else self._held_out
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The parameters that decay: not those that are one vector for what there is one of, as a query or a null token."""
+        kept = re.compile(r"(queries|null_tokens?|kind_embeddings\.weight)$")
+        return [name for name in super().get_decay_parameter_names(model) if not kept.search(name)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' AdamW, with the modules' own learning rate where the recipe has one."""
+        optimizer = super().create_optimizer(model)
+        if (rate := self._settings.modules_learning_rate) is not None:
+            trained: Any = self.model if model is None else model
+            ours = {parameter for name, parameter in trained.named_parameters() if "backbone." not in name}
+            for group in list(optimizer.param_groups):
+                apart = [parameter for parameter in group["params"] if parameter in ours]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in ours]
+                if apart:
+                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
+        return optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"batch": inputs["batch"].to(self.args.device), "keys": inputs["keys"]}
@@ -244,8 +270,23 @@ class _Timed:
                 batch = next(batches)
                 self._account.waited += time.perf_counter() - began
                 yield batch
-        except InputError as error:  # from a loader process torch puts the whole traceback before its message
-            raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from None
+        except Exception as error:
+            if (told := _in_own_words(error)) is error:
+                raise
+            raise told from error
+
+
+def _in_own_words(error: Exception) -> Exception:
+    """What went wrong in a loader process without the traceback that torch puts before it; another error as it is."""
+    text = str(error).strip()
+    name, _, last = text.rpartition("\n")[2].partition(": ")
+    if isinstance(error, InputError):
+        return InputError(text.rpartition(f"{InputError.__module__}.InputError: ")[2])
+    if re.match(r"DataLoader worker \(pid\S* [\d, ]+\)", text):
+        return InputError(f"{one_line(error).rstrip('.')}: often memory runs out; lower workers or batch_size")
+    if "in DataLoader worker process" not in text:
+        return error
+    return InputError(last) if isinstance(error, OSError) else RuntimeError(f"{name}: {last}, in a loader process")
 
 
 def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> TrainingArguments:

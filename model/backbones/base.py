@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from model.backbones.settings import BackboneSettings
 
+ADAPTER = "adapter"
+"""The folder of a checkpoint that holds the adapter of the language model."""
+
 
 @dataclass(frozen=True)
 class VisionOutput:
@@ -151,7 +154,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def get_language_model(self) -> PreTrainedModel:
-        """The language model, which LoRA adapters are put into; vision, projector and action expert are not part of it."""
+        """The language model; vision, projector and action expert are not part of it."""
+
+    def get_adapted_models(self) -> dict[str, PreTrainedModel]:
+        """The models that LoRA adapters are put into, by the name of the folder in which a checkpoint keeps each one's."""
+        return {ADAPTER: self.get_language_model()}
 
     @abstractmethod
     def position_tables(self) -> Sequence[str]:

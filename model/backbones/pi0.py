@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.models.pi0.modeling_pi0 import PI0Model
 
 from model.backbones import pi0_checkpoint
-from model.backbones.base import Backbone, TokenReaders, VisionOutput
+from model.backbones.base import ADAPTER, Backbone, TokenReaders, VisionOutput
 from model.backbones.pi0_checkpoint import pi0_config
 from model.backbones.settings import Pi0Settings
-from model.weights import without_memory
+from model.weights import load_weights, stored_types, tensor_files, without_memory
 from pixel160k.errors import InputError
 
 
@@ -44,12 +44,12 @@ class Pi0Backbone(Backbone):
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
         """The backbone of a π0 checkpoint, of LeRobot or of transformers; see `Backbone.load`."""
-        settings = cls.read_settings(folder)
-        loaded = pi0_checkpoint.load_pi0(folder, settings, dtype)
-        backbone = without_memory(partial(cls, settings))
-        backbone.model = loaded.model
-        backbone.model.dit.register_module("embed_tokens", nn.Identity())
-        backbone.state_proj = loaded.embed_action_time.state_proj
+        backbone = without_memory(partial(cls, cls.read_settings(folder)))
+        sources, unused = pi0_checkpoint.tensor_sources(backbone, folder)
+        mixed = (
+            len(stored_types(tensor_files(folder))) > 1
+        )  # some were published so, and one model computes in one type
+        load_weights(backbone, folder, sources, unused, dtype or (torch.float32 if mixed else None))
         return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
@@ -116,8 +116,12 @@ class Pi0Backbone(Backbone):
         return output.last_hidden_state[:, -queries.shape[1] :]
 
     def get_language_model(self) -> PreTrainedModel:
-        """PaliGemma's Gemma; the action expert keeps its own weights."""
+        """PaliGemma's Gemma."""
         return self.model.vlm.language_model
+
+    def get_adapted_models(self) -> dict[str, PreTrainedModel]:
+        """PaliGemma's Gemma, and the action expert, which reads the queries."""
+        return {**super().get_adapted_models(), f"{ADAPTER}_expert": self.model.dit}
 
     def position_tables(self) -> tuple[str, ...]:
         """That of SigLIP."""
