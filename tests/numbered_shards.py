@@ -45,7 +45,7 @@ def annotation(dataset, split, shard, record, steps):
         num_steps=steps,
         first_step=0,
         last_step=steps - 1,
-        close_step=1,
+        close_step=max(1, steps // 2),
         image_height=SIZE,
         image_width=SIZE,
         status="rejected" if rejected else "accepted",
