@@ -26,7 +26,7 @@ def train_segmenter(work: Path) -> None:
     run(
         "train_segmenter_image",
         *("--frames", work, "--start", work / "image_first", "--out", work / "image"),
-        *("--steps", "1545", "--learning-rate", "6e-4", "--seed", "1"),
+        *("--steps", "4345", "--learning-rate", "7e-4", "--seed", "1"),
     )
     run("train_segmenter_memory", "--frames", work, "--image-model", work / "image", "--out", work / "video")
 

@@ -77,9 +77,9 @@ class SegmenterExamples:
         random, frames = self.random, self.frames
         episode = frames.draw_episode(random)
         kind = random.random()
-        if kind < 0.25:
+        if kind < 0.15:
             frame = episode.first + int(random.integers(3))
-        elif kind < 0.6:
+        elif kind < 0.3:
             frame = frames.near_grasp(episode, int(random.integers(-4, 5)))
         else:
             frame = episode.first + int(random.integers(episode.steps))
@@ -88,20 +88,20 @@ class SegmenterExamples:
         objects = [label for label in visible if label not in (self.arm, self.gripper)]
         target = frames.label_of(episode.target)
         window = WHOLE_FRAME
-        if random.random() < 0.6 and objects:
+        if random.random() < 0.5 and objects:
             centre = target if target in objects and random.random() < 0.6 else objects[random.integers(len(objects))]
             window = draw_window(random, labels == centre)
         image, labels = augment(random, *cut_window(image, labels, window))
         return self._prompts(image, labels, target)
 
     def _prompts(self, image: np.ndarray, labels: np.ndarray, target: int) -> tuple[np.ndarray, ...] | None:
-        """An image with prompts for what is visible: the gripper twice, the target once, the rest at random."""
+        """An image with prompts for what is visible: the target twice, the gripper once, the rest at random."""
         random = self.random
         found, areas = np.unique(labels, return_counts=True)
         visible = [int(label) for label, area in zip(found, areas, strict=True) if label and area >= SMALLEST]
         if not visible:
             return None
-        asked = [label for label in (self.gripper, self.gripper, target) if label in visible]
+        asked = [label for label in (self.gripper, target, target) if label in visible]
         asked += [visible[random.integers(len(visible))] for _ in range(PROMPTS - len(asked))]
         masks = np.stack([labels == label for label in asked])
         boxes = np.array([box_around(mask) for mask in masks], dtype=np.float32)
