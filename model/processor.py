@@ -45,10 +45,9 @@ class Batch(NamedTuple):
     """Observations as tensors, and for training the actions that followed.
 
     Attributes:
-        pixel_values: float32 (batch, channels, size, size): the image in three channels for each way in which the backbone
-            wants it normalised, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
+        images: RGB uint8 (batch, size, size, 3); `Backbone.pixels` normalises them where the policy is.
         input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
-        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
+        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding; None where no sample is padded.
         masks: float32 (batch, masks, side, side) in [0, 1]: dense masks p_t, as `PromptBatch` has those of prompts.
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
@@ -58,9 +57,9 @@ class Batch(NamedTuple):
         action_mask: bool (batch, N_c), false for steps past the end of the episode, or None.
     """
 
-    pixel_values: torch.Tensor
+    images: torch.Tensor
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     masks: torch.Tensor
     mask_used: torch.Tensor
     prompts: PromptBatch
@@ -69,10 +68,19 @@ class Batch(NamedTuple):
     actions: torch.Tensor | None = None
     action_mask: torch.Tensor | None = None
 
+    @property
+    def token_count(self) -> int:
+        """Tokens and slots of all samples; a GPU is waited for where the batch lies on one."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        moved = {name: tensor.to(device) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
-        return self._replace(**moved, prompts=PromptBatch(*(tensor.to(device) for tensor in self.prompts)))
+        """The same batch on a device; from pinned memory the host does not wait until it is there."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=tensor.is_pinned())
+
+        moved = {name: move(tensor) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
+        return self._replace(**moved, prompts=PromptBatch(*map(move, self.prompts)))
 
 
 class _Prompt(NamedTuple):
@@ -84,7 +92,7 @@ class _Prompt(NamedTuple):
 class _Encoded(NamedTuple):
     """One observation as arrays, before it is padded to the others of its batch."""
 
-    pixels: np.ndarray
+    image: np.ndarray
     ids: list[int]
     masks: list[np.ndarray]
     prompts: list[_Prompt]
@@ -137,7 +145,7 @@ class Processor:
         ids, attention_mask = pad_ids([sample.ids for sample in samples])
         states = [sample.state for sample in samples if sample.state is not None]
         return Batch(
-            torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            torch.from_numpy(np.stack([sample.image for sample in samples])),
             ids,
             attention_mask,
             *self._pad_masks(samples),
@@ -167,19 +175,12 @@ class Processor:
             len(prompts),
         )
         check_length(len(ids) + self.settings.chunk, self.settings.backbone.max_positions, observation.instruction)
-        return _Encoded(self._pixels(view.image(image)), ids, masks, prompts, self._state(observation))
+        return _Encoded(view.image(image), ids, masks, prompts, self._state(observation))
 
     def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:
         mask = None if prompt.mask is None else view.patch_weights(prompt.mask, self._mask_side)
         size = self.settings.backbone.vision.image_size
         return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
-
-    def _pixels(self, image: np.ndarray) -> np.ndarray:
-        """float32 (channels, size, size): the image once for each of the backbone's statistics."""
-        statistics = np.array(self.settings.backbone.pixel_statistics, np.float32)  # (copies, mean and deviation, RGB)
-        unit = image.astype(np.float32) / 255
-        normalised = [(unit - mean) / deviation for mean, deviation in statistics]
-        return np.concatenate(normalised, axis=2).transpose(2, 0, 1)
 
     def _state(self, observation: Observation) -> np.ndarray | None:
         """The state as the backbone reads it; None where it reads none."""

@@ -2,12 +2,11 @@
 
 A view is a box of the image, resized to a square: stretched to it, as OpenVLA does it, or in its own aspect with black around
 it, as π0 does it. The box is the whole image, a random crop of 0.9 of its area while training, the central crop of that size
-while acting. Coordinates are pixels, origin
-top left, boxes half-open; pixel centres are at + 0.5.
+while acting. Coordinates are pixels, origin top left, boxes half-open; pixel centres are at + 0.5.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,10 +65,7 @@ class View:
 
     def patch_weights(self, mask: np.ndarray, grid: int) -> np.ndarray:
         """The share of each patch of the view that a mask, bool (height, width), covers: float32 (grid, grid) in [0, 1]."""
-        seen = self._crop(mask)
-        left, top, right, bottom = (edge / self.size for edge in self.shown)
-        rows, columns = _overlaps(seen.shape[0], grid, top, bottom), _overlaps(seen.shape[1], grid, left, right)
-        return rows @ seen.astype(np.float32) @ columns.T
+        return _covered(self._crop(mask), grid, self.shown, self.size)
 
     def _crop(self, array: np.ndarray) -> np.ndarray:
         x0, y0, x1, y1 = self.box
@@ -113,21 +109,31 @@ def patch_weights(mask: np.ndarray, grid: int) -> np.ndarray:
     Pooled over areas of the full-resolution mask, bool (height, width), exactly at any size: the nearest pixel would
     lose small objects.
     """
-    rows, columns = _overlaps(mask.shape[0], grid, 0.0, 1.0), _overlaps(mask.shape[1], grid, 0.0, 1.0)
-    return rows @ mask.astype(np.float32) @ columns.T
+    return _covered(mask, grid, (0, 0, 1, 1), 1)
 
 
-@lru_cache(maxsize=32)
-def _overlaps(length: int, cells: int, begin: float, end: float) -> np.ndarray:
-    """How much of each of `cells` equal parts of a side each of `length` pixels fills: float32 (cells, length).
+def _covered(mask: np.ndarray, grid: int, shown: tuple[int, int, int, int], side: int) -> np.ndarray:
+    """`patch_weights` of a square of `side` units in which the mask lies at `shown`: x0, y0, x1, y1 in these units.
 
-    The pixels lie side by side from `begin` to `end`, shares of the side.
+    By whole numbers. Matrix products say the same; but where BLAS has many threads, ones as small as these take a loader most
+    of its time.
     """
-    scale = length / (end - begin)
-    edges = np.linspace(-begin * scale, (1 - begin) * scale, cells + 1)[:, None]
-    pixels = np.arange(length)
-    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return (np.clip(overlap, 0, None) * cells / scale).astype(np.float32)
+    left, top, right, bottom = shown
+    sums = cv2.integral(mask.astype(np.uint8)).astype(np.int64)
+    sums = _at_edges(_at_edges(sums, grid, top, bottom, side).T, grid, left, right, side).T
+    return (np.diff(np.diff(sums, axis=0), axis=1) / (mask.size * side**2)).astype(np.float32)
+
+
+def _at_edges(sums: np.ndarray, cells: int, begin: int, end: int, side: int) -> np.ndarray:
+    """Sums up to each pixel's edge, int (pixels + 1, n), at the edges of `cells` equal parts of `side`, as whole numbers.
+
+    The pixels lie side by side from `begin` to `end`. The sums are multiplied by cells * (end - begin).
+    """
+    pixels, whole = len(sums) - 1, cells * (end - begin)
+    edges = (np.arange(cells + 1) * side - begin * cells) * pixels  # in pixels, times `whole`
+    pixel, part = np.divmod(edges.clip(0, pixels * whole), whole)
+    before, after = sums[pixel], sums[np.minimum(pixel + 1, pixels)]
+    return before * whole + (after - before) * part[:, None]
 
 
 def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -135,10 +141,15 @@ def colour_jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarr
 
     OpenVLA's and Octo's: brightness ± 0.2 of the range, contrast and saturation × 0.8 to 1.2, hue ± 0.05 of the circle.
     """
-    unit = image.astype(np.float32) / 255 + generator.uniform(-0.2, 0.2)
-    mean = unit.mean((0, 1))
-    unit = np.clip((unit - mean) * generator.uniform(0.8, 1.2) + mean, 0, 1).astype(np.float32)
-    hsv = cv2.cvtColor(unit, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = np.clip(hsv[..., 1] * generator.uniform(0.8, 1.2), 0, 1)
-    hsv[..., 0] = (hsv[..., 0] + 360 * generator.uniform(-0.05, 0.05)) % 360
-    return np.round(np.clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), 0, 1) * 255).astype(np.uint8)
+    brightness, contrast = generator.uniform(-0.2, 0.2), generator.uniform(0.8, 1.2)
+    mean = np.array(cv2.mean(image)[:3]) / 255 + brightness
+    levels = np.arange(256)[:, None] / 255 + brightness
+    table = np.clip((levels - mean) * contrast + mean, 0, 1).astype(np.float32)
+    hsv: Any = cv2.cvtColor(cv2.LUT(image, table[:, None]), cv2.COLOR_RGB2HSV)
+    hue, saturation = hsv[..., 0], hsv[..., 1]
+    saturation *= generator.uniform(0.8, 1.2)
+    np.minimum(saturation, 1, out=saturation)
+    hue += 360 * generator.uniform(-0.05, 0.05)
+    hue[hue < 0] += 360
+    hue[hue >= 360] -= 360
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), alpha=255)

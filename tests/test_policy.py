@@ -131,13 +131,37 @@ def test_a_batch_gives_what_each_observation_gives_alone(policy):
             torch.testing.assert_close(alone, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("preset", ["openvla", "pi0"])
+def test_one_graph_without_breaks_acts_for_all_texts(preset):
+    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording no new graph."""
+    compiled = []
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    policy = make(PI0 if preset == "pi0" else SMALLER)
+    state = np.zeros(7, np.float32)
+    mask, where = square(8, 8), [point(12, 12)]
+    observations = [
+        Observation(picture(seed), text, [mask], where, state, "bridge_orig")
+        for seed, text in enumerate(("Pick up the cup.", "Pick up a jar.", "Put the cup up"))
+    ]
+    expected = [policy.act([one])[0] for one in observations]
+    policy.compile_acting([observations[:1]], backend=count)
+    assert len(compiled) == 1
+    for one, actions in zip(observations, expected, strict=True):
+        np.testing.assert_allclose(policy.act([one])[0], actions, rtol=0, atol=1e-5)
+    assert len(compiled) == 1
+
+
 def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
     batch = policy.processor([Observation(picture(), "Pick up the cup.")])
     text = [1, *byte_tokenizer().encode("In: What action should the robot take to pick up the cup?\nOut:")]
     backbone = policy.backbone
     with torch.no_grad():
         embedded = backbone.embed(torch.tensor([text]))
-        patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
+        patches = backbone.project(backbone.vision(backbone.pixels(batch.images)).patch_features)
         sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
         sequence = torch.cat(sequence, dim=1)
         hidden = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
@@ -164,7 +188,7 @@ def test_masks_and_prompts_stay_on_their_image(size, crop, padded):
         "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size), padded=padded),
     }[crop]
     batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
-    brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
+    brightness = batch.images[0].float().mean(-1) / 255
     patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
     weights = patch_weights(mask_prompts(batch.masks), 14)[0, 0].view(14, 14)
     assert (patches - weights).abs().max() < 0.1

@@ -29,6 +29,7 @@ from transformers import PI0ForConditionalGeneration  # noqa: E402
 from cli import main  # noqa: E402
 from model.backbones.pi0 import pi0_config  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
+from model.processor import Observation  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from pixel160k.format.masks import TARGET, box_of  # noqa: E402
 from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
@@ -56,7 +57,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Four shards of numbered pictures, most episodes accepted."""
-    return str(write_shards(tmp_path_factory.mktemp("train") / "shards", [[12] * 4] * 4))
+    return str(write_shards(tmp_path_factory.mktemp("train") / "shards", [[12] * 4] * 4, close_step=6))
 
 
 def train(shards, out, *overrides, recipe="tiny-sample", resume=False):
@@ -90,6 +91,49 @@ def test_cat_moves_the_action_decoder_alone(trained):
     before, after = (checkpoints.load_policy(trained / stage).state_dict() for stage in ("pretrain", "cat"))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"action_decoder"}
+
+
+def test_cat_differentiates_nothing_before_the_queries():
+    """As one pass that could learn everything: the same loss and gradients, and a small part of its saved activations."""
+    policy = PixelVLA.start("tiny", {}).train()
+    stages.prepare(policy, load_recipe("tiny-sample", ("stage=cat",)))
+    images = [np.full((64, 64, 3), grey, np.uint8) for grey in (50, 200)]
+    texts = ("pick up the cup", "open the drawer, then put the black bowl into it")  # so that one of them is padded
+    batch = policy.processor([Observation(*seen) for seen in zip(images, texts, strict=True)])
+    actions = torch.linspace(-1, 1, 2 * 8 * 7).view(2, 8, 7)
+    batch = batch._replace(actions=actions, action_mask=torch.ones(2, 8, dtype=torch.bool))
+
+    weights = {parameter.data_ptr() for parameter in policy.parameters()}
+
+    def learn():
+        saved = {}
+
+        def save(tensor):
+            saved[tensor.data_ptr()] = 0 if tensor.data_ptr() in weights else tensor.nbytes
+            return tensor
+
+        policy.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss = policy(batch).loss
+        loss.backward()
+        return loss, [parameter.grad for parameter in policy.action_decoder.parameters()], sum(saved.values())
+
+    loss, gradients, saved = learn()
+    policy.backbone.projector.requires_grad_(True)
+    expected_loss, expected, saved_before = learn()
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    assert saved < 0.2 * saved_before, (saved, saved_before)
+
+
+def test_a_step_is_the_same_in_one_batch_or_in_several(tmp_path):
+    """Actions past an episode's end do not count, so that small batches count by the actions that they have."""
+    shards = str(write_shards(tmp_path / "short", [[3, 5]] * 3))  # shorter than a chunk
+    seen = []
+    for name, *sizes in (("one", "batch_size=6"), ("several", "batch_size=1", "accumulation=6")):
+        train(shards, tmp_path / name, "max_steps=1", "colour_jitter=false", *sizes)
+        seen.append(losses(tmp_path / name)[1])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 
 
 def test_pue_moves_adapters_and_modules_alone(trained, shards):
@@ -370,6 +414,7 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
         (["stage=pue", "init={runs}/cat", "lora.targets=[nothing]"], "fit no layer of the language model"),
         (["prompts.point=0", "prompts.line=0", "prompts.region=0", "prompts.mask=0"], "set text_only to 1"),
         (["held_out_share=1"], "every sample of these shards is held out"),
+        (["stage=cat", "init={runs}/pretrain", "gradient_checkpointing=true"], "--set gradient_checkpointing=false"),
         (["fsdp=true"], "fsdp spreads a policy over several processes, .*torchrun"),
     ],
 )
@@ -418,6 +463,18 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):
     assert checkpoints.latest(tmp_path / "out").name == "checkpoint-2"
     kept = load_file(checkpoints.latest(tmp_path / "out") / "model.safetensors")
     assert all(torch.equal(kept[name], good[name]) for name in good)
+
+
+def test_a_full_gpu_is_one_line_that_names_the_way_out(shards, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(PixelVLA, "forward", full)
+    with pytest.raises(
+        InputError, match=r"memory is full at step 1 with 2 samples.*2\.00 GiB.*gradient_checkpoin"
+    ) as error:
+        train(shards, tmp_path / "out")
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):

@@ -25,8 +25,14 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     What is trained becomes float32; what is frozen keeps its type.
 
     Raises:
-        InputError: `lora.targets` names no layer of the language model; or the backbone cannot do gradient checkpointing.
+        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing does not go with the stage
+            or the backbone.
     """
+    if settings.stage == "cat" and settings.gradient_checkpointing:
+        raise InputError(
+            "cat keeps no activations of the frozen backbone, so that gradient checkpointing has nothing to save: "
+            "--set gradient_checkpointing=false"
+        )
     policy.requires_grad_(settings.stage == "pretrain")
     if settings.stage == "cat":
         policy.action_decoder.requires_grad_(True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -82,6 +83,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
             batch_size=settings.batch_size,
             num_workers=settings.workers,
             collate_fn=Collator(processor, settings, augment=True),
+            pin_memory=torch.cuda.is_available(),
         )
 
 

@@ -66,7 +66,8 @@ class PolicyTrainer(Trainer):
         if self.pop_callback(ProgressCallback):  # a notebook has another, a table
             self.add_callback(Progress)
         self.account = Account(self.args.world_size)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean already
+        self.loss_is_scaled_for_ga = True  # `_get_num_items_in_batch` counts for all batches of a step
+        self._unchecked: list[tuple[int, list[str], torch.Tensor]] = []
 
     def get_train_dataloader(self) -> Any:
         """Our own stream, in place of a `DataLoader`: it knows its process and workers, and how to resume."""
@@ -100,18 +101,43 @@ class PolicyTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The L1 loss of a batch.
+        """The L1 loss of a batch; in training its share of the step's loss, the mean over all actions of the step's batches.
 
-        Raises:
-            InputError: it is not finite; names the samples.
+        Args:
+            model: the policy.
+            inputs: what `train.data.Collator` makes.
+            return_outputs: also return the policy's output.
+            num_items_in_batch: actions in all batches of the step, of all processes, that are not past an episode's end;
+                None where the loss is the batch's own.
         """
         output = model(inputs["batch"])
-        if not torch.isfinite(output.loss):
-            raise InputError(
-                f"the loss is {output.loss.item()} at step {self.state.global_step + 1}, in the batch of "
-                f"{', '.join(inputs['keys'])}; the last checkpoint is kept: look at these samples, or lower learning_rate"
-            )
-        return (output.loss, output) if return_outputs else output.loss
+        self._unchecked.append((self.state.global_step + model.training, inputs["keys"], output.loss.detach()))
+        loss = output.loss
+        if num_items_in_batch is not None:  # times processes: their gradients are averaged
+            loss = loss * (inputs["batch"].action_mask.sum() * self.args.world_size / num_items_in_batch)
+        return (loss, output) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        actions = sum(inputs["batch"].action_mask.sum() for inputs in batch_samples)
+        return self.accelerator.gather(actions.to(device)).sum()
+
+    def _check_losses(self) -> None:
+        """Check all losses since the last call, which on a GPU waits for them, so that steps between do not.
+
+        It comes before what they led to is logged or saved.
+
+        Raises:
+            InputError: one is not finite; names its samples.
+        """
+        losses, self._unchecked = self._unchecked, []
+        for step, keys, loss in losses:
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss.item()} at step {step}, in the batch of {', '.join(keys)}; "
+                    "the last checkpoint is kept: look at these samples, or lower learning_rate"
+                )
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """The held-out loss of a batch."""
@@ -120,12 +146,32 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and add it to the account."""
+        """Learn from a batch, and add it to the account.
+
+        Raises:
+            InputError: the GPU's memory is full; says what would need less.
+        """
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
-        return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            less = ["a smaller batch_size with more accumulation"]
+            if self._settings.stage != "cat" and not self._settings.gradient_checkpointing:
+                less.append("--set gradient_checkpointing=true")
+            if not self._settings.fsdp:
+                less.append("several GPUs with --set fsdp=true")
+            raise InputError(
+                f"the GPU's memory is full at step {self.state.global_step + 1} with {len(inputs['keys'])} samples a batch "
+                f"({one_line(error)}); what needs less: {', or '.join(less)}"
+            ) from None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the account too."""
+        """Log the account too.
+
+        Raises:
+            InputError: a loss was not finite (`_check_losses`).
+        """
+        self._check_losses()
         super().log(logs | self.account.so_far(), start_time)
 
     def store_flos(self) -> None:
@@ -133,6 +179,7 @@ class PolicyTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint under a temporary name and rename it, so that there is never half of one; then delete old ones."""
+        self._check_losses()
         out, unfinished = self._out, self._out / f"{TEMPORARY}checkpoint"
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -79,7 +79,7 @@ class Pi0Backbone(Backbone):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Pi0Backbone(Backbone):
 
         Args:
             inputs_embeds: the prefix, (batch, length, hidden_size); every token of it sees every other.
-            attention_mask: (batch, length), 1 = token, 0 = padding, wherever it is.
+            attention_mask: (batch, length), 1 = token, 0 = padding, wherever it is; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: (batch, state_size), normalised and padded with zeros.
 
@@ -96,6 +96,8 @@ class Pi0Backbone(Backbone):
         """
         if state is None:
             raise ValueError("π0 reads the robot's state (proprioception); give it with the image")
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         # `PI0Model` runs the prefix by itself only where it is also given pixels; so it is run here, as π0's own
         # `sample_actions` does. Token types of zero make its attention bidirectional.
         prefix = self.model.vlm(
