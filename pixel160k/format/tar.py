@@ -1,4 +1,4 @@
-"""Members of a tar as `tarfile` writes them, byte for byte, in a twentieth of its time.
+"""Members of a tar as `tarfile` writes and reads them, byte for byte, in a twentieth of its time.
 
 A header is 512 bytes, of which only the name, the size and the checksum differ from member to member. `tarfile` makes each
 anew, in more time than it takes to copy and to hash a whole sample.
@@ -10,6 +10,7 @@ from functools import cache
 OWNER = "pixelvla"
 _BLOCK = tarfile.BLOCKSIZE
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # of a ustar header
+_TYPE, _PREFIX, _NO_PREFIX = slice(156, 157), slice(345, 500), bytes(155)  # the prefix begins a long name
 
 
 def member(name: str, content: bytes) -> bytes:
@@ -20,6 +21,21 @@ def member(name: str, content: bytes) -> bytes:
 def end(length: int) -> bytes:
     """What ends a tar whose members are this long together: two blocks of zeros, and more up to a whole record."""
     return bytes(2 * _BLOCK + -(length + 2 * _BLOCK) % tarfile.RECORDSIZE)
+
+
+def read_header(header: bytes) -> tuple[str, int] | None:
+    """The name and the size in bytes of a regular file, from its header of 512 bytes.
+
+    None: `tarfile` has to be asked, since it is something else (a long name, a link, a folder), damaged, or cut.
+    """
+    checksum = header[_CHECKSUM]
+    try:
+        name = header[_NAME].partition(b"\0")[0].decode("ascii")
+        size, summed = int(header[_SIZE].strip(b"\0 "), 8), int(checksum.strip(b"\0 "), 8)
+    except ValueError:
+        return None
+    plain = header[_TYPE] == tarfile.REGTYPE and header[_PREFIX] == _NO_PREFIX and size >= 0
+    return (name, size) if plain and sum(header) - sum(checksum) + 8 * ord(" ") == summed else None
 
 
 def _header(name: str, size: int) -> bytes:
