@@ -13,6 +13,7 @@ JPEG's Huffman tables do not count as long as they are sound: some encoders make
 import io
 import re
 import zlib
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import cv2
@@ -112,6 +113,7 @@ def _plain_jpeg(data: bytes, pixels: int) -> bool:
     return _MARKER.search(data, pixels, len(data.rstrip(b"\0")) - 2) is None
 
 
+@lru_cache(maxsize=8)  # encoders with the same tables for every picture make the same head each time
 def _without_codes(head: bytes) -> bytes:
     """A JPEG's head in which sound Huffman tables are cut down to their numbers."""
     parts, offset = [], 2
