@@ -175,7 +175,7 @@ def json_maker(row: EpisodeAnnotation) -> Callable[[StepMasks], bytes]:
 
     def make(masked: StepMasks) -> bytes:
         for name, value in _of_step(masked).items():
-            texts[name] = f'"{name}": {json.dumps(value, sort_keys=True)}'
+            texts[name] = f'"{name}": {json.dumps(value)}'
         return f"{{{', '.join(texts.values())}}}".encode()
 
     return make

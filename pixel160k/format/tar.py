@@ -42,18 +42,18 @@ def _header(name: str, size: int) -> bytes:
     encoded, length = name.encode("ascii"), b"%011o\0" % size
     if len(encoded) > 100 or len(length) > 12:  # these need an extended header
         return _by_tarfile(name, size)
-    blank, summed = _blank()
+    before, middle, after, summed = _blank()
     checksum = b"%06o\0 " % (summed + sum(encoded) + sum(length))
-    between = blank[_NAME.stop : _SIZE.start], blank[_SIZE.stop : _CHECKSUM.start], blank[_CHECKSUM.stop :]
-    return b"".join((encoded.ljust(100, b"\0"), between[0], length, between[1], checksum, between[2]))
+    return b"".join((encoded.ljust(100, b"\0"), before, length, middle, checksum, after))
 
 
 @cache
-def _blank() -> tuple[bytes, int]:
-    """A header without name, size and checksum, and the sum that its checksum begins with."""
+def _blank() -> tuple[bytes, bytes, bytes, int]:
+    """What stands between name, size and checksum, and after them, in a header; the sum that its checksum begins with."""
     blank = bytearray(_by_tarfile("", 0))
     blank[_SIZE], blank[_CHECKSUM] = bytes(12), b" " * 8  # a checksum is of a header that holds spaces in its place
-    return bytes(blank), sum(blank)
+    between = blank[_NAME.stop : _SIZE.start], blank[_SIZE.stop : _CHECKSUM.start], blank[_CHECKSUM.stop :]
+    return *map(bytes, between), sum(blank)
 
 
 def _by_tarfile(name: str, size: int) -> bytes:
