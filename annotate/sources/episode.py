@@ -86,6 +86,17 @@ class Episode:
         """Number of raw steps."""
         return len(self.images)
 
+    @property
+    def fingers_contradict(self) -> bool:
+        """Whether the measured fingers are clearly nearer to each other where the gripper is told to be open than elsewhere.
+
+        That is no gripper that is slow, or held apart by what it holds: its actions mean the opposite of what was read.
+        """
+        opening, told = self.finger_opening, self.gripper_open
+        if opening is None or told.all() or not told.any():
+            return False
+        return bool(opening[told].mean() < opening[~told].mean() - 0.3 * np.ptp(opening))
+
     @cached_property
     def close_steps(self) -> list[int]:
         """The raw steps at which the gripper goes from open to closed."""
