@@ -93,7 +93,7 @@ class Episode:
         That is no gripper that is slow, or held apart by what it holds: its actions mean the opposite of what was read.
         """
         opening, told = self.finger_opening, self.gripper_open
-        if opening is None or told.all() or not told.any():
+        if opening is None or told.all() or not told.any() or _is_still(opening):
             return False
         return bool(opening[told].mean() < opening[~told].mean() - 0.3 * np.ptp(opening))
 
@@ -110,8 +110,8 @@ class Episode:
             least_opening: share of the episode's widest opening; fingers nearer to each other hold nothing.
         """
         opening, found = self.finger_opening, []
-        if opening is not None and np.ptp(opening) <= 0.05 * opening.max():
-            opening = None  # a reading that never moves tells nothing
+        if opening is not None and _is_still(opening):
+            opening = None
         for close in self.close_steps:
             opened = np.flatnonzero(self.gripper_open[close:])
             release = close + int(opened[0]) if len(opened) else self.num_steps
@@ -174,6 +174,11 @@ class Episode:
         if (found.height, found.width) != size:
             raise BadImage(_other_size(step, (found.height, found.width), "the annotated one", size))
         return Published(frames.rgb_png(data) if found.kind else data, found.kind)
+
+
+def _is_still(opening: np.ndarray) -> bool:
+    """Whether a reading of the fingers never moves, and so tells nothing."""
+    return bool(np.ptp(opening) <= 0.05 * opening.max())
 
 
 def _look(data: bytes, step: int) -> frames.Look:
