@@ -170,7 +170,7 @@ def test_a_layout_that_cannot_be_read_is_one_line(generated, tmp_path, generator
 
 def conventions(gen):
     """Records of each schema by what a value of their gripper action means, and whether it is read as what it is."""
-    is_open = gen.scene()[2]
+    is_open, relative = gen.scene()[2], "steps/action/gripper_closedness_action"
     for name, column, told, as_it_is in [
         ("bridge_orig", "steps/action", is_open, True),
         ("bridge_orig", "steps/action", np.where(is_open, 1, -1), True),
@@ -179,8 +179,8 @@ def conventions(gen):
         ("libero", "steps/action", np.where(is_open, -1, 1), True),
         ("libero", "steps/action", ~is_open, True),
         ("libero", "steps/action", is_open, False),
-        ("fractal", "steps/action/gripper_closedness_action", np.diff(~is_open, prepend=False) * np.where(is_open, -1, 1), True),
-        ("fractal", "steps/action/gripper_closedness_action", np.diff(~is_open, prepend=False) * np.where(is_open, 1, -1), False),
+        ("fractal", relative, np.diff(~is_open, prepend=False) * np.where(is_open, -1, 1), True),
+        ("fractal", relative, np.diff(~is_open, prepend=False) * np.where(is_open, 1, -1), False),
     ]:
         columns = {"bridge_orig": gen.bridge, "libero": gen.libero, "fractal": gen.fractal}[name]()
         columns[column].reshape(len(told), -1)[:, -1] = told

@@ -171,7 +171,9 @@ def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
 def json_maker(row: EpisodeAnnotation) -> Callable[[StepMasks], bytes]:
     """What makes the `.json` member of each sample of an episode; what is the same in all of them is written once."""
     episode = sample_metadata(row, step_masks(row, row.first_step))
-    texts = {name: f'"{name}": {json.dumps(value, sort_keys=True)}' for name, value in sorted(episode.as_dict().items())}
+    texts = {
+        name: f'"{name}": {json.dumps(value, sort_keys=True)}' for name, value in sorted(episode.as_dict().items())
+    }
 
     def make(masked: StepMasks) -> bytes:
         for name, value in _of_step(masked).items():

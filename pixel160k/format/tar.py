@@ -52,8 +52,9 @@ def _blank() -> tuple[bytes, bytes, bytes, int]:
     """What stands between name, size and checksum, and after them, in a header; the sum that its checksum begins with."""
     blank = bytearray(_by_tarfile("", 0))
     blank[_SIZE], blank[_CHECKSUM] = bytes(12), b" " * 8  # a checksum is of a header that holds spaces in its place
-    between = blank[_NAME.stop : _SIZE.start], blank[_SIZE.stop : _CHECKSUM.start], blank[_CHECKSUM.stop :]
-    return *map(bytes, between), sum(blank)
+    header = bytes(blank)
+    before, middle = header[_NAME.stop : _SIZE.start], header[_SIZE.stop : _CHECKSUM.start]
+    return before, middle, header[_CHECKSUM.stop :], sum(header)
 
 
 def _by_tarfile(name: str, size: int) -> bytes:

@@ -164,7 +164,9 @@ def _limit(made: dict[str, Any]) -> list[str]:
     """A line that says that not all of the source was annotated; none where all was."""
     if "limit" not in made:
         return []
-    return [f"- Only the first {made['limit']} episodes of the source were annotated (`--limit`): a look, not the data set."]
+    return [
+        f"- Only the first {made['limit']} episodes of the source were annotated (`--limit`): a look, not the data set."
+    ]
 
 
 def _counted(statistics: dict[str, Any]) -> str:

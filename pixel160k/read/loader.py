@@ -44,7 +44,7 @@ except ModuleNotFoundError:
 
 
 _WORKERS = 256  # of one process at most, for their counts
-_EPOCH, _LOADS, _SKIPPED = 0, 1, 2  # places of what the workers share: the epoch, states loaded, the first of the counts
+_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count
 _LOG = logging.getLogger(__name__)
 
 
