@@ -273,31 +273,42 @@ def annotate_command(
 @_data_dir
 @click.option("--out", type=_directory, required=True, help="Where the shards go; the same run resumes there.")
 @click.option("--include", type=click.Choice(["accepted", "all"]), default="accepted", show_default=True)
+@click.option(
+    "--cameras", default="", help="Further cameras, as image_1,image_2: images without masks [default: none]."
+)
 @_execution
 def build_shards_command(
     annotations: AnyPath,
     data_dir: AnyPath | None,
     out: AnyPath,
     include: str,
+    cameras: str,
     execution: tuple[int, str, tuple[str, ...], tuple[int, int]],
 ) -> None:
     """Write WebDataset shards of annotated episodes, with index, statistics, manifest and data card.
 
     \b
     pixelcli build-shards --annotations annotations --out shards
+    pixelcli build-shards --annotations annotations --out shards --cameras wrist_image
     """
     require_packages("annotate", "apache_beam")
     from annotate.jobs.beam import Execution
     from annotate.jobs.shards import build_shards
     from annotate.jobs.summary import check_episodes
 
-    manifest = build_shards(annotations, out, Execution(*execution), data_dir, include)
+    further = [name.strip() for name in cameras.split(",") if name.strip()]
+    manifest = build_shards(annotations, out, Execution(*execution), data_dir, include, further)
     left_out, untracked = manifest["left_out"], manifest["untracked"]
     click.echo(
         f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
         + (f"; {len(left_out)} unusable episodes left out (see manifest.json)" if left_out else "")
         + (f"; {untracked} without masks at every step, which `annotate --tracks=all` makes" if untracked else "")
     )
+    for name, counts in manifest.get("cameras", {}).items():
+        blank, unusable = counts["blank"], len(counts["unusable"])
+        click.echo(
+            f"{name}: in {counts['episodes']} episodes; blank in {blank}, unusable in {unusable} (see manifest.json)"
+        )
     errors = manifest["internal_errors"]
     check_episodes(errors, len(errors), out)
 

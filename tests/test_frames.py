@@ -218,29 +218,37 @@ def test_every_reader_sees_the_same(tmp_path):
 ODD = {**{name: encode for name, (encode, _) in {**CONVERTED, **REFUSED}.items()}, **PASSES}
 
 
+def encoded(draw, pictures, least):
+    """Pictures as one encoder has them, of which some are then spoiled; and whether none is."""
+    encode = PASSES[draw(st.sampled_from(sorted(PASSES)))] if draw(st.booleans()) else CONVERTED["grey jpeg"][0]
+    images, sound = [encode(image) for image in pictures], True
+    for place in draw(st.lists(st.integers(0, len(images) - 1), min_size=least, max_size=2, unique=True)):
+        change = draw(st.sampled_from(["encoder", "size", "bytes", "cut"]))
+        data, sound = images[place], False
+        if change == "encoder":
+            images[place] = ODD[draw(st.sampled_from(sorted(ODD)))](pictures[place])
+        elif change == "size":
+            images[place] = encode(pictures[place].resize((draw(st.integers(1, 99)), draw(st.integers(1, 99)))))
+        elif change == "bytes":
+            for at in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=4)):
+                images[place] = flipped(images[place], at)
+        else:
+            images[place] = data[: draw(st.integers(0, len(data)))] + draw(st.sampled_from([b"", b"\xff\xd9"]))
+    return images, sound
+
+
 @st.composite
 def sources(draw):
-    """A data set as bytes: its episodes, of which some are sound, and how it lies in its folder."""
+    """A data set as bytes: its episodes, of which some are sound, their wrist images too, and how it lies in its folder."""
     episodes = []
     for seed in range(draw(st.integers(1, 3))):
         (height, width), steps = draw(st.sampled_from([(48, 64), (64, 48), (33, 71)])), draw(st.integers(2, 6))
         pictures = [Image.fromarray(frame) for frame in gen.scene(T=steps, h=height, w=width, seed=seed)[0]]
-        encode = PASSES[draw(st.sampled_from(sorted(PASSES)))] if draw(st.booleans()) else CONVERTED["grey jpeg"][0]
-        images, sound = [encode(image) for image in pictures], True
-        for place in draw(st.lists(st.integers(0, steps - 1), max_size=2, unique=True)):
-            change = draw(st.sampled_from(["encoder", "size", "bytes", "cut"]))
-            data, sound = images[place], False
-            if change == "encoder":
-                images[place] = ODD[draw(st.sampled_from(sorted(ODD)))](pictures[place])
-            elif change == "size":
-                images[place] = encode(pictures[place].resize((draw(st.integers(1, 99)), draw(st.integers(1, 99)))))
-            elif change == "bytes":
-                for at in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=4)):
-                    images[place] = flipped(images[place], at)
-            else:
-                images[place] = data[: draw(st.integers(0, len(data)))] + draw(st.sampled_from([b"", b"\xff\xd9"]))
+        images, sound = encoded(draw, pictures, 0)
+        wrist, wrist_sound = encoded(draw, [picture.resize((40, 30)) for picture in pictures], draw(st.integers(0, 1)))
         text = draw(st.text(max_size=20) | st.binary(max_size=20) | st.just("pick up the red disc"))
-        episodes.append((gen.libero(text, images=images, seed=seed, T=steps), sound))
+        columns = gen.libero(text, images=images, seed=seed, T=steps) | {"steps/observation/wrist_image": wrist}
+        episodes.append((columns, sound, wrist_sound))
     layout = {
         "version": draw(st.sampled_from(["1.0.0", ""])),
         "file_name": draw(st.sampled_from(["toy", "other"])),
@@ -257,7 +265,7 @@ def test_whatever_the_source_holds_the_shards_are_sound(source):
     episodes, layout, beside = source
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        files = [[columns for columns, _ in episodes], [] if beside is None else [gen.libero(T=2, h=48, w=64)]]
+        files = [[columns for columns, *_ in episodes], [] if beside is None else [gen.libero(T=2, h=48, w=64)]]
         data = gen.write(path / "data", "toy", {"train": files}, **layout)
         if beside is not None:
             next(data.glob("*-00001-of-00002")).write_bytes(beside)
@@ -266,12 +274,14 @@ def test_whatever_the_source_holds_the_shards_are_sound(source):
         assert {row.dataset for row in rows} == {layout["file_name"]}
         assert all(row.reason and row.detail for row in rows if row.status == FAILED)
         assert "internal_error" not in {row.reason for row in rows}, rows
-        sound = {rows[record].episode_id for record, (_, sound) in enumerate(episodes) if sound}
+        sound = {rows[record].episode_id for record, (_, sound, _) in enumerate(episodes) if sound}
         assert not sound & {row.episode_id for row in rows if row.status == FAILED}
-        build_shards(path / "annotations", path / "shards", Execution(), include="all")
+        build_shards(path / "annotations", path / "shards", Execution(), include="all", cameras=["wrist_image"])
         assert verify(path / "shards") == []
         manifest = read_manifest(path / "shards")
         assert not sound & manifest["left_out"].keys()
+        seen_well = {rows[record].episode_id for record, (*_, sound) in enumerate(episodes) if sound}
+        assert not seen_well & manifest["cameras"]["wrist_image"]["unusable"].keys()
         if manifest["samples"]:
             seen = assert_readers_agree(path / "shards", path)
             assert sound <= {key.rpartition("-")[0] for key in seen}

@@ -698,7 +698,7 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     pytest.importorskip("torchdata", reason="extra [train]")
     guide = (Path(__file__).parents[1] / "docs" / "loading.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     monkeypatch.chdir(tmp_path)
     write_shards(tmp_path / "shards", FILES, "libero_sample")
     write_shards(tmp_path / "other", FILES[:3])

@@ -297,8 +297,8 @@ def test_what_is_not_there_is_named(directory):
 
 def test_unknown_formats_are_refused(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
-    with pytest.raises(InputError, match="format version 3; this software reads 1 and 2"):
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"format_version": 4}))
+    with pytest.raises(InputError, match="format version 4; this software reads 1 to 3"):
         ShardDirectory(directory)
 
 

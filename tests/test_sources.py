@@ -317,7 +317,7 @@ def test_a_camera_is_asked_for_only_where_it_is_there(tmp_path):
     path.write_text(path.read_text().replace('"wrist_image"', '"another"'))
     assert len(read_all("libero", tmp_path)) == 1
     with pytest.raises(InputError, match="has no camera 'wrist_image'"):
-        list_files(SOURCES["libero"], tmp_path, camera="wrist_image")
+        list_files(SOURCES["libero"], tmp_path, cameras=["wrist_image"])
 
 
 def test_a_file_cut_between_records_is_noticed(write_fractal):

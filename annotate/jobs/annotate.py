@@ -195,7 +195,7 @@ def annotate(
     cameras = SOURCES[source].cameras
     if settings.camera and settings.camera not in cameras:
         raise InputError(f"setting 'camera': {source} has {', '.join(cameras)}, not {settings.camera!r}")
-    files = list_files(SOURCES[source], data_dir, split, settings.camera)
+    files = list_files(SOURCES[source], data_dir, split, [settings.camera] if settings.camera else [])
     missing = sum(count for _, count in {(file.split, file.shards) for file in files}) - len(files)
     if limit:
         files = first_episodes(files, limit)

@@ -5,7 +5,7 @@ import io
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from annotate.faults import LOGGER, describe_error, tracebacks_to
 from annotate.jobs.annotate import read_run
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.unit import log_path
+from annotate.jobs.views import CameraCounts, View, check_cameras, members_at, read_views, total_counts
 from annotate.sources import SOURCES
 from annotate.sources.episode import BadImage, Episode
 from annotate.sources.rlds import SourceFile, first_episodes, list_files, read_episodes
@@ -49,6 +50,7 @@ class _BuildShard:
     tracked: bool  # masks were followed through the steps: of all episodes, or of the accepted ones
     horizon: int
     out: str  # whose log gets the tracebacks of `internal_error`
+    cameras: tuple[str, ...] = ()  # further ones
 
     def __call__(self, file: SourceFile, folder: Path, device: str) -> dict[str, Any]:
         with tracebacks_to(log_path(open_path(self.out))):
@@ -58,13 +60,14 @@ class _BuildShard:
         annotations = open_path(self.annotations)
         rows = table.read_part(annotations / f"part-{file.name}.parquet")
         tracks = read_tracks(annotations / "tracks" / f"part-{file.name}.parquet")
-        episodes = read_episodes(SOURCES[self.source], file, self.camera)
+        episodes = read_episodes(SOURCES[self.source], file, self.camera, self.cameras)
         tar = folder / f"{file.dataset}-{file.name}.tar"
         (folder / ".work").mkdir()
         left_out: dict[str, str] = {}
         causes: dict[str, str] = {}
         images: Counter[str] = Counter()
         converted: Counter[str] = Counter()
+        cameras = CameraCounts(self.cameras)
         errors: list[str] = []
         untracked = 0
         written: list[EpisodeAnnotation] = []
@@ -86,9 +89,11 @@ class _BuildShard:
                 if wanted and not reason:
                     masked = tracks.get(row.episode_id, {})
                     samples: list[tuple[int, dict[str, bytes]]] = []
-                    were = Counter[str]()
+                    were, views = Counter[str](), dict[str, View]()
                     try:
-                        samples, were = _make_samples(row, masked, episode, self.horizon)
+                        if episode.first_step <= episode.last_step:
+                            views = read_views(episode)
+                        samples, were = _make_samples(row, masked, episode, views, self.horizon)
                         reason = "" if samples else "too_short"
                     except BadImage as error:
                         reason, causes[row.episode_id] = "bad_image", str(error)
@@ -102,6 +107,7 @@ class _BuildShard:
                     converted.update(were)
                     if samples:
                         written.append(row)
+                        cameras.add(row.episode_id, views)
                     has_mask = row.object_mask is not None or row.gripper_mask is not None
                     untracked += bool(self.tracked and samples and has_mask and not masked)
                 if reason:
@@ -120,6 +126,7 @@ class _BuildShard:
             "causes": causes,
             "images": images,
             "converted": converted,
+            "cameras": cameras.summary(),
             "untracked": untracked,
             "internal_errors": errors,
             **table.tally(rows),
@@ -146,7 +153,11 @@ def _join(
 
 
 def _make_samples(
-    row: EpisodeAnnotation, tracks: dict[int, StepMasks], episode: Episode, horizon: int
+    row: EpisodeAnnotation,
+    tracks: dict[int, StepMasks],
+    episode: Episode,
+    views: dict[str, View],
+    horizon: int,
 ) -> tuple[list[tuple[int, dict[str, bytes]]], Counter[str]]:
     """An episode's samples, each its step and its members, and how many images had to be converted, by what they were.
 
@@ -160,14 +171,19 @@ def _make_samples(
         masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
         members = shards.sample_members(row, masked, describe(masked), image, chunk, episode.state[step])
-        samples.append((masked.step, members))
+        samples.append((masked.step, members | members_at(views, step - episode.first_step)))
         if was:
             converted[was] += 1
     return samples, converted
 
 
 def build_shards(
-    annotations: AnyPath, out: AnyPath, execution: Execution, data_dir: AnyPath | None = None, include: str = "accepted"
+    annotations: AnyPath,
+    out: AnyPath,
+    execution: Execution,
+    data_dir: AnyPath | None = None,
+    include: str = "accepted",
+    cameras: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build the shards of an annotation directory and everything beside them.
 
@@ -177,22 +193,23 @@ def build_shards(
         execution: runner, workers and part.
         data_dir: the RLDS data that was annotated; by default where it was then.
         include: "accepted" episodes only, or "all" that can be read.
+        cameras: further cameras of the source whose images the samples have too; masks and prompts are not on these.
 
     Returns:
         The manifest of the shards, `seconds`, the wall time, and `internal_errors`: which episodes met a bug here.
 
     Raises:
-        InputError: the annotations are incomplete or of other data, or a directory is unusable.
+        InputError: the annotations are incomplete or of other data, a directory is unusable, or there is no such camera.
         JobBug: a file met a bug.
         PartDone: this command's part is done, but others are not.
     """
     run, stats = read_run(annotations)
     source = SOURCES[run["source"]]
+    cameras = check_cameras(cameras, run["settings"]["camera"] or source.cameras[0], source.cameras)
     tracked = run["settings"]["tracks"] not in ("none", False)  # False: of earlier versions
     annotated = {name for name, _ in run["files"]}
-    files = [
-        file for file in list_files(source, data_dir or open_path(stats["data_dir"])) if file.path.name in annotated
-    ]
+    every = list_files(source, data_dir or open_path(stats["data_dir"]), cameras=cameras)
+    files = [file for file in every if file.path.name in annotated]
     if missing := sorted(annotated - {file.path.name for file in files}):
         raise InputError(f"the data directory lacks {missing[0]}, which was annotated; give the right --data-dir")
     if "limit" in run:
@@ -208,11 +225,12 @@ def build_shards(
         "parts": dict(zip(parts, digests, strict=True)),
         "include": include,
         "horizon": HORIZON,
+        **({"cameras": list(cameras)} if cameras else {}),
     }
     started = time.monotonic()
     work = _BuildShard(
         run["source"], run["settings"]["camera"], str(annotations.resolve()), include, tracked, HORIZON,
-        str(out.resolve()),
+        str(out.resolve()), cameras,
     )  # fmt: skip
     markers = run_job(f"build-shards {files[0].dataset}", work, files, out, description, execution)
     errors = [error for marker in markers for error in marker["summary"].get("internal_errors", [])]
@@ -252,9 +270,11 @@ def _finish(
     for summary, (name, counts) in itertools.product(summaries, counted.items()):
         counts.update(summary.get(name, {}))  # earlier versions counted no images
     with_png = counted["images"]["png"] > 0
+    cameras = description.get("cameras", [])
+    of_images = shards.WITH_PNG_VERSION if with_png else shards.FORMAT_VERSION
     causes = {key: cause for summary in summaries for key, cause in summary.get("causes", {}).items()}
     manifest = {
-        "format_version": shards.WITH_PNG_VERSION if with_png else shards.FORMAT_VERSION,
+        "format_version": shards.WITH_CAMERAS_VERSION if cameras else of_images,
         "dataset": dataset,
         "include": description["include"],
         "horizon": HORIZON,
@@ -272,6 +292,7 @@ def _finish(
         **({"causes": causes} if causes else {}),
         **({"images": dict(sorted(counted["images"].items()))} if with_png else {}),
         **({"converted": dict(sorted(counted["converted"].items()))} if counted["converted"] else {}),
+        **({"cameras": total_counts(cameras, summaries)} if cameras else {}),
         "annotated": {name: dict(sorted(counted[name].items())) for name in ("status", "reasons")},
         "annotations": description["annotations"],
         "software": description["software"],

@@ -1,7 +1,7 @@
 """One episode, the same form for every source: the rest of the project sees robot data in no other form."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class Episode:
         first_step, last_step: the valid raw steps, both included; empty where last_step < first_step.
         viewpoint: episodes of one file with the same viewpoint see the same scene from the same camera.
         base_moves: the robot's base drives during the episode, so the camera does too.
+        views: of each further camera that was asked for T encoded frames, or why the record does not hold them.
     """
 
     identity: RecordId
@@ -80,6 +81,7 @@ class Episode:
     last_step: int
     base_moves: bool = False
     finger_opening: np.ndarray | None = None
+    views: Mapping[str, Sequence[bytes] | InputError] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -154,8 +156,7 @@ class Episode:
         _look(data, step)
         if (image := frames.decode(data)) is None:
             raise BadImage(f"step {step}: the frame does not decode")
-        few = image[::8, ::8]  # enough to tell a picture from a blank, at a fraction of the time
-        if int(few.max()) - int(few.min()) < 8:
+        if _is_blank(image):
             raise BadImage(f"step {step}: the frame is blank")
         return image
 
@@ -169,11 +170,41 @@ class Episode:
         Raises:
             BadImage: it cannot be published, or has another size.
         """
-        data = self.images[step]
-        found = _look(data, step)
-        if (found.height, found.width) != size:
-            raise BadImage(_other_size(step, (found.height, found.width), "the annotated one", size))
-        return Published(frames.rgb_png(data) if found.kind else data, found.kind)
+        return _published(self.images[step], step, size, "the annotated one")
+
+    def view(self, camera: str) -> list[Published] | None:
+        """The frames of a further camera at the valid steps, of which there are some, as shards hold them.
+
+        None where its frames at the first, the middle and the last of them are blank: so records of Bridge hold a camera
+        that was not there, whatever their `has_image_k` say.
+
+        Raises:
+            BadImage: one cannot be published, they differ in size, or the record does not hold them.
+        """
+        images = self.views[camera]
+        if isinstance(images, InputError):
+            raise BadImage(one_line(images))
+        steps = range(self.first_step, self.last_step + 1)
+        first = _look(images[steps[0]], steps[0])
+        some = (frames.decode(images[step]) for step in (steps[0], steps[len(steps) // 2], steps[-1]))
+        if all(image is not None and _is_blank(image) for image in some):
+            return None
+        size = first.height, first.width
+        return [_published(images[step], step, size, f"that of step {self.first_step}") for step in steps]
+
+
+def _is_blank(image: np.ndarray) -> bool:
+    """Whether an image shows one colour; every eighth pixel tells that, at a fraction of the time."""
+    few = image[::8, ::8]
+    return int(few.max()) - int(few.min()) < 8
+
+
+def _published(data: bytes, step: int, size: tuple[int, int], what: str) -> Published:
+    """A frame as shards hold it. Raises BadImage: it cannot be published, or has not the size, which is that of `what`."""
+    found = _look(data, step)
+    if (found.height, found.width) != size:
+        raise BadImage(_other_size(step, (found.height, found.width), what, size))
+    return Published(frames.rgb_png(data) if found.kind else data, found.kind)
 
 
 def _is_still(opening: np.ndarray) -> bool:

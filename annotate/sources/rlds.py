@@ -152,7 +152,9 @@ class Columns:
         return int(values[0]) if values else -1
 
 
-def list_files(source: Source, data_dir: str | AnyPath, split: str = "", camera: str = "") -> list[SourceFile]:
+def list_files(
+    source: Source, data_dir: str | AnyPath, split: str = "", cameras: Sequence[str] = ()
+) -> list[SourceFile]:
     """The TFRecord files of a data set, sorted by name.
 
     Args:
@@ -160,7 +162,7 @@ def list_files(source: Source, data_dir: str | AnyPath, split: str = "", camera:
         data_dir: the folder that holds features.json and dataset_info.json, or a folder at most two levels above it that
             leads to only one such.
         split: only files of this split; "" for all.
-        camera: one of `source.cameras` that it must have; "" for the main one.
+        cameras: those of `source.cameras` that it must have beside the main one.
 
     Raises:
         InputError: nothing there, several data sets or files of several, another source's data set, no such split or
@@ -171,8 +173,9 @@ def list_files(source: Source, data_dir: str | AnyPath, split: str = "", camera:
     columns = layout.read_columns(directory)
     if missing := [feature for feature in source.features if feature not in columns]:
         raise InputError(f"{directory} is not a {source.name} data set: its features.json lacks {', '.join(missing)}")
-    if camera and f"steps/observation/{camera}" not in columns:
-        raise InputError(f"{directory} has no camera {camera!r}: its features.json lacks steps/observation/{camera}")
+    for camera in cameras:
+        if (column := _column(camera)) not in columns:
+            raise InputError(f"{directory} has no camera {camera!r}: its features.json lacks {column}")
     info = layout.read_info(directory)
     lengths = {part.name: part.shard_lengths for part in info.splits}
     dataset = source.dataset or layout.name_of(directory, info, source.folders)
@@ -207,7 +210,9 @@ def list_files(source: Source, data_dir: str | AnyPath, split: str = "", camera:
     return files
 
 
-def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterator[Episode | EpisodeAnnotation]:
+def read_episodes(
+    source: Source, file: SourceFile, camera: str = "", views: Sequence[str] = ()
+) -> Iterator[Episode | EpisodeAnnotation]:
     """Yield every record of a file as an Episode, or as a failed row that says what is wrong with it.
 
     No record is lost: where the file ends early, or what follows in it cannot be read, one row stands for each record that
@@ -217,6 +222,7 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
         source: whose schema the records have.
         file: one of `list_files`.
         camera: one of `source.cameras`; "" for the main one.
+        views: further cameras whose frames the episodes have too (`Episode.views`).
 
     Raises:
         InputError: the source has no such camera, or the file holds more records than an episode id can tell apart.
@@ -234,7 +240,7 @@ def read_episodes(source: Source, file: SourceFile, camera: str = "") -> Iterato
         identity = file.identify(record.number, record.masked_crc32c)
         broken = ""
         if not record.fault:
-            yield _read_record(source, record.payload, identity, camera)
+            yield _read_record(source, record.payload, identity, camera, views)
         elif record.fault.startswith("the file ends"):
             yield _failed(identity, "truncated_file", record.fault)
         else:
@@ -273,10 +279,13 @@ def first_episodes(files: Sequence[SourceFile], limit: int) -> list[SourceFile]:
     return chosen
 
 
-def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str) -> Episode | EpisodeAnnotation:
+def _read_record(
+    source: Source, payload: bytes, identity: RecordId, camera: str, views: Sequence[str]
+) -> Episode | EpisodeAnnotation:
     """A record as an Episode, or a failed row."""
     try:
-        episode = source.to_episode(Columns(payload), identity, camera)
+        columns = Columns(payload)
+        episode = source.to_episode(columns, identity, camera)
         if not np.isfinite(episode.actions).all():  # differences of finite numbers may be too large
             raise InputError("an action is not finite")
         if episode.fingers_contradict:
@@ -288,7 +297,20 @@ def _read_record(source: Source, payload: bytes, identity: RecordId, camera: str
         return _failed(identity, "malformed_record", one_line(error))
     except Exception as error:
         return internal_error(EpisodeAnnotation(**asdict(identity)), error)
-    return episode
+    return replace(episode, views={name: _view(columns, name) for name in views}) if views else episode
+
+
+def _view(columns: Columns, camera: str) -> Sequence[bytes] | InputError:
+    """The frames of a further camera, or why the record does not hold them: that costs the camera, not the episode."""
+    try:
+        return columns.strings(_column(camera))
+    except InputError as error:
+        return error
+
+
+def _column(camera: str) -> str:
+    """The column of a camera's frames, in every source."""
+    return f"steps/observation/{camera}"
 
 
 def _failed(identity: RecordId, reason: str, detail: str) -> EpisodeAnnotation:

@@ -36,7 +36,10 @@ class Metadata:
     close_step: Annotated[
         RawStepOrNone, "the raw step at which the gripper closes on what it carries; −1: it carries nothing"
     ]
-    camera: Annotated[str, "which of the source's cameras took the images"]
+    camera: Annotated[
+        str,
+        "the main camera: which of the source's took `.jpg` or `.png`, the image that masks, boxes and prompts are on",
+    ]
     instruction: Annotated[str, 'what the robot is told; `""`: nothing']
     target_object: Annotated[str, 'the words of the object that is to be grasped; `""`: none found']
     status: Annotated[Literal["accepted", "rejected"], "`accepted` or `rejected`"]

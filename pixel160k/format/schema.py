@@ -5,6 +5,7 @@ Types are strict (no text where a number belongs), keys fixed, numbers finite.
 
 from typing import Annotated, Any, Literal, get_type_hints
 
+from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from pixel160k.format.metadata import Metadata
@@ -36,10 +37,36 @@ class Outcome(Strict):
     reasons: dict[str, Count]
 
 
+class Camera(Strict):
+    """A further camera in the manifest: the episodes here are those that have it, those where it is blank, and the unusable.
+
+    Attributes:
+        episodes: how many have it.
+        images: how many images it has of each form.
+        sizes: height and width of its images in pixels, each pair once; all images of an episode have the same.
+        converted: how many images were made RGB PNG, by what they were.
+        blank: in how many episodes it shows nothing.
+        unusable: why it cannot be published, by the ids of those episodes.
+    """
+
+    episodes: Count
+    images: dict[Literal["jpg", "png"], Count]
+    sizes: list[Annotated[list[Count], Len(2, 2)]]
+    converted: dict[str, Count]
+    blank: Count
+    unusable: dict[str, str]
+
+
+CameraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # it begins the name of a member
+
+
 class Manifest(Strict):
     """manifest.json. The text of each field says what it means."""
 
-    format_version: Annotated[int, "1; 2 where images are PNG, which readers of version 1 would not find"]
+    format_version: Annotated[
+        int,
+        "1; 2 where images are PNG, 3 where there are `cameras`, which readers of the versions before would not find",
+    ]
     dataset: Annotated[str, "the data set's name"]
     include: Annotated[Literal["accepted", "all"], "which episodes are here: `accepted`, or `all` that can be read"]
     horizon: Annotated[int, Field(ge=1), "rows of an action chunk"]
@@ -56,6 +83,12 @@ class Manifest(Strict):
     converted: Annotated[
         dict[str, Count],
         "how many images were made RGB PNG, by what they were: `grey`, `palette`, `opaque alpha`; not there: none",
+    ] = {}
+    cameras: Annotated[
+        dict[CameraName, Camera],
+        "the further cameras that were asked for, by name: how many `episodes` and `images` (by form) each has, their `sizes` "
+        "(height, width), how many were `converted`; in how many episodes it is `blank`, in which `unusable` and why; not "
+        "there: none was asked for",
     ] = {}
     untracked: Annotated[Count, "how many episodes here lack masks at every step, though others were followed"] = 0
     annotated: Annotated[Outcome, "`status` and `reasons`: how many episodes the annotations have of each"]

@@ -26,6 +26,7 @@ from pixel160k.paths import AnyPath, open_parquet
 
 FORMAT_VERSION = 1
 WITH_PNG_VERSION = 2  # of shards that hold PNG images, which readers of version 1 would not find
+WITH_CAMERAS_VERSION = 3  # of shards that hold images of further cameras, which readers of version 2 take for foreign
 IMAGES: dict[str, Literal["JPEG", "PNG"]] = {"jpg": "JPEG", "png": "PNG"}  # the image member, as its image is encoded
 MEMBERS = ("jpg", "mask.png", "json", "action.npy", "state.npy")  # of a sample whose image is a JPEG
 TRAIN = "train"
@@ -78,6 +79,11 @@ def image_member(members: Collection[str]) -> str:
     return next((name for name in IMAGES if name in members), "jpg")
 
 
+def camera_member(members: Collection[str], camera: str) -> str:
+    """Which member of a sample is the image of a further camera, `{camera}.jpg` or `{camera}.png`; "" where none is."""
+    return next((name for form in IMAGES if (name := f"{camera}.{form}") in members), "")
+
+
 def missing_members(members: Collection[str]) -> list[str]:
     """What these members of a sample lack."""
     return [name for name in (image_member(members), *MEMBERS[1:]) if name not in members]
@@ -128,12 +134,17 @@ def sample_members(
         state: float32 (S,).
     """
     return {
-        "jpg" if image.startswith(b"\xff\xd8") else "png": image,
+        form_of(image): image,
         "mask.png": _label_png(row, masked),
         "json": described,
         "action.npy": _npy(action),
         "state.npy": _npy(state),
     }
+
+
+def form_of(image: bytes) -> Literal["jpg", "png"]:
+    """What the name of an image's member ends with."""
+    return "jpg" if image.startswith(b"\xff\xd8") else "png"
 
 
 def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:

@@ -62,8 +62,12 @@ _FEATURES = pa.schema(
 
 
 def features(manifest: dict[str, Any]) -> pa.Schema:
-    """The columns of shards as Hugging Face's `datasets` gives them: `jpg`, or `png`, or both, of which one is None then."""
+    """The columns of shards as Hugging Face's `datasets` gives them: `jpg`, or `png`, or both, of which one is None then.
+
+    Those of further cameras follow: None where an episode does not have one.
+    """
     images = [pa.field(name, IMAGE) for name in IMAGES if name in image_counts(manifest)]
+    images += [pa.field(name, IMAGE) for name in camera_members(manifest)]
     return pa.schema(
         [column for name in _FEATURES.names for column in (images if name == "jpg" else [_FEATURES.field(name)])]
     )
@@ -72,6 +76,16 @@ def features(manifest: dict[str, Any]) -> pa.Schema:
 def image_counts(manifest: dict[str, Any]) -> dict[str, int]:
     """How many images shards hold of each form, by the name of the member; the manifest says it only where there are PNGs."""
     return manifest.get("images") or {"jpg": manifest["samples"]}
+
+
+def camera_members(manifest: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The members of samples that hold images of further cameras: each camera and what ends the member's name."""
+    return {
+        f"{name}.{form}": (name, form)
+        for name, camera in manifest.get("cameras", {}).items()
+        for form in IMAGES
+        if camera["images"].get(form)
+    }
 
 
 def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:
@@ -126,6 +140,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             *_revisions(made.get("revisions", {})),
             f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items()) or 'none here'}.",
             *_limit(made),
+            *_cameras(manifest),
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
             "- `episodes.parquet` has one row per episode: scores, reason, verb and target, to choose by without reading a tar.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
@@ -166,6 +181,16 @@ def _limit(made: dict[str, Any]) -> list[str]:
         return []
     return [
         f"- Only the first {made['limit']} episodes of the source were annotated (`--limit`): a look, not the data set."
+    ]
+
+
+def _cameras(manifest: dict[str, Any]) -> list[str]:
+    """A line for each further camera: which episodes have it."""
+    return [
+        f"- Further camera `{name}`: in {camera['episodes']} episodes, as the members `{name}.jpg` or `.png`; blank in "
+        f"{camera['blank']}, unusable in {len(camera['unusable'])} (see manifest.json), whose samples lack it. Masks, boxes and "
+        "prompts are not on its images."
+        for name, camera in manifest.get("cameras", {}).items()
     ]
 
 

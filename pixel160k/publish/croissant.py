@@ -2,7 +2,7 @@
 
 Croissant 1.0 of MLCommons: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Record sets: `splits` of the
 source, and those that share `key` and `split`:
-`index` (from index.parquet), `images` (of PNG `png-images`), `masks` and `annotations` (files in the tars; the last gives each JSON as text,
+`index` (from index.parquet), `images` (of PNG `png-images`; of a further camera `NAME-images` and `NAME-png-images`), `masks` and `annotations` (files in the tars; the last gives each JSON as text,
 since `mlcroissant` follows JSON paths only outside of archives). Croissant knows no `.npy`: actions and states are
 described as files.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import IMAGES, INDEX_SCHEMA
-from pixel160k.publish.card import image_counts, samples_by_split
+from pixel160k.publish.card import camera_members, image_counts, samples_by_split
 
 _CONTEXT = {
     "@language": "en",
@@ -56,6 +56,8 @@ _CITATION = (
     "booktitle={ICLR}, year={2026}, eprint={2511.01571}, archivePrefix={arXiv}}"
 )
 _INDEX_TYPES = {"string": "sc:Text", "int32": "sc:Integer", "int64": "sc:Integer"}
+_MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
+_STEP_DIGITS = range(4, 7)  # with which keys end
 _FILE_SETS = {  # name -> suffix, media type, what it is
     "image-files": ("jpg", "image/jpeg", "the source's own JPEG bytes"),
     "png-image-files": ("png", "image/png", "RGB images, the source's own PNG bytes or the same pixels"),
@@ -75,6 +77,9 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
     """
     images = image_counts(manifest)
     file_sets = {name: of for name, of in _FILE_SETS.items() if of[0] in images or of[0] not in IMAGES}
+    for suffix, (camera, form) in camera_members(manifest).items():
+        name = f"{camera}-{'png-' if form == 'png' else ''}image-files"
+        file_sets[name] = (suffix, _MEDIA_TYPES[form], f"images of the camera {camera}, on which nothing is marked")
     tars = [_file(shard["name"], "application/x-tar", shard["sha256"]) for shard in manifest["shards"]]
     described = {
         "@context": _CONTEXT,
@@ -104,7 +109,7 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
                     "description": what,
                     "containedIn": [{"@id": tar["@id"]} for tar in tars],
                     "encodingFormat": media_type,
-                    "includes": f"*[0-9].{suffix}" if suffix == "png" else f"*.{suffix}",  # no mask.png
+                    "includes": _includes(suffix, bool(manifest.get("cameras"))),
                 }
                 for name, (suffix, media_type, what) in file_sets.items()
             ),
@@ -114,12 +119,12 @@ def croissant(manifest: dict[str, Any], index_sha256: str) -> dict[str, Any]:
             _record_set("index", [*(_index_field(column.name, str(column.type)) for column in INDEX_SCHEMA), in_split])
             | {"key": {"@id": "index/key"}},
             *(
-                _member_set(f"{prefix}images", "image", "sc:ImageObject", f"{prefix}image-files")
-                for prefix in ("", "png-")
-                if f"{prefix}image-files" in file_sets
+                _member_set(name.removesuffix("-files") + "s", "image", "sc:ImageObject", name, suffix)
+                for name, (suffix, *_) in file_sets.items()
+                if name.endswith("image-files")
             ),
-            _member_set("masks", "mask", "sc:ImageObject", "mask-files"),
-            _member_set("annotations", "json", "sc:Text", "annotation-files"),
+            _member_set("masks", "mask", "sc:ImageObject", "mask-files", "mask.png"),
+            _member_set("annotations", "json", "sc:Text", "annotation-files", "json"),
         ],
     }
 
@@ -171,9 +176,16 @@ def _index_field(column: str, arrow_type: str) -> dict[str, Any]:
     return _field("index", column, _INDEX_TYPES[arrow_type], source)
 
 
-def _member_set(name: str, content: str, data_type: str, file_set: str) -> dict[str, Any]:
+def _includes(suffix: str, cameras: bool) -> str | list[str]:
+    """The pattern of the files with this suffix. It must not match `mask.png`, nor the images of further cameras."""
+    if cameras and suffix in IMAGES:  # whose names may end with a digit, too
+        return [f"*-{'[0-9]' * digits}.{suffix}" for digits in _STEP_DIGITS]
+    return f"*[0-9].{suffix}" if suffix == "png" else f"*.{suffix}"
+
+
+def _member_set(name: str, content: str, data_type: str, file_set: str, member: str) -> dict[str, Any]:
     """A record set of `key`, cut out of the file name, and the member's content."""
-    suffix = _FILE_SETS[file_set][0].replace(".", r"\.")
+    suffix = member.replace(".", r"\.")
     named = {"extract": {"fileProperty": "filename"}, "transform": {"regex": rf"^(.*)\.{suffix}$"}}
     files = {"fileSet": {"@id": file_set}}
     return _record_set(

@@ -46,16 +46,21 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     """
     iterator = iter(episodes)
     opening = next(iterator)
-    size = _decode(opening[0]).shape
-    features = _features(opening[0], size)
+    size = _decode(opening[0].image).shape
+    views = {
+        name: _only_size(name, camera["sizes"])
+        for name, camera in manifest.get("cameras", {}).items()
+        if camera["sizes"]
+    }
+    features = _features(opening[0], size, views)
     tasks: dict[str, int] = {}
-    total = _Statistics(_camera(opening[0]))
+    total = _Statistics(_camera(opening[0]), views)
     counts = {"episodes": 0, "frames": 0}
     splits: dict[str, _Split] = {}
     train_only = split_of(opening[0].metadata.episode_id) == TRAIN
     with _DataFiles(folder, _data_schema(features)) as data, _EpisodeTable(folder) as table:
         for episode in itertools.chain([opening], iterator):
-            statistics = _Statistics(total.camera)
+            statistics = _Statistics(total.camera, views)
             for step in episode:
                 _check_size(step, features)
                 statistics.add(step)
@@ -63,7 +68,7 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
             if (name := split_of(episode[0].metadata.episode_id)) not in splits:
                 data.end_chunk()
                 splits[name] = _Split(counts["episodes"], counts["episodes"], [])
-            file_number = data.write(_columns(episode, counts["episodes"], counts["frames"], task, fps))
+            file_number = data.write(_columns(episode, views, counts["episodes"], counts["frames"], task, fps))
             table.write(_episode_row(episode, counts["episodes"], counts["frames"], file_number, statistics.summary()))
             if name == TRAIN or not train_only:
                 total.merge(statistics)
@@ -157,31 +162,36 @@ class _EpisodeTable:
 class _Statistics:
     """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel."""
 
-    def __init__(self, camera: str) -> None:
-        self.camera = camera
+    def __init__(self, camera: str, views: dict[str, tuple[int, int]]) -> None:
+        self.camera, self._views = camera, views
         self._vectors: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
-        self._levels = np.zeros((3, 256), np.int64)
+        self._levels = {name: np.zeros((3, 256), np.int64) for name in (camera, *map(_view, views))}
 
     def add(self, step: Step) -> None:
         """Count one step."""
         self._vectors["action"].append(step.action[None])
         self._vectors["observation.state"].append(step.state[None])
-        image = _decode(step)
-        for channel in range(3):
-            self._levels[channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
+        images = {self.camera: step.image} | {
+            _view(name): step.view(name, size)[1] for name, size in self._views.items()
+        }
+        for name, encoded in images.items():
+            image = _decode(encoded)
+            for channel in range(3):
+                self._levels[name][channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
 
     def merge(self, other: Self) -> None:
         """Add what another has counted."""
         for name, parts in other._vectors.items():
             self._vectors[name].append(np.concatenate(parts))
-        self._levels += other._levels
+        for name, levels in other._levels.items():
+            self._levels[name] += levels
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Feature -> measure -> values: one number per dimension of a vector; of an image (3, 1, 1), in [0, 1]."""
         vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
         count = {"count": [len(vectors["action"])]}
         return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
-            self.camera: _of_levels(self._levels) | count
+            name: _of_levels(levels) | count for name, levels in self._levels.items()
         }
 
 
@@ -206,8 +216,19 @@ def _of_levels(counted: np.ndarray) -> dict[str, list[Any]]:
     return {name: row.reshape(3, 1, 1).tolist() for name, row in found.items()}
 
 
-def _decode(step: Step) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(step.image)).convert("RGB"))
+def _decode(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+
+
+def _only_size(camera: str, sizes: list[list[int]]) -> tuple[int, int]:
+    if len(sizes) > 1:
+        raise InputError(f"{camera} has images of the sizes {sizes}: LeRobot wants one size; export such shards apart")
+    return sizes[0][0], sizes[0][1]
+
+
+def _view(camera: str) -> str:
+    """LeRobot's name of a further camera's images."""
+    return f"observation.images.{camera}"
 
 
 def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
@@ -224,7 +245,7 @@ def _camera(step: Step) -> str:
     return f"observation.images.{step.metadata.camera}"
 
 
-def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+def _features(step: Step, size: tuple[int, ...], views: dict[str, tuple[int, int]]) -> dict[str, dict[str, Any]]:
     """LeRobot's description of the columns of `data/`; dtype "image" is RGB for the camera, labels for the mask."""
 
     def column(dtype: str, *shape: int, names: list[str] | None = None) -> dict[str, Any]:
@@ -233,12 +254,14 @@ def _features(step: Step, size: tuple[int, ...]) -> dict[str, dict[str, Any]]:
     axes = ["height", "width", "channels"]
     return {
         _camera(step): column("image", *size, names=axes),
+        **{_view(name): column("image", *of_view, 3, names=axes) for name, of_view in views.items()},
         "observation.mask": column("image", *size[:2], 1, names=axes),
         "observation.state": column("float32", len(step.state)),
         "action": column("float32", 7, names=_ACTION_NAMES),
         "annotation.step": column("int64", 1),
         "annotation.object_mask_valid": column("bool", 1),
         "annotation.gripper_mask_valid": column("bool", 1),
+        **{f"annotation.{name}_valid": column("bool", 1) for name in views},
         "timestamp": column("float32", 1),
         "frame_index": column("int64", 1),
         "episode_index": column("int64", 1),
@@ -258,14 +281,24 @@ def _data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
     return pa.schema({name: arrow(feature) for name, feature in features.items()})
 
 
-def _columns(episode: list[Step], episode_index: int, first_frame: int, task: int, fps: float) -> dict[str, Any]:
+def _columns(
+    episode: list[Step],
+    views: dict[str, tuple[int, int]],
+    episode_index: int,
+    first_frame: int,
+    task: int,
+    fps: float,
+) -> dict[str, Any]:
     """The frames of an episode, one list per column."""
+    further = {_view(name): [step.view(name, size) for step in episode] for name, size in views.items()}
     return {
         _camera(episode[0]): [{"bytes": step.image, "path": step.image_name} for step in episode],
+        **{name: [{"bytes": image, "path": path} for path, image in images] for name, images in further.items()},
         "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],
         **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},
+        **{f"annotation.{name}_valid": [name in step.views for step in episode] for name in views},
         "timestamp": [frame / fps for frame in range(len(episode))],
         "frame_index": range(len(episode)),
         "episode_index": [episode_index] * len(episode),

@@ -15,8 +15,8 @@ from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.paths import AnyPath, open_path, read_range
 from pixel160k.read import folder
-from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
-from pixel160k.read.stored import members_of
+from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
+from pixel160k.read.stored import members_of_each
 
 _EPISODE_ID = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_]+-\d+-\d+")  # its parts become names of exported files
 
@@ -44,6 +44,8 @@ class ShardDirectory:
         chunk: int | None = None,
         split: str | None = None,
         by: Literal["step", "episode"] = "step",
+        history: int = 0,
+        cameras: Collection[str] = (),
     ) -> None:
         """Open a shard directory; of its tars nothing is read yet.
 
@@ -53,10 +55,12 @@ class ShardDirectory:
             chunk: how many actions each sample is given; by default the whole horizon of the shards.
             split: only episodes of this split of the source, such as "train"; by default all.
             by: what `len` and `[number]` count: "step" or "episode".
+            history: of how many steps before it each sample has the images too (`Sample.history`).
+            cameras: further cameras whose images samples have too (`Sample.views`); `manifest["cameras"]` lists what there is.
 
         Raises:
             InputError: it holds no shards or those of an unknown format, its manifest or index is damaged, or a member,
-                chunk or split is asked for that the shards do not have.
+                chunk, split or camera is asked for that the shards do not have.
         """
         self.directory = open_path(directory)
         self.split = split
@@ -65,6 +69,9 @@ class ShardDirectory:
             raise InputError(f"by is 'step' or 'episode', not {by!r}")
         self._by = by
         self._members = check_members(members)
+        self._cameras = check_cameras(cameras, self.manifest.get("cameras", ()), str(self.directory))
+        check_history(history, self._members, self._cameras)
+        self._history = history
         if chunk is not None:
             check_chunk(chunk, self.manifest["horizon"], str(self.directory))
         self._chunk = chunk or 0
@@ -150,9 +157,11 @@ class ShardDirectory:
             InputError: there is no such sample, or it cannot be read.
         """
         wanted = self._members if members is None else check_members(members)
-        encoded = self.members(episode_id, step)
+        history = self._history if self._cameras or "image" in wanted else 0
+        encoded = self._read(episode_id, step, history)
+        key = shards.sample_key(episode_id, step)
         try:
-            return decode(shards.sample_key(episode_id, step), encoded, wanted, self._chunk)
+            return decode(key, encoded.pop(key), wanted, self._chunk, history, encoded, self._cameras)
         except InputError as error:
             raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
 
@@ -162,19 +171,30 @@ class ShardDirectory:
         Raises:
             InputError: there is no such sample, or it does not lie in the tar where the index says.
         """
+        return self._read(episode_id, step, 0)[shards.sample_key(episode_id, step)]
+
+    def _read(self, episode_id: str, step: int, history: int) -> dict[str, dict[str, bytes]]:
+        """The members of the sample of a step and of up to `history` before it, oldest first, by their keys: one reading."""
         start, _ = self._range(episode_id)
         steps = self.steps(episode_id)
         if step not in steps:
             raise InputError(f"{self.directory} holds the steps {steps[0]} to {steps[-1]} of {episode_id}, not {step}")
-        row = self.index.slice(start + steps.index(step), 1).to_pylist()[0]
-        path = self.directory / PurePosixPath(row["shard"]).name  # a name and no path, whatever the index says
+        place = steps.index(step)
+        first = max(0, place - history)
+        rows = self.index.slice(start + first, place + 1 - first).to_pylist()
+        shard, offset, end = rows[-1]["shard"], rows[0]["offset"], rows[-1]["offset"] + rows[-1]["bytes"]
+        path = self.directory / PurePosixPath(shard).name  # a name and no path, whatever the index says
+        samples = [(shards.sample_key(episode_id, row["step"]), row["bytes"]) for row in rows]
         try:
-            members = members_of(read_range(path, row["offset"], row["bytes"]), shards.sample_key(episode_id, step))
+            if sum(length for _, length in samples) != end - offset or rows[0]["step"] != step - (place - first):
+                raise InputError("the index does not list one step after the other")
+            members = members_of_each(read_range(path, offset, end - offset), samples)
         except (OSError, InputError) as error:
-            fault = f"{path} cannot be read at {row['offset']} ({one_line(error)})"
+            fault = f"{path} cannot be read at {offset} ({one_line(error)})"
             raise InputError(f"{fault}; `pixelcli verify` says more") from None
-        if missing := shards.missing_members(members):
-            raise InputError(f"{path} lacks {missing[0]} at {row['offset']}; `pixelcli verify` says more")
+        for of_sample in members.values():
+            if missing := shards.missing_members(of_sample):
+                raise InputError(f"{path} lacks {missing[0]} at {offset}; `pixelcli verify` says more")
         return members
 
     def image(self, episode_id: str, step: int) -> bytes:

@@ -73,9 +73,9 @@ def read_unchecked_manifest(folder: str | AnyPath) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{folder} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
-    if (version := manifest.get("format_version")) not in (shards.FORMAT_VERSION, shards.WITH_PNG_VERSION):
+    if (version := manifest.get("format_version")) not in range(shards.FORMAT_VERSION, shards.WITH_CAMERAS_VERSION + 1):
         raise InputError(
-            f"{folder}/manifest.json has format version {version!r}; this software reads 1 and 2: "
+            f"{folder}/manifest.json has format version {version!r}; this software reads 1 to 3: "
             "rebuild the shards, or install the version that wrote them"
         )
     return manifest

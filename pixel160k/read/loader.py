@@ -23,9 +23,9 @@ from pixel160k.read import collate
 from pixel160k.read.cache import ShardCache
 from pixel160k.read.order import Reader, epoch_order, left_over, quotas, turns_of
 from pixel160k.read.resume import Begin, Legs, begin_of, find_states
-from pixel160k.read.samples import MEMBERS, Sample, check_chunk, check_members, decode
+from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
 from pixel160k.read.shard_sets import ShardSet, open_sets
-from pixel160k.read.stored import Place, members_of, read_places
+from pixel160k.read.stored import Place, members_of_each, read_places
 from pixel160k.stores import StorePath
 
 try:
@@ -66,6 +66,8 @@ class ShardLoader(IterableDataset):
         sets: Sequence[ShardSet],
         members: frozenset[str],
         chunk: int,
+        history: int,
+        cameras: tuple[str, ...],
         weights: Mapping[str, float] | None,
         interleave: int,
         seed: int,
@@ -82,7 +84,7 @@ class ShardLoader(IterableDataset):
         self._sets = sets
         self._quotas = quotas(sets, weights)
         self._content = _fingerprint(sets)
-        self._members, self._chunk = members, chunk
+        self._members, self._chunk, self._history, self._cameras = members, chunk, history, cameras
         self._interleave, self._seed = interleave, seed
         self._rank, self._world_size = rank, world_size
         self._skip, self._cache = skip, cache
@@ -222,8 +224,11 @@ class ShardLoader(IterableDataset):
         at = bisect.bisect_right(self._starts, number) - 1
         shard_set, shard = self._shards[at]
         row = number - self._starts[at]
-        begin, end = shard.blocks[row : row + 2].tolist()
-        return Place(shard, begin * 512, (end - begin) * 512, shard_set.key(shard, row))
+        first = shard_set.first_before(shard, row, self._history) if self._history else row
+        edges = shard.blocks[first : row + 2].tolist()
+        lengths = ((end - begin) * 512 for begin, end in itertools.pairwise(edges))
+        keys = (shard_set.key(shard, number) for number in range(first, row + 1))
+        return Place(shard, edges[0] * 512, tuple(zip(keys, lengths, strict=True)))
 
     def _decode(self, place: Place, content: bytes | InputError | OSError) -> Sample:
         """Decode a sample from its bytes, or say why they are not there. Raises InputError."""
@@ -233,12 +238,13 @@ class ShardLoader(IterableDataset):
                 raise InputError(content.strerror or one_line(content))
             if isinstance(content, InputError):
                 raise content
-            members = members_of(content, place.key)
+            past = members_of_each(content, place.samples)
         except InputError as error:
             fault = f"{url} cannot be read at {place.key} ({one_line(error)})"
             raise InputError(f"{fault}; `pixelcli verify` says more") from None
         try:
-            return decode(place.key, members, self._members, self._chunk)
+            members = past.pop(place.key)
+            return decode(place.key, members, self._members, self._chunk, self._history, past, self._cameras)
         except InputError as error:
             raise InputError(f"{url}: {error}; `pixelcli verify` says more") from None
 
@@ -276,6 +282,8 @@ def open_shards(
     *,
     members: Collection[str] = tuple(MEMBERS),
     chunk: int = 8,
+    history: int = 0,
+    cameras: Collection[str] = (),
     split: str | None = None,
     status: str | None = None,
     weights: Mapping[str, float] | None = None,
@@ -295,6 +303,8 @@ def open_shards(
             manifest.json, index.parquet and dataset_statistics.json lie beside the tars. Several data sets are mixed.
         members: what to decode: image, labels, prompts, actions, state. The other fields of a sample are always there.
         chunk: how many actions each sample has: this step's and those after it.
+        history: of how many steps before it each sample has the images too (`Sample.history`).
+        cameras: further cameras whose images samples have too (`Sample.views`); at least one of the data sets holds each.
         split: only samples of this split of the source, such as "train".
         status: only samples of this status, "accepted" or "rejected"; shards built with `--include all` hold both.
         weights: each data set's share of an epoch by its name, relative to the others. Without weights every sample comes
@@ -326,11 +336,26 @@ def open_shards(
         raise InputError(f"status is {ACCEPTED!r}, {REJECTED!r} or None for both, not {status!r}")
     wanted = check_members(members)
     sets = open_sets(sources, split, status)
+    held = dict.fromkeys(camera for shard_set in sets for camera in shard_set.cameras)
+    asked = check_cameras(cameras, held, " and ".join(str(shard_set.folder) for shard_set in sets))
+    check_history(history, wanted, asked)
     for shard_set in sets:
         check_chunk(chunk, shard_set.horizon, str(shard_set.folder))
     cache = None if cache_dir is None else _open_cache(cache_dir, cache_bytes, sets, interleave)
     return ShardLoader(
-        sets, wanted, chunk, weights, interleave, seed, epoch, rank, world_size, on_error == "skip", cache
+        sets,
+        wanted,
+        chunk,
+        history,
+        asked,
+        weights,
+        interleave,
+        seed,
+        epoch,
+        rank,
+        world_size,
+        on_error == "skip",
+        cache,
     )
 
 

@@ -7,7 +7,8 @@ import io
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import TypeVar
 
 import cv2
@@ -62,6 +63,13 @@ class Sample:
         action_mask: bool (chunk,): which of the actions are the episode's own.
         state: proprioception, float32 (S,).
         metadata: the JSON member with everything else.
+        history: RGB, uint8 (history, height, width, 3): the images of the steps before this one, oldest first. Before the
+            episode's first valid step its image stands again and again, as in Octo and LeRobot (`octo.data.traj_transforms.
+            chunk_act_obs`, `delta_timestamps`).
+        history_valid: bool (history,): which of them are the episode's own.
+        views: of each further camera that was asked for, by its name: RGB, uint8 of a height and width of its own; None
+            where this episode does not have it. Labels, masks and prompts are on `image` alone.
+        view_history: of each such camera what `history` is of the main one.
     """
 
     key: str
@@ -79,6 +87,10 @@ class Sample:
     action_mask: np.ndarray | None = field(repr=False)
     state: np.ndarray | None = field(repr=False)
     metadata: Metadata = field(repr=False)
+    history: np.ndarray | None = field(default=None, repr=False)
+    history_valid: np.ndarray | None = field(default=None, repr=False)
+    views: Mapping[str, np.ndarray | None] = field(default_factory=dict, repr=False)
+    view_history: Mapping[str, np.ndarray | None] = field(default_factory=dict, repr=False)
 
     @property
     def object_mask(self) -> np.ndarray | None:
@@ -132,7 +144,40 @@ def check_chunk(chunk: int, horizon: int, where: str) -> None:
         raise InputError(f"{where} holds {horizon} actions per sample; a chunk of {chunk} cannot be cut from that")
 
 
-def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tuple(MEMBERS), chunk: int = 0) -> Sample:
+def check_cameras(wanted: Collection[str], known: Collection[str], where: str) -> tuple[str, ...]:
+    """The further cameras asked for, each of which must be one of those known.
+
+    Raises:
+        InputError: one of them is not; the message begins with `where` and names those that there are.
+    """
+    names = (wanted,) if isinstance(wanted, str) else tuple(dict.fromkeys(wanted))
+    if unknown := [name for name in names if name not in known]:
+        there = f"there are {', '.join(known)}" if known else "`pixelcli build-shards --cameras` makes shards with some"
+        raise InputError(f"{where} holds no further camera {unknown[0]!r}; {there}")
+    return names
+
+
+def check_history(history: int, members: Collection[str], cameras: Collection[str]) -> None:
+    """Check that samples with these members and further cameras can have the images of so many steps before them.
+
+    Raises:
+        InputError: it is no such number, or images are not asked for.
+    """
+    if history < 0:
+        raise InputError(f"history is a number of steps, 0 for none, not {history}")
+    if history and "image" not in members and not cameras:
+        raise InputError("history is of images; ask for the member 'image' too")
+
+
+def decode(
+    key: str,
+    members: Mapping[str, bytes],
+    wanted: Collection[str] = tuple(MEMBERS),
+    chunk: int = 0,
+    history: int = 0,
+    past: Mapping[str, Mapping[str, bytes]] = MappingProxyType({}),
+    cameras: Collection[str] = (),
+) -> Sample:
     """Decode a sample from the bytes of its members.
 
     Args:
@@ -140,21 +185,22 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         members: the bytes of each member by its suffix (`jpg`, `mask.png`, ...). Other members are left alone.
         wanted: what of `MEMBERS` to decode.
         chunk: how many actions; 0 for all that there are.
+        history: of how many steps before it the images are wanted.
+        past: of these steps the members of those that there are, by their keys, oldest first.
+        cameras: further cameras whose images are wanted.
 
     Raises:
         InputError: a member is missing or damaged; names the key and the member.
     """
 
     def parse(suffix: str, parser: Callable[[bytes], _Parsed]) -> _Parsed:
-        if suffix not in members:
-            raise InputError(f"{key}: lacks {suffix!r}")
-        try:
-            return parser(members[suffix])
-        except InputError as error:
-            raise InputError(f"{key}: {suffix} is damaged ({one_line(error)})") from None
+        return _parse(key, members, suffix, parser)
 
     metadata = parse("json", lambda content: _metadata(content, key))
     actions = parse("action.npy", lambda content: _actions(content, chunk)) if "actions" in wanted else None
+    steps = {**past, key: members}
+    image, before = _images(steps, shards.image_member, history) if "image" in wanted else (None, None)
+    views = {name: _images(steps, partial(shards.camera_member, camera=name), history) for name in cameras}
     return Sample(
         key=key,
         episode_id=metadata.episode_id,
@@ -164,14 +210,46 @@ def decode(key: str, members: Mapping[str, bytes], wanted: Collection[str] = tup
         target_object=metadata.target_object,
         status=metadata.status,
         reason=metadata.reason,
-        image=parse(shards.image_member(members), _image) if "image" in wanted else None,
+        image=image,
         labels=parse("mask.png", _labels) if "labels" in wanted else None,
         prompts=parse("json", lambda _: _prompts(metadata)) if "prompts" in wanted else (),
         actions=actions,
         action_mask=None if actions is None else chunk_mask(metadata.step, metadata.last_step, len(actions)),
         state=parse("state.npy", lambda content: _floats(content, 1)) if "state" in wanted else None,
         metadata=metadata,
+        history=before,
+        history_valid=np.arange(history) >= history - len(past) if history else None,
+        views={name: view for name, (view, _) in views.items()},
+        view_history={name: seen for name, (_, seen) in views.items()} if history else {},
     )
+
+
+def _parse(key: str, members: Mapping[str, bytes], suffix: str, parser: Callable[[bytes], _Parsed]) -> _Parsed:
+    if suffix not in members:
+        raise InputError(f"{key}: lacks {suffix!r}")
+    try:
+        return parser(members[suffix])
+    except InputError as error:
+        raise InputError(f"{key}: {suffix} is damaged ({one_line(error)})") from None
+
+
+def _images(
+    steps: Mapping[str, Mapping[str, bytes]], member_of: Callable[[Mapping[str, bytes]], str], history: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """A camera's image at the last of these steps, and those before it: uint8 (history, height, width, 3); None without history.
+
+    Where the steps are fewer, the first of all comes again. None and None: the last step has no such member.
+    """
+    key, members = list(steps.items())[-1]
+    if not (name := member_of(members)):
+        return None, None
+    *before, image = (_parse(step, of, member_of(of) or name, _image) for step, of in steps.items())
+    if not history:
+        return image, None
+    if {frame.shape for frame in before} - {image.shape}:
+        raise InputError(f"{key}: the images before it are of another size; `pixelcli verify` says more")
+    first = before[0] if before else image
+    return image, np.stack([*[first] * (history - len(before)), *before])
 
 
 def _metadata(content: bytes, key: str) -> Metadata:

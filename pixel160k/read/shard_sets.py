@@ -53,6 +53,7 @@ class ShardSet:
         folder: where they are.
         dataset: the data set's name.
         horizon: how many actions each sample has in the tars.
+        cameras: the further cameras that samples may have images of.
         episode_ids: of all episodes in the index.
         shards: in the order of the index.
     """
@@ -60,6 +61,7 @@ class ShardSet:
     folder: AnyPath
     dataset: str
     horizon: int
+    cameras: tuple[str, ...]
     episode_ids: list[str]
     shards: list[Shard]
 
@@ -80,6 +82,20 @@ class ShardSet:
     def key(self, shard: Shard, number: int) -> str:
         """The key of a shard's sample by its number in the tar, from 0."""
         return shards.sample_key(self.episode_ids[shard.episodes[number]], int(shard.steps[number]))
+
+    def first_before(self, shard: Shard, number: int, history: int) -> int:
+        """Of a shard's sample by its number and up to `history` steps before it in its episode, the number of the first.
+
+        Raises:
+            InputError: the index lacks a step between them.
+        """
+        first = number
+        while number - first < history and first and shard.episodes[first - 1] == shard.episodes[number]:
+            first -= 1
+        if shard.steps[number] - shard.steps[first] != number - first:
+            fault = f"{self.folder}/index.parquet lacks a step before {self.key(shard, number)}"
+            raise InputError(f"{fault}; `pixelcli verify` says more")
+        return first
 
 
 def open_sets(
@@ -156,7 +172,8 @@ def _open_set(folder: AnyPath, names: set[str], split: str | None, status: str |
         fault = f"{folder} holds no sample of what is asked for (data set {manifest['dataset']!r}{asked})"
         splits = shards.order_splits(map(shards.split_of, episode_ids))
         raise InputError(f"{fault}; it has the splits {', '.join(splits)}" if split and split not in splits else fault)
-    return ShardSet(folder, manifest["dataset"], manifest["horizon"], episode_ids, found)
+    cameras = tuple(manifest.get("cameras", ()))
+    return ShardSet(folder, manifest["dataset"], manifest["horizon"], cameras, episode_ids, found)
 
 
 def _blocks(offsets: np.ndarray, lengths: np.ndarray, where: str) -> np.ndarray:

@@ -34,12 +34,24 @@ _CACHED_AHEAD = 1024  # samples before which a shard begins to be copied into th
 
 @dataclass(frozen=True)
 class Place:
-    """Where the members of a sample lie: `length` bytes from `offset` of a shard. `key` is the sample's."""
+    """Where a sample lies, with those of the steps before it that are read together with it: from `offset` of a shard.
+
+    `samples` follow each other, oldest first; each is its key and its length in bytes. The last is the sample itself.
+    """
 
     shard: Shard
     offset: int
-    length: int
-    key: str
+    samples: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        return self.samples[-1][0]
+
+    @property
+    def end(self) -> int:
+        """Where the sample ends in the shard, in bytes."""
+        return self.offset + sum(length for _, length in self.samples)
 
 
 def read_places(
@@ -73,7 +85,7 @@ def read_places(
             else:
                 for place in run:
                     begin = place.offset - run[0].offset
-                    yield place, content[begin : begin + place.length]
+                    yield place, content[begin : place.end - run[0].offset]
 
 
 def _ask(
@@ -84,7 +96,7 @@ def _ask(
     copies: dict[AnyPath, Future[Path]],
 ) -> Callable[[], bytes]:
     """Begin to read a run of samples; calling what it returns waits for the bytes."""
-    shard, begin, end = run[0].shard, run[0].offset, run[-1].offset + run[-1].length
+    shard, begin, end = run[0].shard, run[0].offset, run[-1].end
     path = shard.path
     if not isinstance(path, StorePath):
         return partial(files.read, path, begin, end, shard.bytes)
@@ -105,14 +117,13 @@ def _ask(
 
 
 def _runs(places: Iterator[Place]) -> Iterator[list[Place]]:
-    """Samples of a store that follow each other in a tar are read together, up to `_TOGETHER` bytes."""
+    """Samples of a store that follow each other in a tar, or share steps before them, are read together, up to `_TOGETHER` bytes."""
     run: list[Place] = []
     for place in places:
         if run and not (
             isinstance(place.shard.path, StorePath)
             and place.shard is run[0].shard
-            and place.offset == run[-1].offset + run[-1].length
-            and place.offset + place.length - run[0].offset <= _TOGETHER
+            and run[0].offset <= place.offset <= run[-1].end < place.end <= run[0].offset + _TOGETHER
         ):
             yield run
             run = []
@@ -152,6 +163,15 @@ class _Files:
         if len(content) < end - begin:
             raise InputError(f"the file ends before byte {end}")
         return content
+
+
+def members_of_each(content: bytes, samples: Iterable[tuple[str, int]]) -> dict[str, dict[str, bytes]]:
+    """`members_of` each of the samples that follow each other in this range of a tar, by their keys; as `Place` has them."""
+    found, begin = {}, 0
+    for key, length in samples:
+        found[key] = members_of(content[begin : begin + length], key)
+        begin += length
+    return found
 
 
 def members_of(content: bytes, key: str) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ holds in `verify_shard.py`, what one sample holds in `verify_sample.py`, the sta
 docs/format.md lists what is checked and what cannot be.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from pixel160k.format.table import REASONS, REJECTED
 from pixel160k.paths import AnyPath, find_sizes, open_path
 from pixel160k.processes import in_order
 from pixel160k.read.folder import explain, parse_statistics, read_index, read_unchecked_manifest
+from pixel160k.read.verify_sample import View
 from pixel160k.read.verify_shard import ShardFindings, ShardTask, check_shard
 from pixel160k.read.verify_statistics import check_statistics
 
@@ -63,6 +65,7 @@ class _Verification:
         self._indexed = {} if self._index is None else _rows_by_value(self._index["shard"])
         self._episodes: set[str] = set()
         self._transitions = transitions
+        self._views, self._seen = Counter[tuple[str, View]](), Counter[str]()
 
     def run(self, workers: int) -> list[str]:
         """Find the faults: those of the files first, then those in the shards."""
@@ -76,6 +79,7 @@ class _Verification:
             digests[name] = findings.sha256
             self._take(name, findings)
         self._check_statistics()
+        self._check_cameras()
         in_shards, self._faults = self._faults, of_files
         self._check_files(digests)
         return self._faults + in_shards
@@ -84,7 +88,9 @@ class _Verification:
         self._faults.append(f"{subject}: {what}")
 
     def _tasks(self) -> Iterator[ShardTask]:
-        manifest = self._manifest.model_copy(update={"shards": [], "left_out": {}, "causes": {}})  # each task holds it
+        cameras = {name: camera.model_copy(update={"unusable": {}}) for name, camera in self._manifest.cameras.items()}
+        lists = {"shards": [], "left_out": {}, "causes": {}, "cameras": cameras}
+        manifest = self._manifest.model_copy(update=lists)  # each task holds it
         for shard in self._manifest.shards:
             if shard.name in self._sizes:
                 rows = None
@@ -94,6 +100,8 @@ class _Verification:
 
     def _take(self, name: str, findings: ShardFindings) -> None:
         """Keep what was found in a shard, and add what only the shards before it tell."""
+        self._views += findings.views
+        self._seen += findings.seen
         for fault in findings.faults:
             if isinstance(fault, str):
                 self._faults.append(fault)
@@ -128,6 +136,28 @@ class _Verification:
         for name in _COMPANIONS:
             if name not in manifest.files:
                 self._fault("manifest.json", f"lacks the checksum of {name}")
+
+    def _check_cameras(self) -> None:
+        """What the manifest says of further cameras is what the shards hold."""
+        if self._manifest.cameras and self._manifest.format_version < shards.WITH_CAMERAS_VERSION:
+            self._fault("manifest.json", f"has cameras, which version {self._manifest.format_version} does not know")
+        for name, camera in self._manifest.cameras.items():
+            images, sizes = Counter[str](), set()
+            for (of_camera, view), count in self._views.items():
+                if of_camera == name:
+                    images[view.form] += count
+                    sizes.add((view.height, view.width))
+            said = [camera.episodes, camera.images, camera.sizes]
+            found = [self._seen[name], dict(images), [list(size) for size in sorted(sizes)]]
+            if said != found:
+                self._fault(
+                    "manifest.json", f"says {said} of {name} (episodes, images, sizes), the shards hold {found}"
+                )
+            accounted = camera.episodes + camera.blank + len(camera.unusable)
+            if accounted != self._manifest.episodes:
+                self._fault(
+                    "manifest.json", f"accounts for {name} in {accounted} of {self._manifest.episodes} episodes"
+                )
 
     def _check_files(self, found: dict[str, str]) -> None:
         """Compare checksums with the manifest's; `found` holds those of the shards."""

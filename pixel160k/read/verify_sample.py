@@ -2,7 +2,7 @@
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,6 +28,14 @@ _BLOCK = tarfile.BLOCKSIZE
 _LABELS = {masks.BACKGROUND, masks.GRIPPER, masks.TARGET, masks.NOT_ANNOTATED}
 
 
+class View(NamedTuple):
+    """An image of a further camera: what ends its member's name, and its size in pixels."""
+
+    form: str
+    height: int
+    width: int
+
+
 @dataclass
 class StoredSample:
     """One sample of a tar.
@@ -40,6 +48,8 @@ class StoredSample:
         metadata: its JSON member; None where that cannot be read.
         chunk: float32 (horizon, 7); None where it cannot be read.
         state: float32 (S,); None where it cannot be read.
+        views: of each further camera that it has, what ends its member's name, and its height and width in pixels; None where
+            that image cannot be used.
     """
 
     key: str
@@ -49,6 +59,7 @@ class StoredSample:
     metadata: Metadata | None = None
     chunk: np.ndarray | None = None
     state: np.ndarray | None = None
+    views: dict[str, View | None] = field(default_factory=dict)
 
     @property
     def episode_id(self) -> str:
@@ -69,11 +80,17 @@ class _Labels(NamedTuple):
     width: int
 
 
-def stored_samples(path: AnyPath, report: Report) -> Iterator[StoredSample]:
+def stored_samples(path: AnyPath, cameras: Collection[str], report: Report) -> Iterator[StoredSample]:
     """The samples of a tar in their order: neighbouring members of one key. Reports what is no sample.
 
     Members are read into memory; nothing is ever unpacked to the disk.
+
+    Args:
+        path: of the tar.
+        cameras: the further ones that samples may have images of.
+        report: takes the faults.
     """
+    known = {*shards.MEMBERS, *shards.IMAGES, *(f"{camera}.{form}" for camera in cameras for form in shards.IMAGES)}
     sample: StoredSample | None = None
     end = 0  # of the last member that could be read
     try:
@@ -84,7 +101,7 @@ def stored_samples(path: AnyPath, report: Report) -> Iterator[StoredSample]:
                 if not member.isreg():
                     report(path.name, f"{member.name!r} is no regular file")
                     continue
-                if not _KEY.fullmatch(key) or suffix not in {*shards.MEMBERS, *shards.IMAGES}:
+                if not _KEY.fullmatch(key) or suffix not in known:
                     report(path.name, f"foreign member {member.name!r}")
                     continue
                 if sample is None or key != sample.key:
@@ -110,6 +127,8 @@ def check_sample(sample: StoredSample, manifest: Manifest, report: Report) -> No
     if missing := shards.missing_members(sample.members):
         report(sample.key, f"lacks {', '.join(missing)}")
     labels = _check_images(sample, manifest, report)
+    for camera in manifest.cameras:
+        _check_view(sample, camera, report)
     if "json" in sample.members:
         try:
             sample.metadata = check_metadata(sample.members["json"])
@@ -150,6 +169,23 @@ def _check_images(sample: StoredSample, manifest: Manifest, report: Report) -> _
         report(sample.key, f"the mask is {found.width}x{found.height}, the image {width}x{height}")
         return None
     return found
+
+
+def _check_view(sample: StoredSample, camera: str, report: Report) -> None:
+    """Decode the image of a further camera, if the sample has one."""
+    for form in [form for form in shards.IMAGES if f"{camera}.{form}" in sample.members]:
+        name = f"{camera}.{form}"
+        if camera in sample.views:
+            report(sample.key, f"holds both a jpg and a png of {camera}")
+        sample.views[camera] = None
+        try:
+            image, kind = foreign.decode_picture(sample.members[name], shards.IMAGES[form])
+        except InputError as error:
+            report(sample.key, f"{name} does not decode ({error})")
+            continue
+        if kind:
+            report(sample.key, f"{name} is {kind}, not RGB: readers give it other channels; build these shards again")
+        sample.views[camera] = View(form, image.height, image.width)
 
 
 @lru_cache(maxsize=8)  # where nothing is annotated, the bytes are the same at every step

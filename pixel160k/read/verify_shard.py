@@ -4,6 +4,7 @@ What only the whole directory can tell (an episode in two shards, the statistics
 """
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from pixel160k.files import sha256_of
 from pixel160k.format.schema import Manifest, ShardEntry
 from pixel160k.paths import AnyPath
-from pixel160k.read.verify_sample import StoredSample, check_sample, stored_samples
+from pixel160k.read.verify_sample import StoredSample, View, check_sample, stored_samples
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,16 @@ class ShardFindings:
         faults: one line each, in the order of the samples, and between them where each episode begins.
         actions: float32 (samples, 7), the actions of the samples, where those could be read;
         states: float32 (samples, S), their states; None where there are none, or their widths differ.
+        views: how many images further cameras have, by camera, form and size.
+        seen: how many episodes have each further camera.
     """
 
     sha256: str = ""
     faults: list[str | EpisodeBegins] = field(default_factory=list)
     actions: np.ndarray | None = None
     states: np.ndarray | None = None
+    views: Counter[tuple[str, View]] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
 
 
 def check_shard(task: ShardTask) -> ShardFindings:
@@ -79,8 +84,9 @@ class _Check:
         rows: list[dict[str, Any]] = []
         actions, states = [], []
         previous: StoredSample | None = None
-        for sample in stored_samples(task.path, self._fault):
+        for sample in stored_samples(task.path, task.manifest.cameras, self._fault):
             check_sample(sample, task.manifest, self._fault)
+            self._found.views.update((camera, view) for camera, view in sample.views.items() if view)
             self._check_order(previous, sample)
             if sample.chunk is not None and sample.state is not None:
                 actions.append(sample.chunk[0].copy())  # a view would keep the whole chunk
@@ -117,6 +123,7 @@ class _Check:
         if previous is None or previous.episode_id != sample.episode_id:
             self._check_end(previous)
             self._found.faults.append(EpisodeBegins(sample.key, sample.episode_id))
+            self._found.seen.update(sample.views.keys())
             if sample.metadata and sample.step != sample.metadata.first_step:
                 self._fault(sample.key, f"its episode lacks the steps from {sample.metadata.first_step} on")
             return
@@ -131,6 +138,12 @@ class _Check:
         chunks = previous.chunk, sample.chunk
         if chunks[0] is not None and chunks[1] is not None and not np.array_equal(chunks[0][1:], chunks[1][:-1]):
             self._fault(sample.key, "its action chunk does not continue that of the step before")
+        for camera in sorted(previous.views.keys() | sample.views.keys()):
+            views = [view[1:] if (view := one.views.get(camera)) else None for one in (previous, sample)]
+            if (camera in previous.views) != (camera in sample.views):
+                self._fault(sample.key, f"{camera} is here or at the step before, but not at both")
+            elif None not in views and views[0] != views[1]:
+                self._fault(sample.key, f"{camera} has another size than at the step before")
         if previous.state is not None and sample.state is not None and previous.state.shape != sample.state.shape:
             self._fault(
                 sample.key, f"state.npy has the shape {sample.state.shape}, before it was {previous.state.shape}"

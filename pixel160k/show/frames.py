@@ -7,7 +7,7 @@ from markupsafe import Markup
 from pixel160k.errors import InputError
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
-from pixel160k.format.shards import image_member, sample_key
+from pixel160k.format.shards import camera_member, image_member, sample_key
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.foreign import decode_rle
 from pixel160k.read.samples import decode
@@ -36,7 +36,9 @@ def frame(directory: ShardDirectory, episode: str, step: int, thumbnail: bool = 
     except InputError as error:
         raise InputError(f"{directory.directory}: {episode}: {error}; `pixelcli verify` says more") from None
     image = encoded[image_member(encoded)] if sample.image is None else _smaller(sample.image)
-    return drawing.picture(image, sample.labels.shape, layers, _caption(sample.metadata))
+    cameras = [camera for camera in directory.manifest.get("cameras", ()) if camera_member(encoded, camera)]
+    also = f", also seen by {', '.join(cameras)}" if cameras else ""
+    return drawing.picture(image, sample.labels.shape, layers, _caption(sample.metadata) + also)
 
 
 def _layers(metadata: Metadata, labels: np.ndarray) -> list[Markup]:

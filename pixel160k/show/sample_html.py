@@ -37,6 +37,7 @@ def sample_html(sample: "Sample", layers: Collection[str] = LAYERS) -> str:
         {
             "sample": sample,
             "picture": _picture(sample, layers),
+            "views": [_view(name, image) for name, image in sample.views.items()],
             "instruction": split_at_target(sample.instruction, sample.target_object),
             "meaning": table.REASONS.get(sample.reason, ""),
             "facts": _facts(sample),
@@ -76,6 +77,15 @@ def _picture(sample: "Sample", layers: Collection[str]) -> Markup:
     jpeg = cv2.imencode(".jpg", sample.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     height, width, _ = sample.image.shape
     return drawing.picture(jpeg, (height, width), drawn, f"step {sample.step}")
+
+
+def _view(camera: str, image: np.ndarray | None) -> Markup:
+    """What a further camera shows, on which nothing is marked."""
+    if image is None:
+        return Markup('<p class="faint">(no {} in this episode)</p>').format(camera)
+    jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    height, width, _ = image.shape
+    return drawing.picture(jpeg, (height, width), [], camera)
 
 
 def _facts(sample: "Sample") -> list[tuple[str, str]]:

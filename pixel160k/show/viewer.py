@@ -32,7 +32,9 @@ def browse(shards: str | AnyPath) -> "Viewer":
         ImportError: the extra [notebook] is not installed.
         InputError: the directory holds no shards, or they are damaged.
     """
-    return Viewer(ShardDirectory(shards))
+    directory = ShardDirectory(shards)
+    cameras = directory.manifest.get("cameras", ())
+    return Viewer(ShardDirectory(shards, cameras=cameras) if cameras else directory)
 
 
 class Viewer(widgets.VBox):
