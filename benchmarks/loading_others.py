@@ -51,6 +51,7 @@ def with_streaming(folder: str) -> Callable[[bool], Iterator[Any]]:
     def epoch(everything: bool) -> Iterator[Any]:
         for sample in dataset:
             image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR_RGB)
+            assert image is not None
             image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
             if not everything:
                 yield image
@@ -95,9 +96,7 @@ def main() -> None:
         return
     package = {"lerobot": "lerobot", "streaming": "mosaicml-streaming"}[what]
     epoch = {"lerobot": with_lerobot, "streaming": with_streaming}[what](folder)
-    first = epoch(False)
-    next(first)
-    first.close()
+    next(epoch(False))
     before = kilobytes("VmRSS")
     for line in sys.stdin:
         began, samples = time.process_time(), 0
