@@ -516,6 +516,28 @@ def train_command(
     click.echo(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
 
 
+@main.command("recipes")
+@click.argument("name", required=False)
+@click.option("--out", type=_new_local_file, help="Copy the recipe to this new YAML file, to change it.")
+def recipes_command(name: str | None, out: Path | None) -> None:
+    """List the recipes that ship with the package, or copy one to change it.
+
+    \b
+    pixelcli recipes
+    pixelcli recipes cat-pi0 --out mine.yaml
+    """
+    from train.settings import copy_recipe, shipped_recipes
+
+    if (name is None) != (out is None):
+        raise click.UsageError("name a recipe and where to copy it, as: pixelcli recipes cat-pi0 --out mine.yaml")
+    if name is None or out is None:
+        for recipe, what in shipped_recipes().items():
+            click.echo(f"{recipe:16}{what}")
+        return
+    copy_recipe(name, out)
+    click.echo(f"{out}: train by it with --recipe {out}")
+
+
 @main.command("merge")
 @click.option("--checkpoint", type=_local_directory, required=True, help="A checkpoint of cat or pue, or the run.")
 @click.option("--out", type=_local_directory, required=True, help="A new folder for the whole policy.")
@@ -570,10 +592,13 @@ def evaluate_annotations_command(
     show_default=True,
     help="What is pointed at: none, point, line, region, mask, pixel_mask, and each with wrong_ before it.",
 )
+@click.option(
+    "--unmerged", is_flag=True, help="Keep LoRA beside the weights: bfloat16 weights then round nothing away."
+)
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
 @_device
 def evaluate_actions_command(
-    checkpoint: str, shards: AnyPath, split: str | None, prompts: str, out: AnyPath, device: str
+    checkpoint: str, shards: AnyPath, split: str | None, prompts: str, unmerged: bool, out: AnyPath, device: str
 ) -> None:
     """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
 
@@ -592,7 +617,7 @@ def evaluate_actions_command(
     def show(episodes: Sequence[str]) -> Iterable[str]:
         return track(episodes, "episodes", console=Console(stderr=True))
 
-    _print(summary_table(evaluate(checkpoint, shards, out, prompts.split(","), split, device, show)))
+    _print(summary_table(evaluate(checkpoint, shards, out, prompts.split(","), split, device, show, not unmerged)))
     click.echo(f"the page: {out / 'actions.html'}")
 
 

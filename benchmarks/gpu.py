@@ -495,7 +495,7 @@ def training(preset: str, device: str, batch_size: int, checkpointing: bool) -> 
     optimizer = torch.optim.AdamW(trained, fused=device.startswith("cuda"))
     batch = make_batch(policy.settings, batch_size, 1, 4)
     if preset == "pi0":
-        batch = batch._replace(pixel_values=batch.pixel_values[:, :3], state=torch.randn(batch_size, 32))
+        batch = batch._replace(state=torch.randn(batch_size, 32))
     flops, batch = FlopCount(policy)(batch), batch.to(device)
 
     def step() -> None:
@@ -517,7 +517,7 @@ def training(preset: str, device: str, batch_size: int, checkpointing: bool) -> 
 
 
 def acting(preset: str, device: str) -> dict[str, Any]:
-    """Milliseconds to a chunk of actions, batch 1, and its parts."""
+    """Milliseconds to a chunk of actions, and its parts; as it is, then compiled for acting."""
     policy, frame = random_policy(preset, device).eval(), drawn_frames(1)[0]
     more: dict[str, Any] = {"dataset": "drawn"} | ({"state": np.zeros(8, np.float32)} if preset == "pi0" else {})
     pointed: dict[str, Any] = {"masks": [disc(60, 120)], "prompts": [point(60, 120)]}
@@ -526,13 +526,25 @@ def acting(preset: str, device: str) -> dict[str, Any]:
     batch = observe([seen]).to(device)
     with torch.inference_mode():
         forward = timed(device, lambda: policy(batch), 8)
-    return {
-        f"{preset}: text, ms": 1000
-        * timed(device, lambda: policy.predict_action(frame, "pick up the red disc", **more), 8),
+    text = "pick up the red disc"
+    found = {
+        f"{preset}: text, ms": 1000 * timed(device, lambda: policy.predict_action(frame, text, **more), 8),
         f"{preset}: mask and point, ms": 1000
-        * timed(device, lambda: policy.predict_action(frame, "pick up the red disc", **pointed, **more), 8),
+        * timed(device, lambda: policy.predict_action(frame, text, **pointed, **more), 8),
+        f"{preset}: 8 observations, ms": 1000 * timed(device, lambda: policy.act([seen] * 8), 4),
         f"{preset}: forward pass alone, ms": 1000 * forward,
         f"{preset}: processor on the CPU, ms": 1000 * timed("cpu", lambda: observe([seen]), 8),
+    }
+    eager = [policy.act([seen] * count) for count in (1, 8)]
+    began = time.perf_counter()
+    policy.compile_acting([[seen], [seen] * 8])
+    found[f"{preset}: making two graphs, s"] = time.perf_counter() - began
+    compiled = [policy.act([seen] * count) for count in (1, 8)]
+    differ = max(float(np.abs(one - other).max()) for one, other in zip(eager, compiled, strict=True))
+    return found | {
+        f"{preset}: compiled, mask and point, ms": 1000 * timed(device, lambda: policy.act([seen]), 8),
+        f"{preset}: compiled, 8 observations, ms": 1000 * timed(device, lambda: policy.act([seen] * 8), 4),
+        f"{preset}: compiled against eager, largest difference in robot units": differ,
     }
 
 
@@ -559,10 +571,10 @@ def main() -> None:
         ("whole-small", 15, lambda: whole("small", device)),
         ("sharing-small", 25, lambda: sharing(device, sure(random_models("small", device)))),
         ("train-16", 15, lambda: training("openvla-7b", device, 16, False)),
-        ("act", 10, lambda: acting("openvla-7b", device)),
+        ("act", 60, lambda: acting("openvla-7b", device)),
         ("train-16-checkpointing", 15, lambda: training("openvla-7b", device, 16, True)),
         ("train-pi0", 15, lambda: training("pi0", device, 16, False)),
-        ("act-pi0", 10, lambda: acting("pi0", device)),
+        ("act-pi0", 60, lambda: acting("pi0", device)),
         ("large", 45, lambda: segmenting("large", device)),
         ("whole-large", 20, lambda: whole("large", device)),
         ("processes-small", 45, lambda: processes("small", device, 3)),

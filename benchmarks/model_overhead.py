@@ -59,10 +59,10 @@ def make_batch(settings: ModelSettings, size: int, masks: int, prompts: int) -> 
         dense.float().repeat(size, 1, 1, 1),
     )
     return Batch(
-        torch.randn(size, 6, vision.image_size, vision.image_size),
+        torch.randint(256, (size, vision.image_size, vision.image_size, 3), dtype=torch.uint8),
         torch.tensor(ids).repeat(size, 1),
-        torch.ones(size, len(ids), dtype=torch.int64),
-        (torch.rand(size, masks, vision.grid**2) < 0.1).float(),
+        None,
+        (torch.rand(size, masks, side, side) < 0.1).float(),
         torch.ones(size, masks, dtype=torch.bool),
         encoded,
         torch.ones(size, prompts, dtype=torch.bool),
@@ -84,7 +84,7 @@ def bare_pass(policy: PixelVLA, batch: Batch) -> None:
     patches = policy.settings.backbone.vision.grid**2
     ids = torch.full((len(batch.input_ids), batch.input_ids.shape[1] - patches + policy.settings.chunk), 9)
     text = backbone.embed(ids)
-    projected = backbone.project(backbone.vision(batch.pixel_values).patch_features)
+    projected = backbone.project(backbone.vision(backbone.pixels(batch.images)).patch_features)
     sequence = torch.cat([text[:, :1], projected, text[:, 1:]], dim=1)
     backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.int64)).mean().backward()
 
@@ -124,12 +124,12 @@ def forward_flops(settings: ModelSettings, masks: int, prompts: int) -> dict[str
             return backbone.read_sequence(torch.empty(1, length, backbone.hidden_size), mask)
 
         parts: dict[str, Callable[[], object]] = {
-            "vision": lambda: backbone.vision(batch.pixel_values),
+            "vision": lambda: backbone.vision(backbone.pixels(batch.images)),
             "projector": lambda: backbone.project(features),
             "language model": lambda: read(short),
             "its longer sequence": lambda: read(long),
-            "pixel-aware encoder": lambda: policy.pixel_encoder([level] * len(vision.levels), batch.mask_weights),
-            "prompt encoder": lambda: policy.prompt_encoder(batch.prompts),
+            "masks": lambda: policy._mask_tokens([level] * len(vision.levels), batch.masks),
+            "prompts": lambda: policy._prompt_tokens([level] * len(vision.levels), batch.prompts),
             "action decoder": lambda: policy.action_decoder(hidden),
         }
         counted = {}

@@ -22,7 +22,7 @@ from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
-from pixel160k.format.prompts import PROMPT_KINDS
+from pixel160k.format.prompts import PROMPT_KINDS, Prompt
 from pixel160k.format.shards import split_of
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
@@ -36,6 +36,8 @@ from train.stream import is_held_out
 PROMPTS = ("none", *PROMPT_KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*PROMPT_KINDS, PIXEL_MASK)))
 MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
 _BATCH = 32
+
+_Shown = tuple[list[np.ndarray], list[Prompt]]  # masks p_t and visual prompts
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def evaluate(
     split: str | None = None,
     device: str = "cpu",
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    merged: bool = True,
 ) -> dict[str, Any]:
     """Measure a trained policy on held-out episodes of a shard directory, and write evaluation.json and actions.html.
 
@@ -92,6 +95,7 @@ def evaluate(
         prompts, progress: see `measure_policy`.
         split: the episodes of this split; by default those that training held out.
         device: of the policy, such as "cuda:1".
+        merged: see `train.checkpoints.load_policy`.
 
     Returns:
         See `measure_policy`.
@@ -101,7 +105,7 @@ def evaluate(
     """
     _check_prompts(prompts)
     episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
-    policy = load_policy(checkpoint).to(device)
+    policy = load_policy(checkpoint, merged=merged).to(device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     return measure_policy(policy, directory, episodes, prompts, out, progress)
 
@@ -120,8 +124,10 @@ def measure_policy(
         policy: with statistics of the shards' data set.
         directory: opened with all members and the policy's chunk.
         episodes: ids; those without any prompt are left out and counted, so that all conditions have the same episodes.
-        prompts: the conditions, names of `PROMPTS`. "wrong_" shows the prompts of another object: those of an episode that
-            begins with the very same picture, if there is one (two-alike scenes), else of an episode drawn by the id.
+        prompts: the conditions, names of `PROMPTS`. Each is shown where its prompt still marks the object, as in training
+            (`train.data.masks_and_prompts`). "wrong_" shows the prompts of another object on the very same steps: those of
+            an episode that begins with the very same picture, if there is one (two-alike scenes), else of an episode
+            drawn by the id.
         out: the folder that evaluation.json and actions.html go to; None writes nothing.
         progress: wraps the loop over episode ids, to show a bar.
 
@@ -148,10 +154,12 @@ def measure_policy(
         samples = directory.episode(episode)
         found[MEAN_ACTION].append(_errors(samples, [np.broadcast_to(mean, _actions(s).shape) for s in samples]))
         found[REPEAT_LAST].append(_errors(samples, _repeated(samples)))
+        unprompted: dict[int, np.ndarray] = {}
         moves = {DEMONSTRATED: _actions(samples[0])[samples[0].action_mask, :2]}
         for kind in prompts:
             source = pointed[wrong[episode]] if kind.startswith("wrong_") else None
-            predicted = list(_predict(policy, samples, kind.removeprefix("wrong_"), source))
+            shown = [_shown(sample, kind.removeprefix("wrong_"), source) for sample in samples]
+            predicted = _predict(policy, samples, shown, unprompted)
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]
         if len(examples) < EXAMPLES:
@@ -189,17 +197,33 @@ def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> di
     return chosen
 
 
-def _predict(policy: PixelVLA, samples: Sequence[Sample], kind: str, source: Sample | None) -> Iterator[np.ndarray]:
-    """The action chunk of each sample, (N_c, 7) in robot units; with the prompts of `source` in place of its own, if given."""
-    for begin in range(0, len(samples), _BATCH):
-        observations = []
-        for sample in samples[begin : begin + _BATCH]:
-            assert sample.image is not None
-            masks, prompts = masks_and_prompts(source or sample, kind)
-            observations.append(
-                Observation(sample.image, sample.instruction, masks, prompts, sample.state, sample.dataset)
-            )
-        yield from policy.act(observations)
+def _shown(sample: Sample, kind: str, source: Sample | None) -> _Shown:
+    """What a policy is shown of a sample's target; with `source`, on the same steps what points at the source's target."""
+    masks, prompts = masks_and_prompts(sample, kind)
+    return masks_and_prompts(source, kind) if source and (masks or prompts) else (masks, prompts)
+
+
+def _predict(
+    policy: PixelVLA, samples: Sequence[Sample], shown: Sequence[_Shown], unprompted: dict[int, np.ndarray]
+) -> list[np.ndarray]:
+    """The action chunk of each sample, (N_c, 7) in robot units, with `shown` beside its image.
+
+    `unprompted` keeps, by step, the chunks of samples beside which nothing is shown: they are the same in every condition.
+    """
+    told = list(zip(samples, shown, strict=True))
+    todo = [(sample, one) for sample, one in told if any(one) or sample.step not in unprompted]
+    pointed: dict[int, np.ndarray] = {}
+    for begin in range(0, len(todo), _BATCH):
+        batch = todo[begin : begin + _BATCH]
+        chunks = policy.act([_observation(sample, *one) for sample, one in batch])
+        for (sample, one), chunk in zip(batch, chunks, strict=True):
+            (pointed if any(one) else unprompted)[sample.step] = chunk
+    return [(pointed if any(one) else unprompted)[sample.step] for sample, one in told]
+
+
+def _observation(sample: Sample, masks: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Observation:
+    assert sample.image is not None
+    return Observation(sample.image, sample.instruction, masks, prompts, sample.state, sample.dataset)
 
 
 def _repeated(samples: Sequence[Sample]) -> Iterator[np.ndarray]:

@@ -21,6 +21,7 @@ from model.backbones.base import Backbone
 from model.backbones.settings import BackboneSettings
 from model.backbones.vision import resize_positions
 from model.settings import ModelSettings
+from model.statistics import checked_statistics
 from model.tokenizer import read_tokenizer
 from model.weights import (
     TensorSource,
@@ -36,6 +37,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import read_json_object, write_text
 
 _CONFIG, _STATISTICS, _TOKENIZER = "config.json", "dataset_statistics.json", "tokenizer.json"
+_ADAPTER = "adapter_config.json"  # PEFT's
 _MODEL_TYPE = "pixelvla"
 
 _RENAMED = {  # modules as checkpoints named them once, and as they are named now
@@ -56,6 +58,21 @@ def current_name(tensor: str) -> str:
         if tensor == old or (old.endswith(".") and tensor.startswith(old)):
             return new + tensor.removeprefix(old)
     return tensor
+
+
+_ADDED = {"mask_places": False, "prompt_features": False}  # settings that older checkpoints lack: as they were trained
+
+
+def load_settings(written: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a policy as its checkpoint has them; what one of an older version does not say is as it was then.
+
+    Raises:
+        InputError: a setting is unknown or wrong.
+    """
+    backbone = written.get("backbone")
+    if isinstance(backbone, dict):
+        written = {**written, "backbone": {"pad_images": False} | backbone}  # π0's images were stretched once
+    return ModelSettings.load(base=_ADDED | dict(written))
 
 
 @dataclass(frozen=True)
@@ -89,23 +106,38 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         InputError: it is not found, a file is unreadable, or it is of a kind that no policy starts from.
     """
     folder = locate(model)
+    if not (folder / _CONFIG).is_file() and (folder / _ADAPTER).is_file():
+        base = read_json_object(folder / _ADAPTER).get("base_model_name_or_path")
+        raise InputError(
+            f"{folder} holds a LoRA adapter alone, of {base}: merge it into that model, by PEFT's merge_and_unload, and "
+            "save the whole"
+        )
     config = read_json_object(folder / _CONFIG)
     kind = config.get("model_type") or config.get("type")  # LeRobot's name for it
     if kind == _MODEL_TYPE:
-        settings = ModelSettings.load(base=config.get("settings"))
+        if not isinstance(written := config.get("settings"), dict):
+            raise InputError(f"{folder / _CONFIG} holds no settings; copy the checkpoint anew")
+        settings = load_settings(written)
     elif isinstance(kind, str) and kind in BACKBONES:
         settings = ModelSettings(backbone=backbone_class(kind).read_settings(folder))
     else:
         *kinds, last = _MODEL_TYPE, *BACKBONES
         known = f"{', '.join(kinds)} or {last}"
         raise InputError(f"{folder / _CONFIG}: model_type is {kind!r}; a policy starts from {known}")
-    statistics = config.get("norm_stats") or {}  # where OpenVLA keeps them; its fine-tuning writes the file instead
-    if not isinstance(statistics, dict):
-        raise InputError(f"{folder / _CONFIG}: norm_stats must hold the statistics of data sets by name")
-    if (folder / _STATISTICS).is_file():
-        statistics = {**statistics, **read_json_object(folder / _STATISTICS)}
+    # OpenVLA keeps statistics in norm_stats; its fine-tuning writes the file instead.
+    statistics = checked_statistics(config.get("norm_stats") or {}, f"{folder / _CONFIG}: norm_stats")
     tokenizer = read_tokenizer(folder) if (folder / _TOKENIZER).is_file() else None
-    return Checkpoint(folder, kind, settings, statistics, tokenizer)
+    return Checkpoint(folder, kind, settings, statistics | read_statistics(folder), tokenizer)
+
+
+def read_statistics(folder: Path) -> dict[str, Any]:
+    """The statistics of data sets by name that a checkpoint's folder holds in a file of their own; empty without that file.
+
+    Raises:
+        InputError: as `checked_statistics`.
+    """
+    file = folder / _STATISTICS
+    return checked_statistics(read_json_object(file), str(file)) if file.is_file() else {}
 
 
 def load_backbone(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Backbone:

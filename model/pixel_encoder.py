@@ -36,8 +36,8 @@ class PixelAwareEncoder(nn.Module):
 
         Args:
             levels: for each level, patch features (batch, patches, channels), patches row by row.
-            weights: float (batch, masks, patches), the share of each patch that the mask covers
-                (`pixel160k.geometry.patch_weights`). All zeros stand for an empty mask, no mask, or padding.
+            weights: float (batch, masks, patches), the share of each patch that the mask covers, or the weight of each
+                under a prompt (`model.patch_weights`). All zeros stand for an empty mask, no mask, or padding.
 
         Returns:
             (batch, masks, tokens_per_mask, D); the learned null tokens where the weights are all zero.

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.prompt_encoder import MASK_CELL, PromptBatch
-from model.sequence import pad_ids, sequence_ids
+from model.sequence import check_length, pad_ids, sequence_ids
 from model.settings import ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import PROMPT_KINDS, Prompt, validate
@@ -45,11 +45,10 @@ class Batch(NamedTuple):
     """Observations as tensors, and for training the actions that followed.
 
     Attributes:
-        pixel_values: float32 (batch, channels, size, size): the image in three channels for each way in which the backbone
-            wants it normalised, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
+        images: RGB uint8 (batch, size, size, 3); `Backbone.pixels` normalises them where the policy is.
         input_ids: int64 (batch, length), padded on the right, with the slots of `model.sequence`.
-        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding.
-        mask_weights: float32 (batch, masks, patches), the share of each patch that a mask covers.
+        attention_mask: int64 (batch, length), 1 = token or slot, 0 = padding; None where no sample is padded.
+        masks: float32 (batch, masks, side, side) in [0, 1]: dense masks p_t, as `PromptBatch` has those of prompts.
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
         prompt_used: bool (batch, prompts), which prompts have slots in the sequence; the others are padding.
@@ -58,10 +57,10 @@ class Batch(NamedTuple):
         action_mask: bool (batch, N_c), false for steps past the end of the episode, or None.
     """
 
-    pixel_values: torch.Tensor
+    images: torch.Tensor
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    mask_weights: torch.Tensor
+    attention_mask: torch.Tensor | None
+    masks: torch.Tensor
     mask_used: torch.Tensor
     prompts: PromptBatch
     prompt_used: torch.Tensor
@@ -69,10 +68,19 @@ class Batch(NamedTuple):
     actions: torch.Tensor | None = None
     action_mask: torch.Tensor | None = None
 
+    @property
+    def token_count(self) -> int:
+        """Tokens and slots of all samples; a GPU is waited for where the batch lies on one."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        moved = {name: tensor.to(device) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
-        return self._replace(**moved, prompts=PromptBatch(*(tensor.to(device) for tensor in self.prompts)))
+        """The same batch on a device; from pinned memory the host does not wait until it is there."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=tensor.is_pinned())
+
+        moved = {name: move(tensor) for name, tensor in self._asdict().items() if isinstance(tensor, torch.Tensor)}
+        return self._replace(**moved, prompts=PromptBatch(*map(move, self.prompts)))
 
 
 class _Prompt(NamedTuple):
@@ -84,7 +92,7 @@ class _Prompt(NamedTuple):
 class _Encoded(NamedTuple):
     """One observation as arrays, before it is padded to the others of its batch."""
 
-    pixels: np.ndarray
+    image: np.ndarray
     ids: list[int]
     masks: list[np.ndarray]
     prompts: list[_Prompt]
@@ -97,6 +105,11 @@ class Processor:
     def __init__(self, settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, statistics: dict[str, Any]) -> None:
         """`tokenizer`: the language model's; `statistics`: by data set, in OpenVLA's names (dataset_statistics.json)."""
         self.settings, self.tokenizer, self.statistics = settings, tokenizer, statistics
+
+    @property
+    def _mask_side(self) -> int:
+        """The side of dense masks."""
+        return self.settings.backbone.vision.grid * MASK_CELL
 
     def statistics_of(self, dataset: str | None) -> dict[str, Any]:
         """The statistics of a data set.
@@ -112,8 +125,9 @@ class Processor:
 
     def view(self, height: int, width: int) -> View:
         """What a policy sees of an image of this size when it acts: all, or the centre where it was trained on random crops."""
-        size = self.settings.backbone.vision.image_size
-        return centre_crop_view(height, width, size) if self.settings.random_crop else resize_view(height, width, size)
+        size, padded = self.settings.backbone.vision.image_size, self.settings.backbone.pad_images
+        of_these = centre_crop_view if self.settings.random_crop else resize_view
+        return of_these(height, width, size, padded=padded)
 
     def __call__(self, observations: Sequence[Observation], views: Sequence[View] | None = None) -> Batch:
         """Encode observations.
@@ -131,7 +145,7 @@ class Processor:
         ids, attention_mask = pad_ids([sample.ids for sample in samples])
         states = [sample.state for sample in samples if sample.state is not None]
         return Batch(
-            torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+            torch.from_numpy(np.stack([sample.image for sample in samples])),
             ids,
             attention_mask,
             *self._pad_masks(samples),
@@ -142,38 +156,31 @@ class Processor:
     def _encode(self, observation: Observation, view: View) -> _Encoded:
         image = _checked_image(observation.image)
         height, width = image.shape[:2]
-        grid = self.settings.backbone.vision.grid
+        side = self._mask_side
         masks = sorted(
-            (view.patch_weights(_checked_mask(mask, height, width), grid) for mask in observation.masks),
-            key=lambda weights: weights.ravel().tolist(),
+            (view.patch_weights(_checked_mask(mask, height, width), side) for mask in observation.masks),
+            key=lambda mask: mask.ravel().tolist(),
         )
         _check_prompts(observation.prompts, height, width)
         prompts = sorted((self._encode_prompt(prompt, view) for prompt in observation.prompts), key=_order)
         if masks or prompts:  # what is absent takes the null token
-            masks = masks or [np.zeros((grid, grid), np.float32)]
+            masks = masks or [np.zeros((side, side), np.float32)]
             prompts = prompts or [_Prompt(0, np.zeros((0, 2), np.float32), None)]
         ids = sequence_ids(
             self.tokenizer,
             self.settings.backbone.text_form,
             observation.instruction,
-            grid**2,
+            self.settings.backbone.vision.grid**2,
             len(masks) * self.settings.tokens_per_mask,
             len(prompts),
         )
-        return _Encoded(self._pixels(view.image(image)), ids, masks, prompts, self._state(observation))
+        check_length(len(ids) + self.settings.chunk, self.settings.backbone.max_positions, observation.instruction)
+        return _Encoded(view.image(image), ids, masks, prompts, self._state(observation))
 
     def _encode_prompt(self, prompt: Prompt, view: View) -> _Prompt:
-        side = self.settings.backbone.vision.grid * MASK_CELL
-        mask = None if prompt.mask is None else view.patch_weights(prompt.mask, side)
+        mask = None if prompt.mask is None else view.patch_weights(prompt.mask, self._mask_side)
         size = self.settings.backbone.vision.image_size
         return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
-
-    def _pixels(self, image: np.ndarray) -> np.ndarray:
-        """float32 (channels, size, size): the image once for each of the backbone's statistics."""
-        statistics = np.array(self.settings.backbone.pixel_statistics, np.float32)  # (copies, mean and deviation, RGB)
-        unit = image.astype(np.float32) / 255
-        normalised = [(unit - mean) / deviation for mean, deviation in statistics]
-        return np.concatenate(normalised, axis=2).transpose(2, 0, 1)
 
     def _state(self, observation: Observation) -> np.ndarray | None:
         """The state as the backbone reads it; None where it reads none."""
@@ -192,20 +199,20 @@ class Processor:
         return self.settings.backbone.scale_state(state, proprioception)
 
     def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        most, grid = max(len(sample.masks) for sample in samples), self.settings.backbone.vision.grid
-        weights = np.zeros((len(samples), most, grid**2), np.float32)
+        most = max(len(sample.masks) for sample in samples)
+        masks = np.zeros((len(samples), most, self._mask_side, self._mask_side), np.float32)
         used = np.zeros((len(samples), most), bool)
         for row, sample in enumerate(samples):
             for index, mask in enumerate(sample.masks):
-                weights[row, index], used[row, index] = mask.ravel(), True
-        return torch.from_numpy(weights), torch.from_numpy(used)
+                masks[row, index], used[row, index] = mask, True
+        return torch.from_numpy(masks), torch.from_numpy(used)
 
     def _pad_prompts(self, samples: Sequence[_Encoded]) -> tuple[PromptBatch, torch.Tensor]:
         prompts = [prompt for sample in samples for prompt in sample.prompts]
         most = max(len(sample.prompts) for sample in samples)
         points = max((len(prompt.points) for prompt in prompts), default=0)
         dense = any(prompt.mask is not None for prompt in prompts)
-        side = self.settings.backbone.vision.grid * MASK_CELL if dense else 0
+        side = self._mask_side if dense else 0
         shape = (len(samples), most)
         batch = PromptBatch(
             torch.zeros(shape, dtype=torch.int64),

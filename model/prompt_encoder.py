@@ -36,6 +36,17 @@ class PromptBatch(NamedTuple):
     masks: torch.Tensor
 
 
+def mask_prompts(masks: torch.Tensor) -> PromptBatch:
+    """Dense masks, (batch, masks, side, side), as prompts of kind "mask"."""
+    shape = masks.shape[:2]
+    return PromptBatch(
+        torch.full(shape, PROMPT_KINDS.index("mask"), device=masks.device),
+        torch.zeros(*shape, 0, 2, device=masks.device),
+        torch.zeros(*shape, 0, dtype=torch.bool, device=masks.device),
+        masks,
+    )
+
+
 class PromptEncoder(nn.Module):
     """Prompts of any number and mixture -> tokens of the language model; no prompt sees another."""
 

@@ -16,6 +16,7 @@ the one without content takes its encoder's null token.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from model.backbones.settings import TextForm
@@ -25,6 +26,29 @@ IMAGE, MASK, PROMPT = -1, -2, -3  # the slots
 LLAMA_SPACE = 29871  # "▁" in Llama 2's vocabulary: OpenVLA has it after "Out:", in training and in use
 
 _REFERENCE = ", refer to"
+
+
+def is_instruction(text: str) -> bool:
+    """Whether a text says anything, so that `normalise_instruction` takes it."""
+    return bool(text.strip().rstrip(". "))
+
+
+def check_length(tokens: int, positions: int | None, instruction: str) -> None:
+    """Check that a sequence has a place in the language model.
+
+    Args:
+        tokens: of the whole sequence, with the action queries.
+        positions: how many the language model knows; None for any number.
+        instruction: its own, for the message.
+
+    Raises:
+        InputError: it is too long.
+    """
+    if positions is not None and tokens > positions:
+        raise InputError(
+            f"with the instruction {instruction[:40]!r}... of {len(instruction)} characters the sequence has {tokens} tokens, "
+            f"and the language model knows {positions} positions; shorten it"
+        )
 
 
 def normalise_instruction(instruction: str) -> str:
@@ -88,15 +112,16 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
-def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_ids(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pad token ids on the right: ids int64 (batch, length), and their mask int64 (batch, length), 1 = token, 0 = padding.
 
-    Nothing reads what stands at padding, so its id is 0 whatever the tokenizer.
+    The mask is None where all rows are of one length. Nothing reads what stands at padding, so its id is 0 whatever the
+    tokenizer.
     """
-    length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return ids, mask
+    lengths = np.array([len(row) for row in rows])
+    ids, used = np.zeros((len(rows), lengths.max()), np.int64), np.arange(lengths.max()) < lengths[:, None]
+    ids[used] = [token for row in rows for token in row]  # torch.tensor of lists takes ten times as long
+    return torch.from_numpy(ids), None if used.all() else torch.from_numpy(used.astype(np.int64))
 
 
 def fill_slots(
@@ -115,10 +140,13 @@ def fill_slots(
         (batch, length, D), where the slots hold the tokens.
 
     Raises:
-        ValueError: there are more or fewer slots than tokens.
+        ValueError: there are more or fewer slots than tokens. Only seen on a CPU, where nobody has to wait for the look.
     """
-    chosen = (tokens if used is None else tokens[used]).reshape(-1, embeddings.shape[-1])
-    slots = input_ids == slot
-    if int(slots.sum()) != len(chosen):
-        raise ValueError(f"the sequences have {int(slots.sum())} slots for {len(chosen)} tokens; build both together")
-    return embeddings.masked_scatter(slots[..., None], chosen.to(embeddings.dtype))
+    slots, chosen = input_ids == slot, tokens.flatten(0, 1)
+    if used is not None:  # those in use first, in order; choosing them by a mask would make a GPU wait, too
+        chosen = chosen[(~used).flatten().byte().argsort(stable=True)]
+    if slots.device.type == "cpu" and not torch.compiler.is_compiling():
+        count = (len(chosen) if used is None else int(used.sum())) * chosen[0, ..., 0].numel()
+        if int(slots.sum()) != count:
+            raise ValueError(f"the sequences have {int(slots.sum())} slots for {count} tokens; build both together")
+    return embeddings.masked_scatter(slots[..., None], chosen.reshape(-1, embeddings.shape[-1]).to(embeddings.dtype))

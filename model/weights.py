@@ -21,6 +21,7 @@ from pixel160k.files import read_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F16", "BF16", "F32", "F64"}
+_NAMED = 8  # of each fault, so many tensors are named
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,6 +70,15 @@ def tensor_files(folder: Path) -> dict[str, Path]:
                 raise InputError(f"{folder / shard} repeats tensors of another shard: {', '.join(twice)}")
             files |= dict.fromkeys(handle.keys(), folder / shard)
     return files
+
+
+def stored_types(files: Mapping[str, Path]) -> set[str]:
+    """The types of tensors in the files of `tensor_files`, as safetensors names them: "F32", "BF16"."""
+    types = set()
+    for file in set(files.values()):
+        with _open(file) as handle:
+            types |= {handle.get_slice(name).get_dtype() for name in handle.keys() if name in files}  # noqa: SIM118
+    return types
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ def load_weights(
         dtype: of the parameters; by default each as it is stored.
 
     Raises:
-        InputError: one line that lists every tensor that is missing, unexpected, or of a wrong shape or type.
+        InputError: one line that names what is missing, unexpected, or of a wrong shape or type, the first tensors of each.
     """
     files = tensor_files(folder)
     _check(files, folder, {source.name: source.shape for source in sources.values()}, set(unused))
@@ -161,7 +171,18 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {one_line(error)}") from None
+        raise InputError(f"cannot read {file}: {_instead(file) or one_line(error)}") from None
+
+
+def _instead(file: Path) -> str:
+    """What lies in the place of weights, where a copy or clone of a checkpoint did not fetch them; "" where that is not known."""
+    if not file.is_file():
+        return "it is not there; copy or fetch the checkpoint anew"
+    with file.open("rb") as content:
+        begin = content.read(64)
+    if begin.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer and not the weights, which `git lfs pull` fetches"
+    return "it is empty; copy or fetch the checkpoint anew" if not begin else ""
 
 
 def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, ...]], unused: set[str]) -> None:
@@ -178,5 +199,11 @@ def _check(files: dict[str, Path], folder: Path, expected: dict[str, tuple[int, 
                 if shape != expected[name] or kind not in _FLOATS:
                     faults["wrong"].append(f"{name} is {kind} {shape} and should be a float {expected[name]}")
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+        listed = "; ".join(f"{fault}: {_first(names)}" for fault, names in faults.items() if names)
         raise InputError(f"the tensors of {folder} do not fit: {listed}")
+
+
+def _first(names: list[str]) -> str:
+    """Names in a line that a person still reads: the first of them, and how many others there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} others" if more > 0 else "")

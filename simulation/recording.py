@@ -41,7 +41,7 @@ class Counts:
     attempts: int = 0
     failed_attempts: int = 0
     recorded: int = 0
-    failed_episodes: int = 0  # not recorded, since all attempts failed; another scene was drawn instead
+    failed_episodes: int = 0  # not recorded, since all attempts failed; another scene was drawn for all of its group
 
 
 @dataclass
@@ -250,10 +250,12 @@ def _spool_groups(
                         failed.add(number)
                     elif progress:
                         progress(len(list(spool.glob("*.record"))), asked)
-        missing = [missing[number] for number in sorted(failed)]
-        for group in missing:
-            for episode_id in group.episode_ids.values():
+        for number, (group, scene) in enumerate(zip(missing, scenes, strict=True)):
+            if number not in failed:
+                summary.tasks[scene.suite, scene.task_id].recorded += len(group.episode_ids)
+            for episode_id in group.episode_ids.values() if number in failed else ():
                 _spooled_record(spool, episode_id).unlink(missing_ok=True)
+        missing = [missing[number] for number in sorted(failed)]
     return summary
 
 
@@ -278,7 +280,6 @@ def _spool_episode(
     solved = attempts[-1].solved
     counts.attempts += len(attempts)
     counts.failed_attempts += len(attempts) - solved
-    counts.recorded += solved
     counts.failed_episodes += not solved
     if not solved:
         return False

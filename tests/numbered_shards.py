@@ -23,7 +23,7 @@ def object_mask(record):
     return mask
 
 
-def annotation(dataset, split, shard, record, steps):
+def annotation(dataset, split, shard, record, steps, close_step):
     """Each third episode of a file is rejected; the others have a target on x_0 and a gripper at step 1."""
     episode_id = f"{dataset}-{split}-{shard:05d}-{record:05d}"
     rejected = record % 3 == 2
@@ -45,7 +45,7 @@ def annotation(dataset, split, shard, record, steps):
         num_steps=steps,
         first_step=0,
         last_step=steps - 1,
-        close_step=1,
+        close_step=close_step,
         image_height=SIZE,
         image_width=SIZE,
         status="rejected" if rejected else "accepted",
@@ -61,7 +61,7 @@ def episode_actions(record, steps):
     return actions
 
 
-def write_shards(out, files, dataset="drawn", split="train"):
+def write_shards(out, files, dataset="drawn", split="train", close_step=1):
     """Write a directory of shards; `files` lists for each shard the number of steps of its episodes."""
     out.mkdir(exist_ok=True)
     index, entries, actions, states, rejected = [], [], [], [], 0
@@ -69,7 +69,7 @@ def write_shards(out, files, dataset="drawn", split="train"):
         path = out / f"{dataset}-{split}-{number:05d}.tar"
         with shards.ShardWriter(path) as writer:
             for record, steps in enumerate(episodes):
-                row = annotation(dataset, split, number, record, steps)
+                row = annotation(dataset, split, number, record, steps, close_step)
                 rejected += row.status == "rejected"
                 actions.append(episode_actions(record, steps))
                 for step in range(steps):

@@ -97,7 +97,8 @@ class ToyBackbone(Backbone):
 
     def query(self, inputs_embeds, attention_mask, queries, state=None):
         hidden = self.reader(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
-        read = hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
+        last = -1 if attention_mask is None else attention_mask.sum(1) - 1
+        read = hidden[torch.arange(len(hidden)), last]
         start = self.start(read if state is None else torch.cat([read, state], dim=1))
         return self.recurrent(queries, start[None])[0]
 
@@ -160,7 +161,7 @@ def test_it_trains_a_step_and_predicts():
 def test_its_words_and_pixels_are_its_own():
     policy = make()
     batch = policy.processor([Observation(IMAGE, "Pick up the cup.")])
-    assert batch.pixel_values.shape == (1, 3, 32, 32) and batch.state is None
+    assert policy.backbone.pixels(batch.images).shape == (1, 3, 32, 32) and batch.state is None
     text = byte_tokenizer().decode([index for index in batch.input_ids[0] if index > 1])
     assert text == "Do: pick up the cup."
 

@@ -42,29 +42,29 @@ def test_flops_are_those_that_torch_counts(stage):
 
 
 @pytest.mark.parametrize(
-    ("preset", "stage", "patch", "token", "query", "mark"),
+    ("preset", "stage", "patch", "token", "read", "query", "mark"),
     [
-        ("openvla-7b", "pretrain", 4_547_404_800, 38_856_032_256, 44_083_200, 421_724_544),
-        ("openvla-7b", "cat", 1_515_801_600, 25_904_021_504, 44_083_200, 281_149_696),
-        ("openvla-7b", "pue", 1_515_801_600, 26_383_745_024, 44_083_200, 421_724_544),
-        ("pi0", "pretrain", 2_484_642_816, 11_890_851_840, 1_893_967_872, 135_451_008),
-        ("pi0", "cat", 828_214_272, 7_927_234_560, 1_271_048_192, 90_300_672),
-        ("pi0", "pue", 828_214_272, 8_162_574_336, 1_271_048_192, 135_451_008),
+        ("openvla-7b", "pretrain", 4_547_404_800, 38_856_032_256, 38_856_032_256, 44_083_200, 421_724_544),
+        ("openvla-7b", "cat", 1_515_801_600, 12_952_010_752, 25_904_021_504, 44_083_200, 281_149_696),
+        ("openvla-7b", "pue", 1_515_801_600, 26_383_745_024, 26_383_745_024, 44_083_200, 421_724_544),
+        ("pi0", "pretrain", 2_484_642_816, 11_890_851_840, 11_890_851_840, 1_893_967_872, 135_451_008),
+        ("pi0", "cat", 828_214_272, 3_963_617_280, 7_927_234_560, 1_271_048_192, 90_300_672),
+        ("pi0", "pue", 828_214_272, 8_162_574_336, 8_162_574_336, 1_354_213_376, 135_451_008),
     ],
 )
-def test_flops_of_the_real_sizes(preset, stage, patch, token, query, mark):
-    """What was counted before backbones said themselves which tokens their parts read."""
+def test_flops_of_the_real_sizes(preset, stage, patch, token, read, query, mark):
+    """By hand from the sizes; `read` is what a query costs in the language model, through which its gradient flows."""
     policy = without_memory(partial(PixelVLA, PRESETS[preset], byte_tokenizer(), {}))
     with torch.device("meta"):
         stages.prepare(policy, load_recipe("tiny-sample", (f"stage={stage}",)))
     count = FlopCount(policy)
     batch = SimpleNamespace(
         input_ids=torch.zeros(2, 300),
-        attention_mask=torch.ones(2, 290),
+        token_count=2 * 290,
         mask_used=torch.ones(2, 1),
         prompt_used=torch.ones(2, 2),
     )
-    assert count(batch) == patch * 2 * 256 + token * 2 * (290 + 8) + query * 2 * 8 + mark * 6
+    assert count(batch) == patch * 2 * 256 + token * 2 * 290 + (read + query) * 2 * 8 + mark * 6
     alone = batch.__dict__ | {"mask_used": torch.zeros(2, 0), "prompt_used": torch.zeros(2, 0)}
     assert count(batch) - count(SimpleNamespace(**alone)) == mark * 6
 

@@ -61,7 +61,8 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     assert (result["episodes"], result["left_out"]) == (3, 1)
     conditions = result["conditions"]
     assert list(conditions) == [MEAN_ACTION, REPEAT_LAST, "none", "point", "wrong_point"]
-    assert conditions["point"]["all"]["error"] == [0.0] * 7
+    assert conditions["point"]["before_close"]["error"] == [0.0] * 7
+    assert 0 < conditions["point"]["all"]["xy"] < 1  # after the close nothing marks the object
     for wrong in ("none", "wrong_point"):
         assert conditions[wrong]["all"]["error"] == [1, 1, 0, 0, 0, 0, 0]
         assert conditions[wrong]["before_close"] == {
@@ -128,12 +129,13 @@ def test_the_wrong_object_is_the_twin_s_where_there_is_one(tmp_path, monkeypatch
     measure_policy(listener, directory, directory.episode_ids, ["wrong_pixel_mask"])
     of_first = [one for one in listener.asked if one.instruction == first.instruction]
     expected = next(prompt.mask for prompt in second.prompts if prompt.kind == "mask")
-    assert len(of_first) == 3 and all(np.array_equal(one.masks[0], expected) for one in of_first)
+    assert [len(one.masks) for one in of_first] == [1, 0, 0]  # as long as its own would be shown: it closes at step 1
+    assert np.array_equal(of_first[0].masks[0], expected)
 
 
 def test_one_episode_has_no_wrong_object_and_needs_none(directory):
     result = measure_policy(Oracle(directory), directory, directory.episode_ids[:1], ["none", "point"])
-    assert result["episodes"] == 1 and result["conditions"]["point"]["all"]["error"] == [0.0] * 7
+    assert result["episodes"] == 1 and result["conditions"]["point"]["before_close"]["error"] == [0.0] * 7
 
 
 def test_wrong_requests(directory, tmp_path):

@@ -23,13 +23,14 @@ sizes = st.integers(40, 320)
 
 @st.composite
 def views(draw):
-    """An image size and one of the three views of it."""
+    """An image size and one of the three views of it, stretched or padded."""
+    padded = draw(st.booleans())
     height, width, size = draw(sizes), draw(sizes), draw(st.sampled_from([96, 224]))
     kind = draw(st.sampled_from(["all", "centre", "random"]))
     if kind == "random":
         generator = seeded_generator(draw(st.integers(0, 99)))
-        return height, width, random_crop_view(height, width, size, generator=generator)
-    return height, width, (resize_view if kind == "all" else centre_crop_view)(height, width, size)
+        return height, width, random_crop_view(height, width, size, generator=generator, padded=padded)
+    return height, width, (resize_view if kind == "all" else centre_crop_view)(height, width, size, padded=padded)
 
 
 @given(views(), st.floats(0.3, 0.7), st.floats(0.3, 0.7))
@@ -49,6 +50,22 @@ def test_a_marked_point_goes_where_the_geometry_says(sized_view, across, down):
     assert np.array([(xs * weights).sum(), (ys * weights).sum()]) / weights.sum() == pytest.approx(
         expected, abs=view.size / 16
     )
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_a_padded_view_keeps_the_aspect_in_the_middle_of_black(height, width):
+    view = resize_view(height, width, 224, padded=True)
+    left, top, right, bottom = view.shown
+    assert max(right - left, bottom - top) == 224
+    assert abs((right - left) / (bottom - top) - width / height) <= width / height * (
+        1 / min(right - left, bottom - top)
+    )
+    assert (224 - right) - left in (0, 1) and (224 - bottom) - top in (0, 1)
+    seen = view.image(np.full((height, width, 3), 200, np.uint8))
+    assert (seen[top:bottom, left:right] == 200).all()
+    assert int(seen.sum()) == 600 * (right - left) * (bottom - top)
+    weights = view.patch_weights(np.ones((height, width), bool), 224)
+    np.testing.assert_allclose(weights, seen[..., 0] / 200, atol=1e-4)
 
 
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 60), st.integers(1, 60))), st.integers(1, 40))

@@ -22,7 +22,9 @@ from model.settings import PRESETS, ModelSettings, spread_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import locate, own_tensors, without_memory  # noqa: E402
 
-STATISTICS = {"bridge_orig": {"action": {"q01": [0.25] * 7}, "num_transitions": 3}}
+STATISTICS = {
+    "bridge_orig": {"action": {"q01": [0.25] * 7, "q99": [1.0] * 7, "mask": [True] * 7}, "num_transitions": 3}
+}
 SIZES = Sizes(
     28, 14, 4, Tower(16, 3, 2, 4.0), Tower(24, 3, 2, 3.7362), 32, 2, 4, 2, 48, 128, 100, statistics=STATISTICS
 )
@@ -120,7 +122,7 @@ def test_openvla_s_statistics_come_with_its_checkpoint_and_a_file_s_add_to_them(
     found = open_checkpoint(openvla)
     assert (found.kind, found.statistics, found.tokenizer) == ("openvla", STATISTICS, None)
     assert found.settings.backbone.language.vocab_size == 128
-    added = {"libero_object_no_noops": {"num_transitions": 5}}
+    added = {"libero_object_no_noops": STATISTICS["bridge_orig"] | {"num_transitions": 5}}
     (openvla / "dataset_statistics.json").write_text(json.dumps(added))
     assert open_checkpoint(openvla).statistics == STATISTICS | added
 

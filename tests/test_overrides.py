@@ -26,12 +26,15 @@ ROBOSUITE = "robosuite.utils.binding_utils"
 
 # (our class, their class, the method, the method of theirs that calls it)
 OVERRIDDEN = [
+    ("train.trainer:PolicyTrainer", TRAINER, "_get_num_items_in_batch", "get_batch_samples"),
     ("train.trainer:PolicyTrainer", TRAINER, "_load_from_checkpoint", "train"),
     ("train.trainer:PolicyTrainer", TRAINER, "_prepare_for_training", "_inner_training_loop"),
     ("train.trainer:PolicyTrainer", TRAINER, "_prepare_inputs", "training_step"),
     ("train.trainer:PolicyTrainer", TRAINER, "_save_checkpoint", "_maybe_log_save_evaluate"),
     ("train.trainer:PolicyTrainer", TRAINER, "_save_optimizer_and_scheduler", "_save_checkpoint"),
     ("train.trainer:PolicyTrainer", TRAINER, "compute_loss", "training_step"),
+    ("train.trainer:PolicyTrainer", TRAINER, "create_optimizer", "_prepare_for_training"),
+    ("train.trainer:PolicyTrainer", TRAINER, "get_decay_parameter_names", "create_optimizer"),
     ("train.trainer:PolicyTrainer", TRAINER, "get_eval_dataloader", "evaluate"),
     ("train.trainer:PolicyTrainer", TRAINER, "get_train_dataloader", "_inner_training_loop"),
     ("train.trainer:PolicyTrainer", TRAINER, "log", "_maybe_log_save_evaluate"),
@@ -71,7 +74,7 @@ PRIVATE = [
 
 # (their class, the public attribute that we set or read, the method of theirs that must know it); it would be set in vain
 ATTRIBUTES = [
-    (TRAINER, "model_accepts_loss_kwargs", "training_step"),
+    (TRAINER, "loss_is_scaled_for_ga", "training_step"),
     (TRAINER, "is_fsdp_enabled", "_save_optimizer_and_scheduler"),
     ("transformers:ProgressCallback", "training_bar", "on_log"),
     ("transformers:TrainingArguments", "fsdp_plugin_args", "__post_init__"),

@@ -182,9 +182,9 @@ def test_a_checkpoint_that_does_not_fit_is_listed(folder, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="do not fit") as error:
         load_backbone(open_checkpoint(tmp_path))
-    assert "missing: embed_action_time.state_proj.bias;" in str(error.value)
+    assert "missing: state_proj.bias;" in str(error.value)
     assert "unexpected: strange.weight;" in str(error.value)
-    assert "embed_action_time.state_proj.weight is (16, 9) and should be (16, 10)" in str(error.value)
+    assert "state_proj.weight is F32 (16, 9) and should be a float (16, 10)" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from cli import main
 from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
+from model.patch_weights import patch_weights
 from model.policy import PixelVLA
 from model.processor import Observation, Processor
+from model.prompt_encoder import mask_prompts
 from model.sequence import MASK
 from model.settings import PRESETS, ModelSettings
 from model.tokenizer import byte_tokenizer
@@ -129,13 +131,37 @@ def test_a_batch_gives_what_each_observation_gives_alone(policy):
             torch.testing.assert_close(alone, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("preset", ["openvla", "pi0"])
+def test_one_graph_without_breaks_acts_for_all_texts(preset):
+    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording no new graph."""
+    compiled = []
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    policy = make(PI0 if preset == "pi0" else SMALLER)
+    state = np.zeros(7, np.float32)
+    mask, where = square(8, 8), [point(12, 12)]
+    observations = [
+        Observation(picture(seed), text, [mask], where, state, "bridge_orig")
+        for seed, text in enumerate(("Pick up the cup.", "Pick up a jar.", "Put the cup up"))
+    ]
+    expected = [policy.act([one])[0] for one in observations]
+    policy.compile_acting([observations[:1]], backend=count)
+    assert len(compiled) == 1
+    for one, actions in zip(observations, expected, strict=True):
+        np.testing.assert_allclose(policy.act([one])[0], actions, rtol=0, atol=1e-5)
+    assert len(compiled) == 1
+
+
 def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
     batch = policy.processor([Observation(picture(), "Pick up the cup.")])
     text = [1, *byte_tokenizer().encode("In: What action should the robot take to pick up the cup?\nOut:")]
     backbone = policy.backbone
     with torch.no_grad():
         embedded = backbone.embed(torch.tensor([text]))
-        patches = backbone.project(backbone.vision(batch.pixel_values).patch_features)
+        patches = backbone.project(backbone.vision(backbone.pixels(batch.images)).patch_features)
         sequence = [embedded[:, :1], patches, embedded[:, 1:], policy.action_decoder.queries[None]]
         sequence = torch.cat(sequence, dim=1)
         hidden = backbone.read_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.long))
@@ -143,11 +169,13 @@ def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
         torch.testing.assert_close(policy(batch).actions, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("crop", ["all", "centre", "random"])
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (224, 224)])
-def test_masks_and_prompts_stay_on_their_image(size, crop):
+def test_masks_and_prompts_stay_on_their_image(size, crop, padded):
     """A white disc on black: where its mask covers a patch the patch is as bright, and its centre stays its centre."""
-    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=["backbone.vision.patch_size=16"])
+    changes = ["backbone.vision.patch_size=16", f"backbone.pad_images={padded}"]
+    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=changes)
     processor = Processor(settings, byte_tokenizer(), STATISTICS)
     image = np.zeros((*size, 3), np.uint8)
     centre = round(size[1] * 0.6), round(size[0] * 0.3)
@@ -155,14 +183,14 @@ def test_masks_and_prompts_stay_on_their_image(size, crop):
     mask = image[..., 0] > 0
     x, y = centre[0] + 0.5, centre[1] + 0.5
     view = {
-        "all": resize_view(*size, 224),
+        "all": resize_view(*size, 224, padded=padded),
         "centre": processor.view(*size),
-        "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size)),
+        "random": random_crop_view(*size, 224, generator=seeded_generator("view", *size), padded=padded),
     }[crop]
     batch = processor([Observation(image, "go", [mask], [point(x, y), mask_prompt(mask)])], [view])
-    brightness = (batch.pixel_values[0, 3:].mean(0) + 1) / 2
+    brightness = batch.images[0].float().mean(-1) / 255
     patches = brightness.unflatten(0, (14, 16)).unflatten(2, (14, 16)).mean((1, 3))
-    weights = batch.mask_weights[0, 0].view(14, 14)
+    weights = patch_weights(mask_prompts(batch.masks), 14)[0, 0].view(14, 14)
     assert (patches - weights).abs().max() < 0.1
     assert abs(float(patches.sum() / weights.sum()) - 1) < 0.02
     fine = brightness.unflatten(0, (56, 4)).unflatten(2, (56, 4)).mean((1, 3))
@@ -207,6 +235,50 @@ def test_sizes_are_settings(overrides):
     assert len(policy.pixel_encoder.level_projections) == len(policy.settings.backbone.vision.levels)
     ids = policy.processor([Observation(picture(), "go", **EVERYTHING)]).input_ids
     assert int((ids == MASK).sum()) == 2 * policy.settings.tokens_per_mask
+
+
+def test_a_token_says_what_and_where():
+    """Seen through the tokens: the same place on another image, or another place on an image of one colour, is another token.
+
+    Without its half, a mask's token knows no place and a prompt's no image: the policies of before.
+    """
+    plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+
+    def changed(settings, **pointed):
+        policy = make(settings)
+        tokens = []
+        for name in ("_mask_tokens", "_prompt_tokens"):
+            keep = getattr(policy, name)
+            setattr(policy, name, lambda *given, keep=keep: tokens.append(keep(*given)) or tokens[-1])
+        elsewhere = {key: [given[1]] for key, given in pointed.items()}
+        pointed = {key: [given[0]] for key, given in pointed.items()}
+        index = 0 if "masks" in pointed else 1
+        for image, said in ((picture(1), pointed), (picture(2), pointed), (plain, pointed), (plain, elsewhere)):
+            act(policy, image=image, **said)
+        first, other_image, here, there = (pair for pair in tokens[index::2])
+        return bool((first - other_image).abs().max() > 1e-4), bool((here - there).abs().max() > 2e-2)
+
+    masks = {"masks": (square(20, 30), square(80, 60))}
+    prompts = {"prompts": (point(28.5, 38.5), point(88.5, 68.5))}
+    assert changed(SMALLER, **masks) == changed(SMALLER, **prompts) == (True, True)
+    before = SMALLER.model_copy(update={"mask_places": False, "prompt_features": False})
+    assert changed(before, **prompts) == (False, True)
+    assert changed(before, **masks)[0]
+
+
+def test_a_checkpoint_of_before_acts_as_it_was_trained(tmp_path):
+    """It has neither setting: its tokens were what alone and where alone."""
+    before = SMALLER.model_copy(update={"mask_places": False, "prompt_features": False})
+    policy = make(before)
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("mask_places", "prompt_features"):
+        del config["settings"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = PixelVLA.from_pretrained(tmp_path)
+    assert loaded.settings == before
+    np.testing.assert_array_equal(act(loaded, **EVERYTHING), act(policy, **EVERYTHING))
+    assert np.abs(act(make(), **EVERYTHING) - act(policy, **EVERYTHING)).max() > 1e-5
 
 
 def test_the_same_from_disk(policy, tmp_path):
@@ -283,6 +355,11 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=2e-5)
     policy.save_pretrained(tmp_path)
     np.testing.assert_array_equal(act(PixelVLA.from_pretrained(tmp_path), state=states[0], **EVERYTHING), first)
+    assert policy.processor.view(96, 128).padded  # as π0 was trained; those of before say nothing and were stretched
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["backbone"]["pad_images"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not PixelVLA.from_pretrained(tmp_path).processor.view(96, 128).padded
     with pytest.raises(InputError, match="proprioception"):
         act(policy)
     with pytest.raises(InputError, match=r"\(7,\)"):

@@ -21,7 +21,9 @@ from model.tokenizer import byte_tokenizer  # noqa: E402
 from model.weights import own_tensors  # noqa: E402
 
 TOKENIZER = byte_tokenizer()
-STATISTICS = {"bridge_orig": {"num_transitions": 3}}
+STATISTICS = {
+    "bridge_orig": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 7}, "num_transitions": 3}
+}
 SIZES = Sizes(28, 14, 4, Tower(16, 3, 2, 4.0), Tower(24, 3, 2, 3.7362), 32, 2, 4, 2, 48, 320, 0, statistics=STATISTICS)
 
 

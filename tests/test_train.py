@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,13 @@ from transformers import PI0ForConditionalGeneration  # noqa: E402
 from cli import main  # noqa: E402
 from model.backbones.pi0 import pi0_config  # noqa: E402
 from model.policy import PixelVLA  # noqa: E402
+from model.processor import Observation  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
+from pixel160k.format.masks import TARGET, box_of  # noqa: E402
 from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.data import draw_prompts  # noqa: E402
+from train.data import PIXEL_MASK, draw_prompts, masks_and_prompts  # noqa: E402
 from train.settings import RECIPES, PromptMixture, load_recipe  # noqa: E402
 from train.stream import HeldOut, statistics_of  # noqa: E402
 
@@ -54,7 +57,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Four shards of numbered pictures, most episodes accepted."""
-    return str(write_shards(tmp_path_factory.mktemp("train") / "shards", [[12] * 4] * 4))
+    return str(write_shards(tmp_path_factory.mktemp("train") / "shards", [[12] * 4] * 4, close_step=6))
 
 
 def train(shards, out, *overrides, recipe="tiny-sample", resume=False):
@@ -88,6 +91,49 @@ def test_cat_moves_the_action_decoder_alone(trained):
     before, after = (checkpoints.load_policy(trained / stage).state_dict() for stage in ("pretrain", "cat"))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"action_decoder"}
+
+
+def test_cat_differentiates_nothing_before_the_queries():
+    """As one pass that could learn everything: the same loss and gradients, and a small part of its saved activations."""
+    policy = PixelVLA.start("tiny", {}).train()
+    stages.prepare(policy, load_recipe("tiny-sample", ("stage=cat",)))
+    images = [np.full((64, 64, 3), grey, np.uint8) for grey in (50, 200)]
+    texts = ("pick up the cup", "open the drawer, then put the black bowl into it")  # so that one of them is padded
+    batch = policy.processor([Observation(*seen) for seen in zip(images, texts, strict=True)])
+    actions = torch.linspace(-1, 1, 2 * 8 * 7).view(2, 8, 7)
+    batch = batch._replace(actions=actions, action_mask=torch.ones(2, 8, dtype=torch.bool))
+
+    weights = {parameter.data_ptr() for parameter in policy.parameters()}
+
+    def learn():
+        saved = {}
+
+        def save(tensor):
+            saved[tensor.data_ptr()] = 0 if tensor.data_ptr() in weights else tensor.nbytes
+            return tensor
+
+        policy.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss = policy(batch).loss
+        loss.backward()
+        return loss, [parameter.grad for parameter in policy.action_decoder.parameters()], sum(saved.values())
+
+    loss, gradients, saved = learn()
+    policy.backbone.projector.requires_grad_(True)
+    expected_loss, expected, saved_before = learn()
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    assert saved < 0.2 * saved_before, (saved, saved_before)
+
+
+def test_a_step_is_the_same_in_one_batch_or_in_several(tmp_path):
+    """Actions past an episode's end do not count, so that small batches count by the actions that they have."""
+    shards = str(write_shards(tmp_path / "short", [[3, 5]] * 3))  # shorter than a chunk
+    seen = []
+    for name, *sizes in (("one", "batch_size=6"), ("several", "batch_size=1", "accumulation=6")):
+        train(shards, tmp_path / name, "max_steps=1", "colour_jitter=false", *sizes)
+        seen.append(losses(tmp_path / name)[1])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 
 
 def test_pue_moves_adapters_and_modules_alone(trained, shards):
@@ -199,7 +245,39 @@ def test_each_way_of_pointing_is_trained_alone_too(shards):
         assert all(prompt.kind in PROMPT_KINDS for prompt in prompts)
     shares = {"neither": given[0, 0], "mask": given[1, 0], "prompt": given[0, 1], "both": given[1, 1]}
     assert sum(shares.values()) == 2000
-    np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.2, 0.2, 0.4, 0.2], atol=0.03)
+    np.testing.assert_allclose([share / 2000 for share in shares.values()], [0.5, 0.125, 0.25, 0.125], atol=0.03)
+
+
+def test_nothing_points_at_the_place_that_the_object_left(shards):
+    """After the close V and p_t go on where tracks carry them along, and end where there are none."""
+    first = observe(shards)
+    closed = first.metadata.close_step
+    labels = np.zeros_like(first.labels)
+    labels[20:25, 1:9] = TARGET
+    generator = np.random.default_rng(0)
+
+    def shown(step, valid, labels=labels):
+        metadata = replace(first.metadata, step=step, object_mask_valid=valid)
+        sample = replace(first, step=step, labels=labels, metadata=metadata)
+        drawn = [draw_prompts(sample, PromptMixture(text_only=0), generator) for _ in range(200)]
+        return {kind: masks_and_prompts(sample, kind) for kind in (*PROMPT_KINDS, PIXEL_MASK)}, drawn
+
+    by_kind, drawn = shown(closed, valid=False)
+    assert all(one == ([], []) for one in (*by_kind.values(), *drawn))
+    by_kind, drawn = shown(closed, valid=True)
+    np.testing.assert_array_equal(by_kind[PIXEL_MASK][0][0], labels == TARGET)
+    (at,), (along,), (box,), (mask,) = (by_kind[kind][1] for kind in PROMPT_KINDS)
+    for x, y in (*at.coordinates, *along.coordinates):
+        assert labels[int(y), int(x)] == TARGET
+    assert tuple(box.coordinates.ravel()) == box_of(labels == TARGET)
+    np.testing.assert_array_equal(mask.mask, labels == TARGET)
+    assert {prompt.kind for _, prompts in drawn for prompt in prompts} == set(PROMPT_KINDS)
+    by_kind, drawn = shown(closed, valid=True, labels=np.zeros_like(labels))  # followed, and hidden
+    assert not by_kind[PIXEL_MASK][0][0].any() and all(by_kind[kind] == ([], []) for kind in PROMPT_KINDS)
+    by_kind, _ = shown(closed - 1, valid=False)
+    own = [next(prompt for prompt in first.prompts if prompt.kind == kind) for kind in PROMPT_KINDS]
+    assert [by_kind[kind][1] for kind in PROMPT_KINDS] == [[prompt] for prompt in own]
+    assert by_kind[PIXEL_MASK][0][0] is own[-1].mask
 
 
 def test_the_held_out_loss_is_of_what_the_stage_trains(shards):
@@ -247,19 +325,22 @@ def start(out, shards, stage, init, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "pue"])
+@pytest.mark.parametrize("stage", ["pretrain", "cat", "pue"])
 def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
-    init = "tiny" if stage == "pretrain" else str(trained / "cat")
-    whole = start(tmp_path / "whole", shards, stage, init)
+    """On two data sets that are mixed by weights."""
+    init = {"pretrain": "tiny", "cat": str(trained / "pretrain"), "pue": str(trained / "cat")}[stage]
+    other = write_shards(tmp_path / "other", [[6] * 4] * 2, dataset="other")
+    mixed = ["--shards", str(other), "--set", "mixture.drawn=1", "--set", "mixture.other=2"]
+    whole = start(tmp_path / "whole", shards, stage, init, *mixed)
     assert whole.wait(300) == 0, whole.stderr.read().decode()[-2000:]
-    killed = start(tmp_path / "killed", shards, stage, init)
+    killed = start(tmp_path / "killed", shards, stage, init, *mixed)
     while not (tmp_path / "killed" / "checkpoint-10").exists():
         assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
-    resumed = start(tmp_path / "killed", shards, stage, init, "--resume")
+    resumed = start(tmp_path / "killed", shards, stage, init, "--resume", *mixed)
     assert resumed.wait(300) == 0, resumed.stderr.read().decode()[-2000:]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 20
@@ -333,6 +414,7 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
         (["stage=pue", "init={runs}/cat", "lora.targets=[nothing]"], "fit no layer of the language model"),
         (["prompts.point=0", "prompts.line=0", "prompts.region=0", "prompts.mask=0"], "set text_only to 1"),
         (["held_out_share=1"], "every sample of these shards is held out"),
+        (["stage=cat", "init={runs}/pretrain", "gradient_checkpointing=true"], "--set gradient_checkpointing=false"),
         (["fsdp=true"], "fsdp spreads a policy over several processes, .*torchrun"),
     ],
 )
@@ -381,6 +463,18 @@ def test_a_loss_that_is_no_number_stops_the_run(shards, tmp_path, monkeypatch):
     assert checkpoints.latest(tmp_path / "out").name == "checkpoint-2"
     kept = load_file(checkpoints.latest(tmp_path / "out") / "model.safetensors")
     assert all(torch.equal(kept[name], good[name]) for name in good)
+
+
+def test_a_full_gpu_is_one_line_that_names_the_way_out(shards, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(PixelVLA, "forward", full)
+    with pytest.raises(
+        InputError, match=r"memory is full at step 1 with 2 samples.*2\.00 GiB.*gradient_checkpoin"
+    ) as error:
+        train(shards, tmp_path / "out")
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):

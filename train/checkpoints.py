@@ -2,10 +2,12 @@
 
 A run that trains everything writes whole policies (`model.checkpoint`). The stages freeze nearly all of a backbone, so they
 write a *part*: `config.json` with `base`, the checkpoint that the frozen rest comes from; `modules.safetensors`, everything
-but the backbone; `adapter/`, the LoRA in PEFT's format; statistics, tokenizer and recipe. `merge` makes a part whole.
+but the backbone; `adapter/`, the LoRA in PEFT's format, over π0 `adapter_expert/` too; statistics, tokenizer and recipe. `merge`
+makes a part whole.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerFast
 
-from model.backbones.base import Backbone
-from model.checkpoint import current_name, open_checkpoint
+from model.backbones.base import ADAPTER, Backbone
+from model.checkpoint import current_name, load_settings, open_checkpoint, read_statistics
 from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
@@ -25,10 +28,10 @@ from pixel160k.errors import InputError
 from pixel160k.files import new_folder, read_json_object
 from pixel160k.settings import read_settings
 from train.settings import TrainSettings, write_recipe
-from train.stages import language_model, lora_layers, merge_adapter
+from train.stages import adapted_models, merge_adapter
 
 PART = "pixelvla-part"
-_CONFIG, _MODULES, _ADAPTER, _RECIPE = "config.json", "modules.safetensors", "adapter", "recipe.yaml"
+_CONFIG, _MODULES, _RECIPE = "config.json", "modules.safetensors", "recipe.yaml"
 _STATISTICS = "dataset_statistics.json"
 
 
@@ -41,7 +44,7 @@ def recipe_of(model: str | Path) -> TrainSettings | None:
     Returns:
         None for a hub id, and for a checkpoint that `pixelcli train` did not write.
     """
-    recipe = (latest(Path(model)) or Path(model)) / _RECIPE
+    recipe = Path(run_or_checkpoint(model)) / _RECIPE
     if not recipe.is_file():
         return None
     settings = read_settings(recipe)
@@ -57,10 +60,24 @@ def tensors_to_save(policy: PixelVLA, settings: TrainSettings) -> Iterator[tuple
     Tensors that FSDP has spread over the processes are gathered on the CPU; then every process must iterate to the end.
     """
     for name, tensor in own_tensors(policy).items():
-        if settings.stage == "pretrain" or not name.startswith("backbone.") or ".lora_" in name:
+        if _is_saved(name, settings):
             if isinstance(tensor, DTensor):
                 tensor = tensor.full_tensor().to("cpu", copy=True)  # without the padding that is gathered with it
             yield name, tensor.detach()
+
+
+def _is_saved(tensor: str, settings: TrainSettings) -> bool:
+    return settings.stage == "pretrain" or not tensor.startswith("backbone.") or ".lora_" in tensor
+
+
+def bytes_of_checkpoint(policy: PixelVLA, settings: TrainSettings) -> int:
+    """How many bytes a checkpoint of a run takes: its tensors, and two numbers of AdamW for each that is trained.
+
+    The tokenizer and small files come on top.
+    """
+    tensors = own_tensors(policy)
+    saved = sum(t.numel() * t.element_size() for name, t in tensors.items() if _is_saved(name, settings))
+    return saved + sum(2 * t.numel() * t.element_size() for t in tensors.values() if t.requires_grad)
 
 
 def save(
@@ -73,7 +90,7 @@ def save(
         policy: as it was trained.
         tensors: of the policy, see `tensors_to_save`.
         settings: the recipe of the run.
-        base: the checkpoint that the frozen backbone comes from; without meaning in `pretrain`.
+        base: the checkpoint that the frozen backbone comes from, as `seen_from` says it; without meaning in `pretrain`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(settings, folder / _RECIPE)
@@ -82,11 +99,11 @@ def save(
         return
     modules = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith("backbone.")}
     save_file(modules, folder / _MODULES, metadata={"format": "pt"})
-    if lora_layers(policy):
-        model = language_model(policy)
-        prefix = next(name for name, module in policy.named_modules() if module is model) + "."
-        adapter = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name not in modules}
-        model.save_pretrained(folder / _ADAPTER, state_dict=adapter)
+    for name, model in adapted_models(policy).items():
+        prefix = next(of for of, module in policy.named_modules() if module is model) + "."
+        adapter = {of.removeprefix(prefix): tensor for of, tensor in tensors.items() if of.startswith(prefix)}
+        if adapter:
+            model.save_pretrained(folder / name, state_dict=adapter)
     policy.processor.tokenizer.save_pretrained(folder)
     (folder / _STATISTICS).write_text(json.dumps(policy.processor.statistics, indent=2, sort_keys=True) + "\n")
     config = {"model_type": PART, "base": base, "settings": policy.settings.model_dump(mode="json")}
@@ -103,17 +120,56 @@ def base_of(model: str | Path) -> str:
         A hub id, or an absolute path.
     """
     folder = Path(model)
-    if not _is_part(folder) or (folder / _ADAPTER).is_dir():
+    if not _is_part(folder) or (folder / ADAPTER).is_dir():
         return str(folder.resolve()) if folder.is_dir() else str(model)
     return _read_part(folder)[0]
 
 
-def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA:
-    """A policy that is ready to act, its adapters merged into its weights.
+def stands_on(part: Path) -> str | None:
+    """The base of a part, a hub id or an absolute path; None for a whole policy."""
+    return _read_part(part)[0] if _is_part(part) else None
+
+
+def seen_from(run: Path, base: str) -> str:
+    """A base as the checkpoints of a run store it: where it lies beside the run, relative to it, so that both can be moved.
+
+    Args:
+        run: the folder of the run.
+        base: a hub id, or a path.
+
+    Returns:
+        A hub id, an absolute path, or a path that begins with "../", as "../cat/checkpoint-100".
+    """
+    beside = run.resolve().parent
+    if base and Path(base).is_dir() and Path(base).resolve().is_relative_to(beside):
+        return f"../{Path(base).resolve().relative_to(beside).as_posix()}"
+    return base
+
+
+def settings_of(model: str | Path) -> tuple[ModelSettings, PreTrainedTokenizerFast]:
+    """The settings and the tokenizer of a policy, without its weights.
+
+    Args:
+        model: hub id, or the folder of a checkpoint; it may be a part.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    folder = locate(model)
+    if _is_part(folder):
+        return _read_part(folder)[1], read_tokenizer(folder)
+    checkpoint = open_checkpoint(folder)
+    return checkpoint.settings, checkpoint.tokenizer or read_tokenizer(folder)
+
+
+def load_policy(model: str | Path, dtype: torch.dtype | None = None, merged: bool = True) -> PixelVLA:
+    """A policy that is ready to act.
 
     Args:
         model: hub id, or the folder of a checkpoint or of a run, whose last checkpoint is taken. It may be a part.
         dtype: of the backbone's parameters; by default each as it is stored.
+        merged: add the adapters to the weights beside them, which is faster. Weights in bfloat16 then round what was
+            learned (docs/training.md says how much); unmerged the policy computes what was trained.
 
     Raises:
         InputError: the checkpoint, or the one it stands on, is missing or does not fit; names it.
@@ -122,7 +178,7 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
     if not _is_part(folder):
         return PixelVLA.from_pretrained(folder, dtype)
     base, settings = _read_part(folder)
-    statistics = read_json_object(folder / _STATISTICS)
+    statistics = read_statistics(folder)
     tokenizer = read_tokenizer(folder)
     try:
         backbone = _load_backbone(base, settings, tokenizer, dtype)
@@ -130,19 +186,28 @@ def load_policy(model: str | Path, dtype: torch.dtype | None = None) -> PixelVLA
         raise InputError(f"{folder} stands on {base}: {error}") from None
     policy = PixelVLA(settings, tokenizer, statistics, backbone)
     load_part(policy, folder)
-    if lora_layers(policy):
+    if merged:
         merge_adapter(policy)
     return policy.eval()
 
 
 def latest(run: Path) -> Path | None:
     """The checkpoint with the most steps in the folder of a run; None where there is none."""
-    found = {int(path.name.rpartition("-")[2]): path for path in run.glob("checkpoint-*[0-9]") if path.is_dir()}
-    return found[max(found)] if found else None
+    return max((path for path in run.glob("checkpoint-*[0-9]") if path.is_dir()), key=steps_of, default=None)
+
+
+def run_or_checkpoint(model: str | Path) -> str:
+    """The last checkpoint where `model` is the folder of a run; else `model` itself: a checkpoint, or a hub id."""
+    return str(latest(Path(model)) or model)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimizer steps after which a checkpoint of a run was written: its name says it."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def load_part(policy: PixelVLA, folder: Path) -> None:
-    """Load a part into a policy: the tensors of its modules, and the adapter of its language model.
+    """Load a part into a policy: the tensors of its modules, and its adapters.
 
     Args:
         policy: over the part's base, without an adapter of its own.
@@ -156,8 +221,9 @@ def load_part(policy: PixelVLA, folder: Path) -> None:
     if unlike := sorted(wanted ^ modules.keys()):
         raise InputError(f"the tensors of {folder / _MODULES} do not fit: {', '.join(unlike)}")
     policy.load_state_dict(modules, strict=False)
-    if (folder / _ADAPTER).is_dir():
-        language_model(policy).load_adapter(str(folder / _ADAPTER))
+    for name, model in adapted_models(policy).items():
+        if (folder / name).is_dir():
+            model.load_adapter(str(folder / name))
 
 
 def _load_backbone(base: str, settings: ModelSettings, tokenizer: Any, dtype: torch.dtype | None) -> Backbone:
@@ -172,11 +238,14 @@ def _is_part(folder: Path) -> bool:
 
 
 def _read_part(folder: Path) -> tuple[str, ModelSettings]:
-    """The base of a part, and the settings of its policy."""
+    """The base of a part, a hub id or an absolute path, and the settings of its policy."""
     config = read_json_object(folder / _CONFIG)
     if not isinstance(config.get("base"), str) or not isinstance(config.get("settings"), dict):
         raise InputError(f"{folder / _CONFIG} lacks base or settings; copy the checkpoint anew")
-    return config["base"], ModelSettings.load(base=config["settings"])
+    base = config["base"]
+    if base.startswith("../"):  # `seen_from`
+        base = os.path.normpath(folder.resolve().parent / base)
+    return base, load_settings(config["settings"])
 
 
 def merge(checkpoint: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ class FlopCount:
     """Model FLOPs of a training step, from parameters and tokens as the field counts them.
 
     A weight costs 2 FLOPs per token forward, 2 more where gradients flow back through it, and 2 more where it is trained
-    itself. The backbone's `token_readers` say which tokens pass through which of its parts. Attention's own products (3% of a
+    itself. They flow back through what is trained, or comes after something that is. The backbone's `token_readers` say which tokens pass through which of its parts. Attention's own products (3% of a
     7B model at these lengths), norms and what gradient checkpointing computes anew do not count.
     """
 
@@ -27,9 +27,10 @@ class FlopCount:
         self._patches = policy.settings.backbone.vision.grid**2
         read = policy.backbone.token_readers()
         encoders = [policy.pixel_encoder, policy.prompt_encoder]
-        learns_to_see = any(parameter.requires_grad for part in read.patches for parameter in part.parameters())
-        self._flops_per_patch = _step_flops(_matrices(read.patches), learns_to_see)
-        self._flops_per_token = _step_flops(_matrices(read.sequence))
+        self._flops_per_patch = _step_flops(_matrices(read.patches), _is_trained(read.patches))
+        learns_to_read = _is_trained([*read.patches, *encoders, *read.sequence])
+        self._flops_per_token = _step_flops(_matrices(read.sequence), learns_to_read)
+        self._flops_per_query_read = _step_flops(_matrices(read.sequence))
         self._flops_per_query = _step_flops(_matrices([*read.queries, policy.action_decoder]))
         # The null token is no matrix, but earlier accounts have it, and a resumed run adds to its own.
         self._flops_per_mark = _step_flops([*_matrices(encoders), policy.pixel_encoder.null_tokens])
@@ -41,8 +42,8 @@ class FlopCount:
         marks = int(batch.mask_used.sum()) + int(batch.prompt_used.sum())
         return (
             self._flops_per_patch * samples * self._patches
-            + self._flops_per_token * (int(batch.attention_mask.sum()) + queries)
-            + self._flops_per_query * queries
+            + self._flops_per_token * batch.token_count
+            + (self._flops_per_query_read + self._flops_per_query) * queries
             + self._flops_per_mark * marks
         )
 
@@ -52,6 +53,10 @@ def _matrices(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
     kinds = nn.Linear | nn.Conv2d | nn.RNNBase
     layers = {layer for part in parts for layer in part.modules() if isinstance(layer, kinds)}
     return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim >= 2]
+
+
+def _is_trained(parts: Iterable[nn.Module]) -> bool:
+    return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
 
 def _step_flops(matrices: Iterable[nn.Parameter], gradients_flow: bool = True) -> int:
@@ -83,7 +88,7 @@ class Account:
     def add(self, batch: Batch, flops: int) -> None:
         """Add a batch that this process has learned from, and the FLOPs of that step."""
         self.samples += len(batch.input_ids)
-        self.tokens += int(batch.attention_mask.sum()) + (0 if batch.actions is None else batch.actions[..., 0].numel())
+        self.tokens += batch.token_count + (0 if batch.actions is None else batch.actions[..., 0].numel())
         self.flops += flops
 
     def so_far(self) -> dict[str, float]:

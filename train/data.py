@@ -8,7 +8,7 @@ import torch
 
 from model.processor import Batch, Observation, Processor
 from pixel160k.format.actions import normalise
-from pixel160k.format.prompts import PROMPT_KINDS, Prompt
+from pixel160k.format.prompts import PROMPT_KINDS, Prompt, line, mask_prompt, point, region, sample_prompts
 from pixel160k.geometry import View, colour_jitter, random_crop_view
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
@@ -53,7 +53,8 @@ class Collator:
         generator = seeded_generator("train", self._settings.seed, epoch, sample.key)
         if self._augment:
             if settings.random_crop:
-                view = random_crop_view(height, width, settings.backbone.vision.image_size, generator=generator)
+                size, padded = settings.backbone.vision.image_size, settings.backbone.pad_images
+                view = random_crop_view(height, width, size, generator=generator, padded=padded)
             if self._settings.colour_jitter:
                 image = colour_jitter(image, generator)
         if self._settings.stage == "pue":
@@ -79,38 +80,60 @@ def draw_prompts(
 ) -> tuple[list[np.ndarray], list[Prompt]]:
     """Draw what a training sample is shown beside its image: masks p_t, bool (height, width), and prompts; at most one each.
 
-    Both lists are empty for a sample without prompts, and for the share of samples that get their text alone.
+    Both lists are empty for a sample whose target nothing marks any more, and for the share of the others that get their
+    text alone: their own, since the policy would else take "nothing is pointed at" for "the gripper has closed".
     """
     text_only = generator.random() < mixture.text_only
     with_mask, alone = generator.random(2) < (mixture.pixel_mask, mixture.mask_alone)
     weights = np.array([getattr(mixture, kind) for kind in PROMPT_KINDS])
     kind = generator.choice(PROMPT_KINDS, p=weights / weights.sum())
-    if text_only or not sample.prompts:
+    if text_only:
         return [], []
-    same_kind = [prompt for prompt in sample.prompts if prompt.kind == kind]
-    prompt = same_kind[generator.integers(len(same_kind))]
     mask = target_mask(sample) if with_mask else None
-    if mask is None:
-        return [], [prompt]
-    return [mask], [] if alone else [prompt]
+    masks = [] if mask is None else [mask]
+    same_kind = [prompt for prompt in target_prompts(sample) if prompt.kind == kind]
+    if not same_kind or (masks and alone):
+        return masks, []
+    return masks, [same_kind[generator.integers(len(same_kind))]]
 
 
 def masks_and_prompts(sample: Sample, kind: str) -> tuple[list[np.ndarray], list[Prompt]]:
-    """What a policy is shown beside a sample's image to point at its target in one way; nothing is drawn at random.
+    """What a policy is shown beside a sample's image to point at its target in one way; always the same.
 
     Args:
-        sample: decoded with its prompts, for `PIXEL_MASK` with its labels too.
-        kind: "none"; one of `PROMPT_KINDS`, of which the sample's first is taken; or `PIXEL_MASK`.
+        sample: decoded with its prompts and labels.
+        kind: "none"; one of `PROMPT_KINDS`, of which the first is taken; or `PIXEL_MASK`.
 
     Returns:
-        Masks p_t, bool (height, width), and prompts; one of the lists holds one thing, or both are empty.
+        Masks p_t, bool (height, width), and prompts; one of the lists holds one thing. Both are empty where nothing marks
+        the target any more, see `target_prompts` and `target_mask`.
     """
     if kind == "none":
         return [], []
     if kind == PIXEL_MASK:
         mask = target_mask(sample)
         return [] if mask is None else [mask], []
-    return [], [prompt for prompt in sample.prompts if prompt.kind == kind][:1]
+    return [], [prompt for prompt in target_prompts(sample) if prompt.kind == kind][:1]
+
+
+def target_prompts(sample: Sample) -> Sequence[Prompt]:
+    """V: the visual prompts that mark a sample's target on its own image, of every kind, or none.
+
+    Until the gripper closes those of the annotation on x_0 do. What they mark afterwards is the place that the object left:
+    then prompts are drawn from its mask on this step, where the shards have tracks and it is seen; else there are none. A
+    policy that also learns on emptied places is not led by a click.
+    """
+    if not _has_closed(sample):
+        return sample.prompts
+    mask = sample.object_mask
+    if mask is None or not mask.any():
+        return ()
+    drawn = sample_prompts(mask, 1, seeded_generator("carried along", sample.key))
+    return point(*drawn.points[0]), line(drawn.line), region(drawn.region), mask_prompt(mask)
+
+
+def _has_closed(sample: Sample) -> bool:
+    return sample.step >= sample.metadata.close_step >= 0
 
 
 def target_mask(sample: Sample) -> np.ndarray | None:
@@ -121,6 +144,6 @@ def target_mask(sample: Sample) -> np.ndarray | None:
     """
     if sample.object_mask is not None:
         return sample.object_mask
-    if sample.step >= sample.metadata.close_step >= 0:
+    if _has_closed(sample):
         return None
     return next((prompt.mask for prompt in sample.prompts if prompt.kind == "mask"), None)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from model.policy import PixelVLA
-from model.settings import PRESETS
 from pixel160k.errors import InputError, one_line
-from pixel160k.packages import is_installed
 from train import checkpoints, stages
+from train.checks import check_machine, check_policy, say, start_of
+from train.mixture import check_mixture, open_held_out
 from train.settings import TrainSettings, check_resumable
-from train.stream import HeldOut, check_held_out, open_stream, statistics_of
+from train.stream import open_stream, statistics_of
 from train.trainer import PolicyTrainer
 
 
@@ -22,22 +22,17 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
 
     Args:
         settings: the recipe.
-        shards: one or more shard directories, each a data set; every sample of them comes equally often.
+        shards: one or more shard directories, each a data set; every sample of them comes equally often, or by the weights of
+            the recipe's `mixture`.
         out: where checkpoints go; each holds all that a resumed run or a later stage needs.
-        resume: go on from the last checkpoint in `out`, with the recipe of that checkpoint (`check_resumable`).
+        resume: go on from the last checkpoint in `out`, with the recipe of that checkpoint (`check_resumable`). Where it has
+            all steps, that is said and nothing is written.
 
     Raises:
         InputError: recipe, start, shards or `out` are not right, which is said before anything is trained; or the loss
             was not finite.
     """
-    if settings.fsdp and int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise InputError(
-            "fsdp spreads a policy over several processes, one per GPU: start them with torchrun --nproc-per-node N "
-            "--no-python pixelcli train ..., or leave it out, --set fsdp=false"
-        )
-    for package in settings.report_to:
-        if not is_installed(package):  # W&B leaves a folder "wandb" where a run was started, which is no package
-            raise InputError(f"{package} of report_to is not installed: pip install {package}, or --set report_to=[]")
+    check_machine(settings)
     last = checkpoints.latest(out)
     if resume and last is None:
         raise InputError(f"{out} holds no checkpoint to resume from; start without --resume")
@@ -47,15 +42,25 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
         begun_with = checkpoints.recipe_of(last)
         if begun_with is None:
             raise InputError(f"{last} holds no recipe.yaml: pixelcli train did not write it")
+        if settings.stage != "pretrain" and checkpoints.base_of(checkpoints.run_or_checkpoint(settings.init)) == (
+            checkpoints.stands_on(last)
+        ):  # what the run began with, which may have been moved with it
+            begun_with = begun_with.model_copy(update={"init": settings.init})
         check_resumable(settings, begun_with, last)
+        if checkpoints.steps_of(last) >= settings.max_steps:
+            say(f"nothing is left to do: {last} has all {settings.max_steps} steps; more: --max-steps")
+            return last
     statistics = statistics_of(shards)
-    check_held_out(settings, shards)
+    check_mixture(settings, shards)
+    check_policy(settings, shards)
     torch.manual_seed(settings.seed)
     policy, base = build(settings, statistics, last)
     stream = open_stream(policy.processor, settings, shards)
-    trainer = PolicyTrainer(policy, settings, base, stream, HeldOut(policy.processor, settings, shards), out)
+    held_out = open_held_out(policy.processor, settings, shards)
+    trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
     if trainer.is_world_process_zero():
-        print(stages.describe(policy), flush=True)
+        size = checkpoints.bytes_of_checkpoint(policy, settings) / 1e9
+        print(f"{stages.describe(policy)}; a checkpoint takes {size:.3g} GB, {settings.keep} are kept", flush=True)
         if "wandb" in settings.report_to:
             _open_wandb(settings, out)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -99,34 +104,21 @@ def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | N
     Raises:
         InputError: the run cannot start from `settings.init`; says what it can start from.
     """
+    init, came_from = start_of(settings)
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     if settings.stage == "pretrain":
-        if settings.init not in PRESETS:
-            raise InputError(
-                f"pretrain starts a preset from nothing: --init one of {', '.join(PRESETS)}, not {settings.init!r}"
-            )
         policy = (
             checkpoints.load_policy(resumed)
             if resumed
-            else PixelVLA.start(settings.init, statistics, settings.model, seed=settings.seed)
+            else PixelVLA.start(init, statistics, settings.model, seed=settings.seed)
         )
         stages.prepare(policy, settings)
         return policy, ""
-    init = checkpoints.latest(Path(settings.init)) or settings.init
-    recipe = checkpoints.recipe_of(init)
-    came_from = recipe.stage if recipe else ""
-    if settings.stage == "pue" and came_from not in ("cat", "pue"):
-        raise InputError(
-            f"pue starts from a checkpoint of cat, whose action decoder is trained, and {settings.init} is "
-            f"{f'one of {came_from}' if came_from else 'none'}: run pixelcli train --stage cat first"
-        )
-    if settings.stage == "cat" and came_from in ("cat", "pue"):
-        raise InputError(f"cat starts from a pretrained VLA, and {settings.init} is a checkpoint of {came_from}")
-    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else None
     if came_from:
         policy = checkpoints.load_policy(init, dtype)
         policy.processor.statistics.update(statistics)
     else:
-        policy = PixelVLA.start(str(init), statistics, settings.model, dtype=dtype, seed=settings.seed)
+        policy = PixelVLA.start(init, statistics, settings.model, dtype=dtype, seed=settings.seed)
     if resumed:
         checkpoints.load_part(policy, resumed)
     stages.prepare(policy, settings)

@@ -32,7 +32,7 @@ left in another order. `max_steps` may also grow."""
 class PromptMixture(Settings):
     """How often a training sample gets which prompts. The paper uses all four kinds and does not say how it mixes them."""
 
-    text_only: Share = 0.2  # of all samples: without any mask or prompt, so that plain instructions still work
+    text_only: Share = 0.5  # of the samples that can be pointed at: text alone, so that plain instructions still work
     pixel_mask: Share = 0.5  # of the others: with p_t, the target's mask on the image of this step
     mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that each alone is enough
     point: Weight = 1.0  # relative frequency of each kind of visual prompt
@@ -48,12 +48,12 @@ class PromptMixture(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters on the language model alone; the paper gives the rank 32 and nothing more."""
+    """Low-rank adapters on the language model, and on π0's action expert; the paper gives the rank 32 and nothing more."""
 
     rank: Count = 32
     alpha: Count = 32
     dropout: Share = 0.0
-    targets: str | tuple[str, ...] = "all-linear"  # layers of the language model; or names such as [q_proj, v_proj]
+    targets: str | tuple[str, ...] = "all-linear"  # layers of these models; or names such as [q_proj, v_proj]
 
 
 class TrainSettings(Settings):
@@ -66,9 +66,10 @@ class TrainSettings(Settings):
     batch_size: Count = 16  # samples per process in one batch
     accumulation: Count = 1  # batches per optimizer step
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    modules_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the three modules; none: learning_rate
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: Weight = 0.01
+    weight_decay: Weight = 0.01  # of matrices; not of biases, norms, queries, null tokens and kinds of prompts
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained stays float32
     gradient_checkpointing: bool = False
@@ -76,6 +77,8 @@ class TrainSettings(Settings):
     colour_jitter: bool = True
     prompts: PromptMixture = PromptMixture()  # used in pue alone
     lora: LoraSettings = LoraSettings()  # used in pue alone
+    # Data sets' shares of an epoch by their names; with none every sample comes once.
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     split: str = "train"  # of the source; episodes of other splits are never trained on
     held_out_split: str = "val"  # episodes of this split are held out: never trained on, but evaluated on
     held_out_share: Share = 0.05  # so is this share of the episodes of `split`, which their ids decide
@@ -92,6 +95,29 @@ class TrainSettings(Settings):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
 
+def shipped_recipes() -> dict[str, str]:
+    """The shipped recipes by name, each with the line that says what it is."""
+    files = sorted(RECIPES.glob("*.yaml"))
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+
+
+def copy_recipe(name: str, out: Path) -> None:
+    """Copy a shipped recipe, with its comments, to change it.
+
+    Args:
+        name: of the recipe.
+        out: a new file.
+
+    Raises:
+        InputError: there is no such recipe, or there is such a file.
+    """
+    if name not in shipped_recipes():
+        raise InputError(f"there is no recipe {name!r}, but {', '.join(shipped_recipes())}")
+    if out.exists():
+        raise InputError(f"{out} is there already; choose a new --out")
+    out.write_bytes((RECIPES / f"{name}.yaml").read_bytes())
+
+
 def load_recipe(name: str, overrides: tuple[str, ...] = (), values: Mapping[str, Any] | None = None) -> TrainSettings:
     """A shipped recipe by its name, or a YAML file, with what overrides it.
 
@@ -105,8 +131,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = (), values: Mapping[str,
     """
     shipped = RECIPES / f"{name}.yaml"
     if not shipped.is_file() and not Path(name).is_file():
-        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise InputError(f"there is no recipe {name!r}: give a YAML file or one of {known}")
+        raise InputError(f"there is no recipe {name!r}: give a YAML file or one of {', '.join(shipped_recipes())}")
     return TrainSettings.load(shipped if shipped.is_file() else name, overrides, values=values)
 
 
@@ -136,13 +161,15 @@ def check_resumable(settings: TrainSettings, begun_with: TrainSettings, checkpoi
         InputError: names every setting that differs, with both values.
     """
     then, now = _flat(begun_with.model_dump(mode="json")), _flat(settings.model_dump(mode="json"))
-    changed = [key for key in now if now[key] != then[key] and key not in CHANGEABLE_ON_RESUME]
+    changed = [key for key in now | then if now.get(key) != then.get(key) and key not in CHANGEABLE_ON_RESUME]
     if settings.max_steps > begun_with.max_steps:
         changed.remove("max_steps")
     if Path(settings.init).resolve() == Path(begun_with.init).resolve():  # the same folder, or the same hub id
         changed = [key for key in changed if key != "init"]
     if changed:
-        told = ", ".join(f"{key} was {json.dumps(then[key])} and is now {json.dumps(now[key])}" for key in changed)
+        told = ", ".join(
+            f"{key} was {json.dumps(then.get(key))} and is now {json.dumps(now.get(key))}" for key in changed
+        )
         raise InputError(
             f"{checkpoint} cannot be resumed with another recipe: {told}; "
             "give --resume with the settings of before, or start anew in another --out"

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer  # of the extra [train], which acting with a merged policy does without
 
 
-def language_model(policy: PixelVLA) -> PreTrainedModel:
-    """The language model alone: vision, projector, modules and π0's action expert stay without adapters."""
-    return policy.backbone.get_language_model()
+def adapted_models(policy: PixelVLA) -> dict[str, PreTrainedModel]:
+    """The language model, with π0 its action expert too, by their folders in a checkpoint; no other part has adapters."""
+    return policy.backbone.get_adapted_models()
 
 
 def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
@@ -25,8 +25,14 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     What is trained becomes float32; what is frozen keeps its type.
 
     Raises:
-        InputError: `lora.targets` names no layer of the language model; or the backbone cannot do gradient checkpointing.
+        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing does not go with the stage
+            or the backbone.
     """
+    if settings.stage == "cat" and settings.gradient_checkpointing:
+        raise InputError(
+            "cat keeps no activations of the frozen backbone, so that gradient checkpointing has nothing to save: "
+            "--set gradient_checkpointing=false"
+        )
     policy.requires_grad_(settings.stage == "pretrain")
     if settings.stage == "cat":
         policy.action_decoder.requires_grad_(True)
@@ -45,7 +51,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
 
 
 def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:
-    """Put LoRA layers into a policy's language model; they begin as zero, so that the policy's output does not change.
+    """Put LoRA layers into a policy; they begin as zero, so that its output does not change.
 
     Raises:
         InputError: `lora.targets` names no layer of the language model.
@@ -53,31 +59,33 @@ def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:
     from peft import LoraConfig
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    try:
-        language_model(policy).add_adapter(config)
-    except ValueError as error:  # PEFT's word for it
-        raise InputError(
-            f"lora.targets {lora.targets!r} fit no layer of the language model: {one_line(error)}"
-        ) from None
+    for model in adapted_models(policy).values():
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:  # PEFT's word for it
+            raise InputError(
+                f"lora.targets {lora.targets!r} fit no layer of the language model: {one_line(error)}"
+            ) from None
 
 
 def lora_layers(policy: PixelVLA) -> dict[str, "LoraLayer"]:
-    """The layers of a policy's language model that have LoRA, by their names in it; empty without an adapter."""
+    """The layers of a policy that have LoRA, by their names in its backbone; empty without an adapter."""
     from peft.tuners.lora import LoraLayer
 
-    return {name: module for name, module in language_model(policy).named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in policy.backbone.named_modules() if isinstance(module, LoraLayer)}
 
 
 def merge_adapter(policy: PixelVLA) -> None:
     """Add the LoRA of a policy to the weights beside it, in place; afterwards the policy has no adapter."""
-    model = language_model(policy)
     for name, layer in lora_layers(policy).items():
         layer.merge(safe_merge=True)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
-    model._hf_peft_config_loaded = False
-    del model.peft_config
+        setattr(policy.backbone.get_submodule(parent), leaf, layer.get_base_layer())
+    for model in adapted_models(policy).values():
+        if model._hf_peft_config_loaded:
+            model._hf_peft_config_loaded = False
+            del model.peft_config
 
 
 def _numbers_in(parameters: Iterable[nn.Parameter]) -> int:
@@ -87,7 +95,7 @@ def _numbers_in(parameters: Iterable[nn.Parameter]) -> int:
 def describe(policy: PixelVLA) -> str:
     """One line that says how many parameters of each module are trained, and how many there are."""
     parts = {
-        "language model's adapters": [p for n, p in policy.backbone.named_parameters() if ".lora_" in n],
+        "adapters": [p for n, p in policy.backbone.named_parameters() if ".lora_" in n],
         "backbone": [p for n, p in policy.backbone.named_parameters() if ".lora_" not in n],
         "pixel-aware encoder": list(policy.pixel_encoder.parameters()),
         "prompt encoder": list(policy.prompt_encoder.parameters()),

@@ -2,17 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from model.processor import Processor
+from model.sequence import is_instruction
 from pixel160k.errors import InputError
 from pixel160k.format.shards import order_splits, split_of
 from pixel160k.format.table import ACCEPTED
+from pixel160k.paths import AnyPath
 from pixel160k.read.loader import ShardLoader, open_shards
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
@@ -43,7 +46,7 @@ def _is_drawn(episode_id: str, settings: TrainSettings) -> bool:
     return bool(seeded_generator("held out", episode_id).random() < settings.held_out_share)
 
 
-def check_held_out(settings: TrainSettings, shards: Sequence[str]) -> None:
+def check_held_out(settings: TrainSettings, shards: Sequence[str | AnyPath]) -> None:
     """Check that there are episodes to train on and episodes to evaluate on; only the index is read.
 
     Raises:
@@ -72,7 +75,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
         InputError: there is nothing to train on.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    loader = _open(processor, settings, shards, rank, processes, settings.split)
+    loader = _open(processor, settings, shards, rank, processes, settings.split, settings.mixture or None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own affair
         return StatefulDataLoader(
@@ -80,6 +83,7 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
             batch_size=settings.batch_size,
             num_workers=settings.workers,
             collate_fn=Collator(processor, settings, augment=True),
+            pin_memory=torch.cuda.is_available(),
         )
 
 
@@ -120,7 +124,7 @@ class _Endless(IterableDataset):
         while True:
             before, given = given, False
             for sample in self._loader:
-                if not is_held_out(sample.episode_id, self._settings):
+                if is_instruction(sample.instruction) and not is_held_out(sample.episode_id, self._settings):
                     given = True
                     yield self._loader.epoch, sample
             if not given and not before:  # the rest of a resumed epoch may be empty, a whole one may not
@@ -140,7 +144,7 @@ class HeldOut:
     Images are neither cropped nor changed in colour; in `pue` prompts are drawn as for training.
     """
 
-    def __init__(self, processor: Processor, settings: TrainSettings, shards: Sequence[str]) -> None:
+    def __init__(self, processor: Processor, settings: TrainSettings, shards: Sequence[str | AnyPath]) -> None:
         """Read the samples. They stay in memory; the batches, which are larger, are made at each iteration.
 
         Args:
@@ -148,13 +152,15 @@ class HeldOut:
             settings: the recipe.
             shards: where `check_held_out` finds held-out episodes.
         """
-        wanted = settings.batch_size * settings.evaluate_batches
-        samples = (s for s in _open(processor, settings, shards) if is_held_out(s.episode_id, settings))
-        read = list(islice(samples, wanted))
+        self._settings, wanted = settings, settings.batch_size * settings.evaluate_batches
+        read = list(islice(filter(self._is_wanted, _open(processor, settings, shards)), wanted))
         self._samples = [
             read[begin : begin + settings.batch_size] for begin in range(0, len(read), settings.batch_size)
         ]
         self._collate = Collator(processor, settings, augment=False)
+
+    def _is_wanted(self, sample: Sample) -> bool:
+        return is_instruction(sample.instruction) and is_held_out(sample.episode_id, self._settings)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -167,10 +173,11 @@ class HeldOut:
 def _open(
     processor: Processor,
     settings: TrainSettings,
-    shards: Sequence[str],
+    shards: Sequence[str | AnyPath],
     rank: int = 0,
     processes: int = 1,
     split: str | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> ShardLoader:
     members = ["image", "actions", "state"] + (["labels", "prompts"] if settings.stage == "pue" else [])
     return open_shards(
@@ -179,6 +186,7 @@ def _open(
         chunk=processor.settings.chunk,
         split=split,
         status=_status(settings),
+        weights=weights,
         interleave=settings.interleave,
         seed=settings.seed,
         rank=rank,

@@ -4,8 +4,10 @@ tests/test_overrides.py lists what we override of theirs, and fails where a rele
 """
 
 import json
+import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,13 @@ class PolicyTrainer(Trainer):
     """
 
     def __init__(
-        self, policy: PixelVLA, settings: TrainSettings, base: str, stream: Any, held_out: HeldOut, out: Path
+        self,
+        policy: PixelVLA,
+        settings: TrainSettings,
+        base: str,
+        stream: Any,
+        held_out: HeldOut | Mapping[str, HeldOut],
+        out: Path,
     ) -> None:
         """Set a trainer up; `train` begins.
 
@@ -44,7 +52,7 @@ class PolicyTrainer(Trainer):
             settings: the recipe.
             base: see `train.checkpoints.save`.
             stream: see `train.stream.open_stream`.
-            held_out: the batches to evaluate on.
+            held_out: the batches to evaluate on, of several data sets those of each by name.
             out: where checkpoints go.
 
         Raises:
@@ -58,15 +66,34 @@ class PolicyTrainer(Trainer):
         if self.pop_callback(ProgressCallback):  # a notebook has another, a table
             self.add_callback(Progress)
         self.account = Account(self.args.world_size)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean already
+        self.loss_is_scaled_for_ga = True  # `_get_num_items_in_batch` counts for all batches of a step
+        self._unchecked: list[tuple[int, list[str], torch.Tensor]] = []
 
     def get_train_dataloader(self) -> Any:
         """Our own stream, in place of a `DataLoader`: it knows its process and workers, and how to resume."""
         return _Timed(self._stream, self.account)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The held-out batches, always the same."""
-        return self._held_out
+        """The held-out batches, always the same; `eval_dataset` names the data set where there are several."""
+        return self._held_out[eval_dataset] if isinstance(self._held_out, Mapping) else self._held_out
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The parameters that decay: not those that are one vector for what there is one of, as a query or a null token."""
+        kept = re.compile(r"(queries|null_tokens?|kind_embeddings\.weight)$")
+        return [name for name in super().get_decay_parameter_names(model) if not kept.search(name)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' AdamW, with the modules' own learning rate where the recipe has one."""
+        optimizer = super().create_optimizer(model)
+        if (rate := self._settings.modules_learning_rate) is not None:
+            trained: Any = self.model if model is None else model
+            ours = {parameter for name, parameter in trained.named_parameters() if "backbone." not in name}
+            for group in list(optimizer.param_groups):
+                apart = [parameter for parameter in group["params"] if parameter in ours]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in ours]
+                if apart:
+                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
+        return optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"batch": inputs["batch"].to(self.args.device), "keys": inputs["keys"]}
@@ -74,18 +101,43 @@ class PolicyTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The L1 loss of a batch.
+        """The L1 loss of a batch; in training its share of the step's loss, the mean over all actions of the step's batches.
 
-        Raises:
-            InputError: it is not finite; names the samples.
+        Args:
+            model: the policy.
+            inputs: what `train.data.Collator` makes.
+            return_outputs: also return the policy's output.
+            num_items_in_batch: actions in all batches of the step, of all processes, that are not past an episode's end;
+                None where the loss is the batch's own.
         """
         output = model(inputs["batch"])
-        if not torch.isfinite(output.loss):
-            raise InputError(
-                f"the loss is {output.loss.item()} at step {self.state.global_step + 1}, in the batch of "
-                f"{', '.join(inputs['keys'])}; the last checkpoint is kept: look at these samples, or lower learning_rate"
-            )
-        return (output.loss, output) if return_outputs else output.loss
+        self._unchecked.append((self.state.global_step + model.training, inputs["keys"], output.loss.detach()))
+        loss = output.loss
+        if num_items_in_batch is not None:  # times processes: their gradients are averaged
+            loss = loss * (inputs["batch"].action_mask.sum() * self.args.world_size / num_items_in_batch)
+        return (loss, output) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        actions = sum(inputs["batch"].action_mask.sum() for inputs in batch_samples)
+        return self.accelerator.gather(actions.to(device)).sum()
+
+    def _check_losses(self) -> None:
+        """Check all losses since the last call, which on a GPU waits for them, so that steps between do not.
+
+        It comes before what they led to is logged or saved.
+
+        Raises:
+            InputError: one is not finite; names its samples.
+        """
+        losses, self._unchecked = self._unchecked, []
+        for step, keys, loss in losses:
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss.item()} at step {step}, in the batch of {', '.join(keys)}; "
+                    "the last checkpoint is kept: look at these samples, or lower learning_rate"
+                )
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """The held-out loss of a batch."""
@@ -94,12 +146,32 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and add it to the account."""
+        """Learn from a batch, and add it to the account.
+
+        Raises:
+            InputError: the GPU's memory is full; says what would need less.
+        """
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
-        return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            less = ["a smaller batch_size with more accumulation"]
+            if self._settings.stage != "cat" and not self._settings.gradient_checkpointing:
+                less.append("--set gradient_checkpointing=true")
+            if not self._settings.fsdp:
+                less.append("several GPUs with --set fsdp=true")
+            raise InputError(
+                f"the GPU's memory is full at step {self.state.global_step + 1} with {len(inputs['keys'])} samples a batch "
+                f"({one_line(error)}); what needs less: {', or '.join(less)}"
+            ) from None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the account too."""
+        """Log the account too.
+
+        Raises:
+            InputError: a loss was not finite (`_check_losses`).
+        """
+        self._check_losses()
         super().log(logs | self.account.so_far(), start_time)
 
     def store_flos(self) -> None:
@@ -107,6 +179,7 @@ class PolicyTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint under a temporary name and rename it, so that there is never half of one; then delete old ones."""
+        self._check_losses()
         out, unfinished = self._out, self._out / f"{TEMPORARY}checkpoint"
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -199,8 +272,23 @@ class _Timed:
                 batch = next(batches)
                 self._account.waited += time.perf_counter() - began
                 yield batch
-        except InputError as error:  # from a loader process torch puts the whole traceback before its message
-            raise InputError(str(error).rpartition(f"{InputError.__module__}.InputError: ")[2].strip()) from None
+        except Exception as error:
+            if (told := _in_own_words(error)) is error:
+                raise
+            raise told from error
+
+
+def _in_own_words(error: Exception) -> Exception:
+    """What went wrong in a loader process without the traceback that torch puts before it; another error as it is."""
+    text = str(error).strip()
+    name, _, last = text.rpartition("\n")[2].partition(": ")
+    if isinstance(error, InputError):
+        return InputError(text.rpartition(f"{InputError.__module__}.InputError: ")[2])
+    if re.match(r"DataLoader worker \(pid\S* [\d, ]+\)", text):
+        return InputError(f"{one_line(error).rstrip('.')}: often memory runs out; lower workers or batch_size")
+    if "in DataLoader worker process" not in text:
+        return error
+    return InputError(last) if isinstance(error, OSError) else RuntimeError(f"{name}: {last}, in a loader process")
 
 
 def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> TrainingArguments:

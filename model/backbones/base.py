@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from model.backbones.settings import BackboneSettings
 
+ADAPTER = "adapter"
+"""The folder of a checkpoint that holds the adapter of the language model."""
+
 
 @dataclass(frozen=True)
 class VisionOutput:
@@ -87,6 +90,25 @@ class Backbone(nn.Module, ABC):
             InputError: as `read_settings`; or tensors are missing, unexpected or of a wrong shape (one line lists them).
         """
 
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as `vision` takes them: normalised in float32, then in the parameters' type.
+
+        Args:
+            images: RGB uint8 (batch, image_size, image_size, 3).
+
+        Returns:
+            (batch, channels, image_size, image_size): the image in three channels for each of the settings'
+            `pixel_statistics`, so 6 for OpenVLA (DINOv2's, then SigLIP's) and 3 for π0.
+        """
+        colours = (images.float() / 255).unbind(-1)
+        # The statistics are plain numbers: tensors of them would have to be brought to the device, or kept in float32 there.
+        normalised = [
+            (colour - mean) / deviation
+            for means, deviations in self.settings.pixel_statistics
+            for colour, mean, deviation in zip(colours, means, deviations, strict=True)
+        ]
+        return torch.stack(normalised, dim=1).to(next(self.parameters()).dtype)
+
     @abstractmethod
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
         """Features of images, patch by patch, and those of the levels that masks are pooled over.
@@ -111,7 +133,7 @@ class Backbone(nn.Module, ABC):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -119,7 +141,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             inputs_embeds: the sequence, (batch, length, hidden_size).
-            attention_mask: (batch, length), 1 = token, 0 = padding.
+            attention_mask: (batch, length), 1 = token, 0 = padding; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: what the settings' `scale_state` made, (batch, ...); None where the backbone reads no state.
 
@@ -132,7 +154,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def get_language_model(self) -> PreTrainedModel:
-        """The language model, which LoRA adapters are put into; vision, projector and action expert are not part of it."""
+        """The language model; vision, projector and action expert are not part of it."""
+
+    def get_adapted_models(self) -> dict[str, PreTrainedModel]:
+        """The models that LoRA adapters are put into, by the name of the folder in which a checkpoint keeps each one's."""
+        return {ADAPTER: self.get_language_model()}
 
     @abstractmethod
     def position_tables(self) -> Sequence[str]:

@@ -123,7 +123,7 @@ class OpenVLABackbone(Backbone):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -133,16 +133,34 @@ class OpenVLABackbone(Backbone):
 
         Args:
             inputs_embeds: (batch, length, hidden_size).
-            attention_mask: (batch, length), 1 = token, 0 = padding.
+            attention_mask: (batch, length), 1 = token, 0 = padding; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: not read.
 
         Returns:
             (batch, N_c, query_size).
         """
-        mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-        sequence = torch.cat([inputs_embeds, queries.to(inputs_embeds.dtype)], dim=1)
-        return self.read_sequence(sequence, mask, (mask.cumsum(1) - 1).clamp(min=0))[:, -queries.shape[1] :]
+        count, queries = queries.shape[1], queries.to(inputs_embeds.dtype)
+        whole: dict[str, torch.Tensor] = {}
+        before, after = whole, whole
+        if attention_mask is not None:
+            mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
+            allowed, positions = _causal(mask), (mask.cumsum(1) - 1).clamp(min=0)
+            whole = {"attention_mask": allowed, "position_ids": positions}
+            before = {"attention_mask": allowed[:, :, :-count, :-count], "position_ids": positions[:, :-count]}
+            after = {"attention_mask": allowed[:, :, -count:], "position_ids": positions[:, -count:]}
+        read = self.language_model.model
+        if not torch.is_grad_enabled() or inputs_embeds.requires_grad or self._learns_to_read():
+            sequence = torch.cat([inputs_embeds, queries], dim=1)
+            return read(inputs_embeds=sequence, use_cache=False, **whole).last_hidden_state[:, -count:]
+        # Nothing before the queries is learned, and under a causal mask nothing before them depends on them: the sequence
+        # is read without a graph, and the backward pass goes through the queries alone. That is all of the stage `cat`.
+        with torch.no_grad():
+            past = read(inputs_embeds=inputs_embeds, use_cache=True, **before).past_key_values
+        return read(inputs_embeds=queries, past_key_values=past, **after).last_hidden_state
+
+    def _learns_to_read(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.language_model.model.parameters())
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -163,6 +181,17 @@ class OpenVLABackbone(Backbone):
         )
         logits = self.language_model.lm_head(last_hidden_state)
         return OpenVLAOutput(patch_features, projected, last_hidden_state, logits)
+
+
+def _causal(mask: torch.Tensor) -> torch.Tensor:
+    """Who sees whom, bool (batch, 1, length, length), of a mask (batch, length): each token itself and the tokens before it.
+
+    transformers makes the same of `mask`, but looks at its values first, for which a GPU has to be waited. Padding sees
+    itself, since a row without anything to see would be no number.
+    """
+    length = mask.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return (before & mask[:, None, None].bool()) | torch.eye(length, dtype=torch.bool, device=mask.device)
 
 
 def mask_with_patches(attention_mask: torch.Tensor, patches: int) -> torch.Tensor:

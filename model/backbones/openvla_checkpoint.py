@@ -22,14 +22,20 @@ _MODEL = {  # what this implementation computes; a config.json that says otherwi
     "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
     "timm_override_act_layers": [None, None],
     "image_resize_strategy": "resize-naive",
+    "quantization_config": None,
+}
+_BY_VISION = {  # what OpenVLA's own code takes from vision_backbone_id, where config.json does not say it
+    "dinosiglip-vit-so-224px": {
+        "image_sizes": 224,
+        **{name: _MODEL[name] for name in ("use_fused_vision_backbone", "timm_model_ids", "timm_override_act_layers")},
+    }
 }
 _LANGUAGE = {  # what config.json leaves out where it holds
     "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "rope_scaling": None,
-    "rope_parameters": None,
+    "quantization_config": None,
 }
 
 _DINO, _SIGLIP = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
@@ -64,11 +70,11 @@ def read_settings(folder: Path) -> OpenVLASettings:
     """
     file = folder / "config.json"
     config = read_json_object(file)
-    text, image_sizes = config.get("text_config") or {}, config.get("image_sizes")
+    config = _BY_VISION.get(str(config.get("vision_backbone_id")), {}) | config
+    text = config.get("text_config") or {}
     if not isinstance(text, dict):
         raise InputError(f"{file}: text_config must hold the settings of a Llama, not {text!r}")
-    if not isinstance(image_sizes, list) or not image_sizes:
-        raise InputError(f"{file}: image_sizes must be a list of pixels, not {image_sizes!r}")
+    text = {name: value for name, value in text.items() if value is not None}  # null is what stands there by default
     for found, fixed in ((config, _MODEL), ({**_LANGUAGE, **text}, _LANGUAGE)):
         for name, value in fixed.items():
             if found.get(name) != value:
@@ -84,16 +90,50 @@ def read_settings(folder: Path) -> OpenVLASettings:
         vision["patch_size"] = dino.get("patch_size")
         vision["dino"] = {**_tower(dino), "register_tokens": dino.get("num_register_tokens")}
         vision["siglip"] = _tower(siglip)
-    vision["image_size"] = image_sizes[0]
+    vision["image_size"] = _image_size(config.get("image_sizes"), file)
     depth = vision["siglip"]["depth"]
     vision["levels"] = spread_levels(depth - 1) if isinstance(depth, int) and depth > 1 else (0,)
-    language = {"pad_token_id": config.get("pad_token_id"), **text}
+    language = {"pad_token_id": config.get("pad_token_id"), **text, "rope_theta": _rope_theta(text, file)}
     language.setdefault("num_key_value_heads", text.get("num_attention_heads", 32))
     language = {name: value for name, value in language.items() if name in LlamaSettings.model_fields}
     try:
-        return OpenVLASettings.load(base={"vision": vision, "language": language})
+        settings = OpenVLASettings.load(base={"vision": vision, "language": language})
     except InputError as error:
         raise InputError(f"{folder}: config.json and dims.json: {error}") from None
+    head = settings.language.hidden_size // settings.language.num_attention_heads
+    if text.get("head_dim", head) != head:
+        raise InputError(
+            f"{file}: head_dim must be {head}, hidden_size / num_attention_heads, not {text['head_dim']!r}"
+        )
+    return settings
+
+
+def _image_size(given: Any, file: Path) -> Any:
+    """Pixels per side from `image_sizes`: a number, or one for each tower, which must be the same."""
+    sizes = given if isinstance(given, list) and given else [given]
+    if not all(isinstance(size, int) and size == sizes[0] for size in sizes):
+        raise InputError(f"{file}: image_sizes must be pixels per side, the same for both towers, not {given!r}")
+    return sizes[0]
+
+
+def _rope_theta(text: dict[str, Any], file: Path) -> Any:
+    """The base of the rotary positions, however it is spelled: as `rope_theta`, or within what transformers 5 writes.
+
+    Raises:
+        InputError: the positions are scaled, or there are two bases.
+    """
+    spelled = [text]
+    for name in ("rope_scaling", "rope_parameters"):
+        if (given := text.get(name)) is None:
+            continue
+        kept = given.items() if isinstance(given, dict) else [("", given)]
+        if any(key != "rope_theta" and (key not in ("rope_type", "type") or value != "default") for key, value in kept):
+            raise InputError(f"{file}: {name} must be of the type default, unscaled positions, not {given!r}")
+        spelled.append(given)
+    bases = [each["rope_theta"] for each in spelled if each.get("rope_theta") is not None]
+    if any(base != bases[0] for base in bases):
+        raise InputError(f"{file}: rope_theta must be one number, not {' and '.join(map(repr, bases))}")
+    return bases[0] if bases else LlamaSettings.model_fields["rope_theta"].default
 
 
 def _tower(dims: dict[str, Any]) -> dict[str, Any]:

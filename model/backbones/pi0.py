@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.models.pi0.modeling_pi0 import PI0Model
 
 from model.backbones import pi0_checkpoint
-from model.backbones.base import Backbone, TokenReaders, VisionOutput
+from model.backbones.base import ADAPTER, Backbone, TokenReaders, VisionOutput
 from model.backbones.pi0_checkpoint import pi0_config
 from model.backbones.settings import Pi0Settings
-from model.weights import without_memory
+from model.weights import load_weights, stored_types, tensor_files, without_memory
 from pixel160k.errors import InputError
 
 
@@ -44,12 +44,12 @@ class Pi0Backbone(Backbone):
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
         """The backbone of a π0 checkpoint, of LeRobot or of transformers; see `Backbone.load`."""
-        settings = cls.read_settings(folder)
-        loaded = pi0_checkpoint.load_pi0(folder, settings, dtype)
-        backbone = without_memory(partial(cls, settings))
-        backbone.model = loaded.model
-        backbone.model.dit.register_module("embed_tokens", nn.Identity())
-        backbone.state_proj = loaded.embed_action_time.state_proj
+        backbone = without_memory(partial(cls, cls.read_settings(folder)))
+        sources, unused = pi0_checkpoint.tensor_sources(backbone, folder)
+        mixed = (
+            len(stored_types(tensor_files(folder))) > 1
+        )  # some were published so, and one model computes in one type
+        load_weights(backbone, folder, sources, unused, dtype or (torch.float32 if mixed else None))
         return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:
@@ -79,7 +79,7 @@ class Pi0Backbone(Backbone):
     def query(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         queries: torch.Tensor,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Pi0Backbone(Backbone):
 
         Args:
             inputs_embeds: the prefix, (batch, length, hidden_size); every token of it sees every other.
-            attention_mask: (batch, length), 1 = token, 0 = padding, wherever it is.
+            attention_mask: (batch, length), 1 = token, 0 = padding, wherever it is; None where no sample is padded.
             queries: (batch, N_c, query_size).
             state: (batch, state_size), normalised and padded with zeros.
 
@@ -96,6 +96,8 @@ class Pi0Backbone(Backbone):
         """
         if state is None:
             raise ValueError("π0 reads the robot's state (proprioception); give it with the image")
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         # `PI0Model` runs the prefix by itself only where it is also given pixels; so it is run here, as π0's own
         # `sample_actions` does. Token types of zero make its attention bidirectional.
         prefix = self.model.vlm(
@@ -114,8 +116,12 @@ class Pi0Backbone(Backbone):
         return output.last_hidden_state[:, -queries.shape[1] :]
 
     def get_language_model(self) -> PreTrainedModel:
-        """PaliGemma's Gemma; the action expert keeps its own weights."""
+        """PaliGemma's Gemma."""
         return self.model.vlm.language_model
+
+    def get_adapted_models(self) -> dict[str, PreTrainedModel]:
+        """PaliGemma's Gemma, and the action expert, which reads the queries."""
+        return {**super().get_adapted_models(), f"{ADAPTER}_expert": self.model.dit}
 
     def position_tables(self) -> tuple[str, ...]:
         """That of SigLIP."""

@@ -1,20 +1,27 @@
 """π0's checkpoints, as LeRobot and transformers write them: their config.json as settings, their weights as a backbone.
 
-transformers itself translates LeRobot's tensor names; this module refuses what it would fill at random.
+LeRobot has named the tensors in several ways over time; docs/model.md says which folders were published with which.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PI0Config, PI0ForConditionalGeneration
+from torch import nn
+from transformers import PI0Config
 
 from model.backbones.settings import GemmaSettings, Pi0Settings, spread_levels
-from model.weights import tensor_files
+from model.weights import TensorSource, own_tensors, tensor_files
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import read_json_object
 
 _SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+
+_LEROBOT = {  # what LeRobot's config.json says of the model, each in all its spellings; other values are another model
+    "paligemma_variant": ("gemma_2b",),
+    "action_expert_variant": ("gemma_300m",),
+    "quantization_config": (None,),
+}
 
 _COMPUTED = (  # what changes the numbers: all of it must come back from the settings
     *_SIZES[:-1],
@@ -42,6 +49,21 @@ UNUSED = (
 )
 """Tensors of a π0 checkpoint, as transformers names them, that this variant does without: flow matching, and the expert's
 word embeddings, which π0 never reads either."""
+
+_RENAMED = (  # how parts were named, one rule after the other, and as transformers names them
+    (r"^model\.(?=paligemma|gemma_expert|state_proj|action_)", ""),  # of policies that LeRobot trained
+    (r"^paligemma_with_expert\.", ""),
+    (r"^paligemma\.model\.", "paligemma."),
+    (r"^paligemma\.(language_model\.)?lm_head\.", "paligemma.language_model.embed_tokens."),
+    (r"^paligemma\.language_model\.model\.", "paligemma.language_model."),
+    (r"^paligemma\.vision_tower\.vision_model\.", "paligemma.vision_tower."),
+    (r"^paligemma\.", "model.vlm."),
+    (r"^gemma_expert\.lm_head\.", "model.dit.embed_tokens."),
+    (r"^gemma_expert\.model\.", "model.dit."),
+    (r"^(state_proj|action_in_proj|action_time_mlp_in|action_time_mlp_out)\.", r"embed_action_time.\1."),
+)
+_NORMALISATION = re.compile(r"(normalize_(inputs|targets)|unnormalize_outputs)\.buffer_")
+"""Means and deviations that LeRobot once kept among the weights; a policy here has those of the data that it is trained on."""
 
 
 def pi0_config(settings: Pi0Settings) -> PI0Config:
@@ -88,6 +110,9 @@ def read_settings(folder: Path) -> Pi0Settings:
         InputError: config.json cannot be read, or describes a model that this implementation does not compute.
     """
     stored = read_json_object(folder / "config.json")
+    for name, meant in _LEROBOT.items():
+        if stored.get(name, meant[0]) not in meant:
+            raise InputError(f"{folder / 'config.json'}: {name} must be {meant[0]!r}, not {stored[name]!r}")
     known = {name: stored[name] for name in ("vlm_config", "dit_config", "max_state_dim") if stored.get(name)}
     try:
         config: Any = PI0Config(**known)
@@ -131,33 +156,26 @@ def read_settings(folder: Path) -> Pi0Settings:
     return settings
 
 
-def load_pi0(folder: Path, settings: Pi0Settings, dtype: torch.dtype | None = None) -> PI0ForConditionalGeneration:
-    """The whole π0 of a checkpoint, with the parts in `UNUSED`, whose weights are random where the checkpoint has none.
-
-    Args:
-        folder: holds safetensors.
-        settings: of the checkpoint, as `read_settings` gives them.
-        dtype: of the parameters; by default as they are stored.
+def tensor_sources(backbone: nn.Module, folder: Path) -> tuple[dict[str, TensorSource], set[str]]:
+    """Which tensor of a π0 checkpoint each parameter of a `Pi0Backbone` comes from, and those that play no part.
 
     Raises:
-        InputError: there are no safetensors, or tensors are missing, unexpected or of a wrong shape (one line lists them).
+        InputError: there are no safetensors, or they cannot be read.
     """
-    tensor_files(folder)  # safetensors or nothing
-    load: Any = PI0ForConditionalGeneration.from_pretrained
-    loaded, found = load(
-        folder,
-        config=pi0_config(settings),
-        dtype=dtype or "auto",
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    faults = {
-        "missing": sorted(set(found["missing_keys"]) - set(UNUSED)),
-        "unexpected": sorted(found["unexpected_keys"]),
-        "wrong": [f"{name} is {tuple(is_)} and should be {tuple(due)}" for name, is_, due in found["mismatched_keys"]],
-    }
-    if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
-        raise InputError(f"the tensors of {folder} do not fit: {listed}")
-    return loaded
+    stored: dict[str, str] = {}
+    unused = set()
+    for name in sorted(tensor_files(folder), key=lambda name: ("lm_head" in name, name)):
+        ours = our_name(name)
+        if _NORMALISATION.match(name) or ours in UNUSED or (ours in stored and "lm_head" in name):
+            unused.add(name)  # a head beside the word embeddings that it is tied to says nothing more
+        else:
+            stored.setdefault(ours.removeprefix("embed_action_time."), name)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors(backbone).items()}
+    return {name: TensorSource(stored.get(name, name), shape) for name, shape in shapes.items()}, unused
+
+
+def our_name(tensor: str) -> str:
+    """The name by which transformers knows a tensor of a π0 checkpoint, given the one under which it was published."""
+    for pattern, ours in _RENAMED:
+        tensor = re.sub(pattern, ours, tensor)
+    return tensor

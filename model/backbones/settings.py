@@ -155,14 +155,21 @@ class BackboneSettings(Settings):
     Attributes:
         kind: the backbone's name in settings and checkpoints, a key of `model.backbones.BACKBONES`.
         vision: what it sees.
+        pad_images: whether an image keeps its aspect, with black around it; otherwise it is stretched to a square.
         text_form: how its sequences are worded.
         pixel_statistics: for each copy of the image that it reads, how that copy is normalised.
     """
 
     kind: str
     vision: VisionSettings
+    pad_images: bool = False
     text_form: ClassVar[TextForm]
     pixel_statistics: ClassVar[tuple[PixelStatistics, ...]]
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens a sequence may have, action queries included; None: any number."""
+        return None
 
     @property
     def reads_state(self) -> bool:
@@ -213,6 +220,11 @@ class OpenVLASettings(BackboneSettings):
     vision: FusedVisionSettings
     language: LlamaSettings
 
+    @property
+    def max_positions(self) -> int:
+        """Those that its Llama was trained with."""
+        return self.language.max_position_embeddings
+
 
 class GemmaSettings(Settings):
     """A Gemma: π0's language model or its action expert. The names are GemmaConfig's."""
@@ -229,6 +241,7 @@ class Pi0Settings(BackboneSettings):
 
     kind: Literal["pi0"] = "pi0"
     vision: SiglipVisionSettings
+    pad_images: bool = True
     language: GemmaSettings = GemmaSettings(hidden_size=2048, intermediate_size=16384)
     expert: GemmaSettings = GemmaSettings(hidden_size=1024, intermediate_size=4096)
     num_hidden_layers: Size = 18  # of both: the expert reads the keys and values of the same layer
@@ -237,6 +250,11 @@ class Pi0Settings(BackboneSettings):
     head_dim: Size = 256
     vocab_size: Size = 257152
     state_size: Size = 32  # max_state_dim: shorter states are padded with zeros
+
+    @property
+    def max_positions(self) -> int:
+        """Gemma's."""
+        return 8192
 
     @property
     def reads_state(self) -> bool:

@@ -45,5 +45,9 @@ def unnormalise(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
 
 def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     action = statistics["action"]
-    low, high, smallest, largest = (np.array(action[name]) for name in ("q01", "q99", "min", "max"))
+    low, high = np.array(action["q01"]), np.array(action["q99"])
+    smallest, largest = (
+        np.array(action.get("min", low)),
+        np.array(action.get("max", high)),
+    )  # OpenVLA reads quantiles alone
     return low, high, smallest != largest, np.array(action["mask"])
