@@ -40,6 +40,13 @@ class _Bug(click.ClickException):
         super().__init__(f"a bug of pixelvla: {what}; please report it with the traceback in {log.name}")
 
 
+class _Warnings(logging.Handler):
+    """Shows what our own packages warn of, one line each, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"Warning: {' '.join(record.getMessage().split())}", err=True)
+
+
 class _Commands(click.Group):
     """Turns exceptions into one line: of the input with exit code 1, any other with exit code 3."""
 
@@ -66,6 +73,9 @@ def main(debug: bool) -> None:
     for noisy in ("", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
+    for ours in ("pixel160k", "model", "train", "evaluation"):  # the jobs of annotate write a log of their own
+        logging.getLogger(ours).setLevel(logging.WARNING)
+        logging.getLogger(ours).handlers = [_Warnings()]
 
 
 class _AnyPath(click.Path):
@@ -244,7 +254,9 @@ def annotate_command(
             "runner",
             "beam_options",
         )
-        _print(summary.summary_table(refilter_job.refilter(refilter, out, overrides)))
+        totals = refilter_job.refilter(refilter, out, overrides)
+        _print(summary.summary_table(totals))
+        summary.check_annotated(totals, out)
         return
     if source is None:
         raise click.UsageError("name a data set with --src, or finished annotations with --refilter")

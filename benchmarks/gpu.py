@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 WHEELS = {
     "transformers": "transformers", "pydantic": "pydantic", "pydantic_core": "pydantic-core", "peft": "peft",
     "annotated_types": "annotated-types", "typing_inspection": "typing-inspection", "pycocotools": "pycocotools",
-    "webdataset": "webdataset", "braceexpand": "braceexpand", "google_crc32c": "google-crc32c",
+    "braceexpand": "braceexpand", "google_crc32c": "google-crc32c",
     "torchdata": "torchdata", "cv2": "opencv-python-headless", "accelerate": "accelerate", "pyarrow": "pyarrow",
 }  # fmt: skip
 if missing := [wheel for module, wheel in WHEELS.items() if find_spec(module) is None]:

@@ -1,17 +1,20 @@
-"""How fast shards are loaded and with how much memory: against bare decoding, plain webdataset, and RLDS with tfds.
+"""How fast shards are loaded and with how much memory: against bare decoding and the loaders of others.
 
-    python benchmarks/loading.py [--work DIR] [--rounds 7] [--buffer 1000]
+    python benchmarks/loading.py [--work DIR] [--rounds 7] [--buffer 1000] [--episodes 48]
+        [--times-only] [--lerobot PYTHON] [--streaming PYTHON]
 
 The shipped sample is annotated and built into shards, which are repeated under other keys until there are as many
-episodes as needed. Every way gives images (and labels) of 224 x 224 pixels in random order. All take turns in one process
-of one thread, so that a change of the machine's speed affects them alike. CPU seconds count; ratios are medians over the
-rounds.
+episodes as needed. Every way gives images (and labels) of 224 x 224 pixels in random order. All take turns on one thread, so
+that a change of the machine's speed affects them alike. CPU seconds count; ratios are medians over the rounds.
 - limit:       OpenCV decodes and resizes the same JPEG bytes, which are in memory already; nothing else.
 - open_shards: this project, drawing from 64 shards at once.
 - webdataset:  the same decoders in a pipeline of webdataset as one writes it by hand: no types, no checks, no prompts.
 - tfds:        `features.deserialize_example_np` on the RLDS records: every step with everything in it (two cameras). The
                decoded steps go through a shuffle buffer of as many samples as in the other ways.
 - tfds, cut:   the same, with features cut by hand to one camera and to what else the shards hold of a step.
+- lerobot:     LeRobot's own data set on `pixelcli export --to lerobot`, in its own environment (`make .venv-lerobot/.all`); it
+               always decodes everything.
+- streaming:   mosaicml-streaming on the same members, with webdataset's decoders, in its own environment.
 
 Memory is measured in a process of its own for each way: the peak, less what the process holds after imports and one
 sample.
@@ -21,6 +24,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import subprocess
@@ -50,7 +54,7 @@ from pixel160k.read.samples import MEMBERS
 from pixel160k.tfrecord import read_records
 
 SIZE = 224
-TIMED = 48  # episodes, to measure times, and memory against tfds
+TIMED = 48  # episodes, to measure times, and memory against tfds, if nothing else is said
 FEW, MANY = 10, 1000  # episodes, to see whether memory grows
 
 
@@ -219,23 +223,51 @@ def cpu_seconds(samples: Iterable[Any]) -> float:
     return time.process_time() - started
 
 
-def compare_times(directory: Path, buffer: int, rounds: int) -> None:
+class Elsewhere:
+    """A loader in an environment of its own, which waits for its turn: benchmarks/loading_others.py."""
+
+    def __init__(self, python: Path, *arguments: str | Path) -> None:
+        command = [str(python), str(Path(__file__).with_name("loading_others.py")), *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.found: dict[str, Any] = {}
+
+    def seconds(self, everything: bool) -> float:
+        """CPU seconds of one epoch."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("all\n" if everything else "image\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).startswith("{"):
+            assert line, "it ended"  # its own words are above
+        self.found = json.loads(line)
+        return float(self.found["seconds"])
+
+    def end(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+def compare_times(directory: Path, buffer: int, rounds: int, others: dict[str, Elsewhere]) -> None:
     """Print the samples per second of all ways, and the ratios."""
     opened = ShardDirectory(directory)
     jpegs = [opened.members(id, step)["jpg"] for id in opened.episode_ids for step in opened.steps(id)]
     print(f"{len(jpegs)} samples in {len(opened.episode_ids)} episodes, the others shuffle in a buffer of {buffer}\n")
     print("                       image only                     all members")
-    ways: dict[str, Callable[[bool], Iterable[Any]]] = {
-        "limit": lambda everything: at_limit(jpegs),
-        "open_shards": lambda everything: with_open_shards(directory, everything, buffer),
-        "webdataset": lambda everything: with_webdataset(directory, everything, buffer),
-        "tfds": lambda everything: with_tfds(len(opened.episode_ids), everything, buffer),
-        "tfds, cut": lambda everything: with_cut_tfds(len(opened.episode_ids), everything, buffer),
+    episodes = len(opened.episode_ids)
+    ways: dict[str, Callable[[bool], float]] = {
+        "limit": lambda everything: cpu_seconds(at_limit(jpegs)),
+        "open_shards": lambda everything: cpu_seconds(with_open_shards(directory, everything, buffer)),
+        "webdataset": lambda everything: cpu_seconds(with_webdataset(directory, everything, buffer)),
+        "tfds": lambda everything: cpu_seconds(with_tfds(episodes, everything, buffer)),
+        "tfds, cut": lambda everything: cpu_seconds(with_cut_tfds(episodes, everything, buffer)),
+        **{name: other.seconds for name, other in others.items()},
     }
     times: dict[tuple[str, bool], list[float]] = {(name, all_): [] for name in ways for all_ in (False, True)}
     for round_ in range(rounds + 1):
         for (name, everything), taken in times.items():
-            seconds = cpu_seconds(ways[name](everything))
+            seconds = ways[name](everything)
             if round_:  # the first warms caches
                 taken.append(seconds)
 
@@ -251,15 +283,33 @@ def compare_times(directory: Path, buffer: int, rounds: int) -> None:
                 f"  ours {ratio(name, everything):5.2f} x" if name != "open_shards" else " " * 14
             )
         print(row)
+    for name, other in others.items():
+        before, peak = other.found["memory"]
+        assert other.found["samples"] == len(jpegs)
+        print(f"{name} {other.found['version']}: {(peak - before) / 1024:.1f} MiB beyond imports, all members")
+
+
+def start_others(work: Path, directory: Path, lerobot: Path | None, streaming: Path | None) -> dict[str, Elsewhere]:
+    """Write the data of loaders that have an environment of their own, and start them."""
+    others = {}
+    if lerobot:
+        export = ["export", "--to", "lerobot", "--fps", "5", "--shards", str(directory), "--out", str(work / "lerobot")]
+        subprocess.run([sys.executable, "-m", "cli", *export], check=True, stdout=subprocess.DEVNULL)
+        others["lerobot"] = Elsewhere(lerobot, "lerobot", work / "lerobot")
+    if streaming:
+        Elsewhere(streaming, "write-streaming", directory, work / "streaming").end()
+        others["streaming"] = Elsewhere(streaming, "streaming", work / "streaming")
+    return others
 
 
 def compare_memory(work: Path, directory: Path, sample: Path, buffer: int) -> None:
     """Print what open_shards and tfds hold beyond the imports, and whether open_shards' memory grows with the data."""
     print("\nmemory beyond imports, image only / all members")
+    episodes = len(ShardDirectory(directory).episode_ids)
     ways: dict[str, tuple[Callable[..., Iterable[Any]], Any]] = {
         "open_shards": (with_open_shards, directory),
-        "tfds": (with_tfds, TIMED),
-        "tfds, cut": (with_cut_tfds, TIMED),
+        "tfds": (with_tfds, episodes),
+        "tfds, cut": (with_cut_tfds, episodes),
     }
     held: dict[str, list[int]] = {}
     for name, (way, source) in ways.items():
@@ -293,15 +343,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a new folder for the shards (1.2 GB); by default a temporary one")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--buffer", type=int, default=1000, help="samples in the others' shuffle buffer")
+    parser.add_argument("--episodes", type=int, default=TIMED, help="to measure times with")
+    parser.add_argument("--times-only", action="store_true", help="no memory")
+    parser.add_argument("--lerobot", type=Path, help="the Python of an environment with lerobot")
+    parser.add_argument("--streaming", type=Path, help="the Python of an environment with mosaicml-streaming")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="loading-") as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         sample = build_sample(work)
-        directory = repeated(sample, work / f"{TIMED}-episodes", TIMED)
-        compare_times(directory, arguments.buffer, arguments.rounds)
-        compare_memory(work, directory, sample, arguments.buffer)
+        directory = repeated(sample, work / "timed", arguments.episodes)
+        others = start_others(work, directory, arguments.lerobot, arguments.streaming)
+        compare_times(directory, arguments.buffer, arguments.rounds, others)
+        for other in others.values():
+            other.end()
+        if not arguments.times_only:
+            compare_memory(work, directory, sample, arguments.buffer)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line itself: help with an example everywhere, light to start, a doctor that knows this machine."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_rooms_keep_their_borders():
     for room, rooms in expected.items():
         result = subprocess.run([sys.executable, "-c", code.format(room)], capture_output=True, text=True, check=True)
         assert result.stdout.strip() == str(rooms)
+
+
+def test_warnings_of_our_own_are_one_line_on_stderr(monkeypatch, tmp_path):
+    def warn(*_):
+        logging.getLogger("pixel160k.read.loader").warning("skipped: %s", "a\nb")
+        logging.getLogger("somebody.else").warning("a FutureWarning")
+        return []
+
+    monkeypatch.setattr("pixel160k.read.verify.verify", warn)
+    monkeypatch.setattr("pixel160k.read.folder.read_manifest", lambda _: {"samples": 0})
+    result = invoke("verify", "--shards", str(tmp_path))
+    assert result.stderr == "Warning: skipped: a b\n"
 
 
 def invoke(*arguments):

@@ -168,6 +168,42 @@ def test_a_layout_that_cannot_be_read_is_one_line(generated, tmp_path, generator
     assert fault in line
 
 
+def conventions(gen):
+    """Records of each schema by what a value of their gripper action means, and whether it is read as what it is."""
+    is_open, relative = gen.scene()[2], "steps/action/gripper_closedness_action"
+    for name, column, told, as_it_is in [
+        ("bridge_orig", "steps/action", is_open, True),
+        ("bridge_orig", "steps/action", np.where(is_open, 1, -1), True),
+        ("bridge_orig", "steps/action", ~is_open, False),
+        ("bridge_orig", "steps/action", np.where(is_open, -1, 1), False),
+        ("libero", "steps/action", np.where(is_open, -1, 1), True),
+        ("libero", "steps/action", ~is_open, True),
+        ("libero", "steps/action", is_open, False),
+        ("fractal", relative, np.diff(~is_open, prepend=False) * np.where(is_open, -1, 1), True),
+        ("fractal", relative, np.diff(~is_open, prepend=False) * np.where(is_open, 1, -1), False),
+    ]:
+        columns = {"bridge_orig": gen.bridge, "libero": gen.libero, "fractal": gen.fractal}[name]()
+        columns[column].reshape(len(told), -1)[:, -1] = told
+        state = columns.get("steps/observation/state")
+        if state is not None:
+            state[:, 6:] = np.where(is_open, 0.04, 0.01)[:, None]
+        yield name, columns, is_open, as_it_is
+
+
+def test_actions_of_another_convention_are_read_rightly_or_refused(tmp_path, monkeypatch):
+    """As the catalogue's `bridge` 0.1.0 nearly has bridge_orig's schema: what the actions mean is not taken on trust."""
+    monkeypatch.syspath_prepend(SHARED / "faults")
+    gen = pytest.importorskip("gen", reason="needs the generators of PIXELVLA_SHARED/faults")
+    for number, (name, columns, is_open, as_it_is) in enumerate(conventions(gen)):
+        gen.write(tmp_path / str(number), "bridge", {"train": [[columns]]}, version="0.1.0")
+        (found,) = read_episodes(SOURCES[name], list_files(SOURCES[name], tmp_path / str(number))[0])
+        if as_it_is:
+            assert np.array_equal(found.gripper_open, is_open)
+        else:
+            assert found.reason == "malformed_record"
+            assert found.detail.endswith(f"its actions are of another convention than those of {name}")
+
+
 @pytest.mark.parametrize(
     ("generator", "name", "failed"),
     [("longnoun", "longnoun", {}), ("texts", "texts", {}), ("images", "inside", {0: SIZE})],

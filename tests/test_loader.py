@@ -172,6 +172,16 @@ def test_workers_that_live_on_hear_of_each_epoch(directory):
         ]
 
 
+def test_workers_that_live_on_refuse_a_state_that_they_never_saw(directory):
+    loader = open_keys(directory)
+    batches = data_loader(loader, 2, persistent_workers=True)
+    list(batches)
+    loader.load_state_dict(open_keys(directory, epoch=3).state_dict())
+    with pytest.raises(InputError, match="which live on and never saw it; make a new DataLoader"):
+        list(batches)
+    assert list(data_loader(loader, 2)) == list(data_loader(open_keys(directory, epoch=3), 2))
+
+
 def test_readers_may_be_more_than_shards(directory):
     read = [key for rank in range(9) for key in keys(open_keys(directory, rank=rank, world_size=9))]
     assert sorted(read) == sorted(all_keys(directory))

@@ -292,6 +292,32 @@ def test_stats_count_by_split(directory, tmp_path):
     assert "no episode of the split 'val'; it has train, test, validation" in " ".join(result.output.split())
 
 
+def test_training_goes_on_with_other_workers(directory, monkeypatch):
+    """What was left of the epoch comes once, with as many loader processes as then or with others."""
+    pytest.importorskip("torchdata", reason="needs the extra [train]")
+    from train import stream
+    from train.settings import load_recipe
+
+    collated = lambda *_, **__: lambda samples: [(epoch, sample.key) for epoch, sample in samples]  # noqa: E731
+    monkeypatch.setattr(stream, "Collator", collated)
+    processor, sources = SimpleNamespace(settings=SimpleNamespace(chunk=2)), [str(directory)]
+
+    def opened(workers):
+        recipe = load_recipe("tiny-sample", ("batch_size=4", f"workers={workers}", "held_out_share=0"))
+        return stream.open_stream(processor, recipe, sources)
+
+    stopped = opened(1)
+    first = [sample for batch in itertools.islice(stopped, 3) for sample in batch]
+    saved = json.loads(json.dumps(stopped.state_dict()))
+    whole = sorted(pixel160k.open_shards(directory, split="train", members=()), key=lambda sample: sample.key)
+    for workers in (1, 2):
+        going_on = opened(workers)
+        stream.resume_stream(going_on, [saved], rank=0, workers=1)
+        rest = itertools.islice(going_on, 16)  # the rest of this epoch, and more
+        keys = [key for _, key in first] + [key for batch in rest for epoch, key in batch if epoch == 0]
+        assert sorted(keys) == [sample.key for sample in whole]
+
+
 def test_training_reads_its_split_alone(directory, monkeypatch):
     """What is for validation is held out, what is for a test is not touched, and another split is trained on when asked."""
     pytest.importorskip("torchdata", reason="needs the extra [train]")

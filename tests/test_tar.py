@@ -1,4 +1,4 @@
-"""Members of a tar are written as `tarfile` and `webdataset` write them, byte for byte."""
+"""Members of a tar are written as `tarfile` and `webdataset` write them, byte for byte, and read as `tarfile` reads them."""
 
 import io
 import tarfile
@@ -37,3 +37,33 @@ def test_it_is_what_webdataset_writes(size):
         tar.member(f"drawn-train-00000-00000-0000.{suffix}", content) for suffix, content in members.items()
     )
     assert written + tar.end(len(written)) == expected.getvalue()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    names,
+    st.integers(0, 9 << 30),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.AREGTYPE]),
+    st.tuples(st.integers(0, 511), st.integers(0, 255)) | st.none(),
+)
+def test_what_is_read_of_a_header_is_what_tarfile_reads(name, size, form, kind, damage):
+    """Of any writer's header, damaged or not: the same name and size, or nothing, as of all that is no plain file."""
+    header = tarfile.TarInfo(name)
+    header.size, header.type = size, kind
+    try:
+        block = bytearray(header.tobuf(form)[:512])
+    except ValueError:  # a name or a size that this form cannot hold
+        return
+    if damage:
+        block[damage[0]] = damage[1]
+    found = tar.read_header(bytes(block))
+    try:
+        theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        assert found is None
+        return
+    assert found in (None, (theirs.name, theirs.size))
+    assert found is None or theirs.type == tarfile.REGTYPE
+    if not damage and kind == tarfile.REGTYPE and len(name) <= 100 and size < 8 << 30:
+        assert found == (name, size)

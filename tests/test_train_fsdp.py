@@ -80,7 +80,7 @@ def test_a_sharded_pretraining_is_that_of_ddp(sharded_and_whole, shards):
 @pytest.mark.slow
 def test_a_sharded_pue_is_that_of_ddp(sharded_and_whole, trained, shards, tmp_path):
     sharded, whole = sharded_and_whole("stage=pue", f"init={trained / 'cat'}", *POINTED, resumed=True)
-    assert_alike(sharded, whole, atol=1e-6)
+    assert_alike(sharded, whole, atol=5e-6)
     checkpoints.merge(sharded, tmp_path / "merged")
     policies = [checkpoints.load_policy(checkpoint) for checkpoint in (tmp_path / "merged", sharded, whole)]
     merged, parts, by_ddp = (act(policy, shards) for policy in policies)

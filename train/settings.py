@@ -23,9 +23,10 @@ Weight = Annotated[float, Field(ge=0)]
 RECIPES = Path(__file__).parent / "recipes"
 
 CHANGEABLE_ON_RESUME = frozenset(
-    "gradient_checkpointing log_every save_every keep evaluate_every evaluate_batches report_to".split()
+    "gradient_checkpointing log_every save_every keep evaluate_every evaluate_batches report_to workers cache_dir".split()
 )
-"""Settings that a resumed run may change, since they do not change what is learned. `max_steps` may also grow."""
+"""Settings that a resumed run may change, since they do not change what is learned: other `workers` read the samples that are
+left in another order. `max_steps` may also grow."""
 
 
 class PromptMixture(Settings):
@@ -84,6 +85,7 @@ class TrainSettings(Settings):
     status: Literal["accepted", "all"] = "all"  # of the episodes; pue always takes the accepted ones
     interleave: Count = 64  # shards that samples are drawn from at once
     workers: Annotated[int, Field(ge=0)] = 1  # loader processes per training process
+    cache_dir: str = ""  # a local folder that keeps whole shards of a store or the web; "": none
     seed: int = 0
     log_every: Count = 10  # steps, as in the next two
     save_every: Count = 1000

@@ -87,6 +87,26 @@ def open_stream(processor: Processor, settings: TrainSettings, shards: Sequence[
         )
 
 
+def resume_stream(stream: StatefulDataLoader, saved: Sequence[dict[str, Any]], rank: int, workers: int) -> None:
+    """Let a stream that was not read yet go on where that of a run that stopped was.
+
+    With as many workers as then the same batches come. Others share out what was left.
+
+    Args:
+        stream: as `open_stream` gives it.
+        saved: what `state_dict()` of the stream of every process said.
+        rank: which of them this process is.
+        workers: how many workers each process had.
+
+    Raises:
+        InputError: they are states of other shards, or of another order.
+    """
+    if stream.num_workers == workers:
+        stream.load_state_dict(saved[rank])
+    else:
+        stream.dataset.load_state_dict(list(saved))
+
+
 def _status(settings: TrainSettings) -> str | None:
     """The status of the episodes that a stage trains on; None for all."""
     return ACCEPTED if settings.stage == "pue" or settings.status == "accepted" else None
@@ -114,7 +134,7 @@ class _Endless(IterableDataset):
     def state_dict(self) -> dict[str, Any]:
         return self._loader.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any] | list[Any]) -> None:
         self._loader.load_state_dict(state)
 
 
@@ -171,4 +191,5 @@ def _open(
         seed=settings.seed,
         rank=rank,
         world_size=processes,
+        cache_dir=settings.cache_dir or None,
     )

@@ -26,7 +26,7 @@ from train import checkpoints
 from train.cost import Account, FlopCount
 from train.progress import Progress
 from train.settings import TrainSettings
-from train.stream import HeldOut
+from train.stream import HeldOut, resume_stream
 
 
 class PolicyTrainer(Trainer):
@@ -190,7 +190,7 @@ class PolicyTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
-            (unfinished / name / self._progress_file).write_text(json.dumps(progress))
+            (unfinished / name / _progress_file(self.args.process_index)).write_text(json.dumps(progress))
         except OSError as error:
             raise InputError(
                 f"{out / name} cannot be written ({one_line(error)}); the checkpoint before it is "
@@ -204,11 +204,6 @@ class PolicyTrainer(Trainer):
             (unfinished / name).rename(out / name)
             unfinished.rmdir()
             rotate_checkpoints(output_dir=str(out), save_total_limit=self._settings.keep, use_mtime=False)
-
-    @property
-    def _progress_file(self) -> str:
-        """The file in which this process, which has shards of its own, saves how far it has read them, and its account."""
-        return f"progress-{self.args.process_index}.json"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint without the trainer's state (`train.checkpoints.save`), gathered from all processes."""
@@ -245,15 +240,22 @@ class PolicyTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The weights are there already: the policy was built from this checkpoint (train/run.py).
-        file = Path(resume_from_checkpoint) / self._progress_file
-        if not file.exists():
+        folder, processes = Path(resume_from_checkpoint), self.args.world_size
+        files = [folder / _progress_file(number) for number in range(processes)]
+        if not files[-1].exists():
             raise InputError(
-                f"{resume_from_checkpoint} was written by fewer processes than the {self.args.world_size} that resume it; "
-                "start as many as then"
+                f"{folder} was written by fewer processes than the {processes} that resume it; start as many as then"
             )
-        progress = read_json(file)
-        self._stream.load_state_dict(progress["stream"])
-        self.account.load_state_dict(progress["account"])
+        begun_with, progress = checkpoints.recipe_of(folder), [read_json(file) for file in files]
+        assert begun_with is not None  # or the run was refused before
+        rank = self.args.process_index
+        resume_stream(self._stream, [one["stream"] for one in progress], rank, begun_with.workers)
+        self.account.load_state_dict(progress[rank]["account"])
+
+
+def _progress_file(process: int) -> str:
+    """The file in which a process saves how far it has read, and its account."""
+    return f"progress-{process}.json"
 
 
 class _Timed:

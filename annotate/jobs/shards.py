@@ -165,12 +165,12 @@ def _make_samples(
         BadImage: a frame cannot be published, or has not the size of the masks.
     """
     size = row.image_height, row.image_width
-    samples, converted = [], Counter[str]()
+    samples, converted, describe = [], Counter[str](), shards.json_maker(row)
     for step in range(episode.first_step, episode.last_step + 1):
         image, was = episode.published(step, size)
         masked = shards.step_masks(row, step, tracks.get(step))
         chunk = action_chunk(episode.actions, step, episode.last_step, horizon)
-        members = shards.sample_members(row, masked, image, chunk, episode.state[step])
+        members = shards.sample_members(row, masked, describe(masked), image, chunk, episode.state[step])
         samples.append((masked.step, members | members_at(views, step - episode.first_step)))
         if was:
             converted[was] += 1

@@ -88,6 +88,17 @@ class Episode:
         """Number of raw steps."""
         return len(self.images)
 
+    @property
+    def fingers_contradict(self) -> bool:
+        """Whether the measured fingers are clearly nearer to each other where the gripper is told to be open than elsewhere.
+
+        That is no gripper that is slow, or held apart by what it holds: its actions mean the opposite of what was read.
+        """
+        opening, told = self.finger_opening, self.gripper_open
+        if opening is None or told.all() or not told.any() or _is_still(opening):
+            return False
+        return bool(opening[told].mean() < opening[~told].mean() - 0.3 * np.ptp(opening))
+
     @cached_property
     def close_steps(self) -> list[int]:
         """The raw steps at which the gripper goes from open to closed."""
@@ -101,8 +112,8 @@ class Episode:
             least_opening: share of the episode's widest opening; fingers nearer to each other hold nothing.
         """
         opening, found = self.finger_opening, []
-        if opening is not None and np.ptp(opening) <= 0.05 * opening.max():
-            opening = None  # a reading that never moves tells nothing
+        if opening is not None and _is_still(opening):
+            opening = None
         for close in self.close_steps:
             opened = np.flatnonzero(self.gripper_open[close:])
             release = close + int(opened[0]) if len(opened) else self.num_steps
@@ -194,6 +205,11 @@ def _published(data: bytes, step: int, size: tuple[int, int], what: str) -> Publ
     if (found.height, found.width) != size:
         raise BadImage(_other_size(step, (found.height, found.width), what, size))
     return Published(frames.rgb_png(data) if found.kind else data, found.kind)
+
+
+def _is_still(opening: np.ndarray) -> bool:
+    """Whether a reading of the fingers never moves, and so tells nothing."""
+    return bool(np.ptp(opening) <= 0.05 * opening.max())
 
 
 def _look(data: bytes, step: int) -> frames.Look:

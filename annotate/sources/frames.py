@@ -13,6 +13,8 @@ JPEG's Huffman tables do not count as long as they are sound: some encoders make
 import io
 import re
 import zlib
+from functools import lru_cache
+from operator import lshift
 from typing import Literal, NamedTuple
 
 import cv2
@@ -25,6 +27,7 @@ from pixel160k.read import foreign
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # among a JPEG's pixels only restarts and escaped bytes may follow 0xFF
 _MOST_PIXELS = 1 << 26  # what claims more is damaged, or no robot's camera took it
+_PLACES = range(15, -1, -1)  # of codes of 1 to 16 bits: how many of 16 bits begin with each, as a power of 2
 _HEADS = 1000  # that are remembered; with one encoder there are few
 
 _known: dict[bytes, str] = {}  # head -> `Look.kind` of the frames that begin with it
@@ -112,6 +115,7 @@ def _plain_jpeg(data: bytes, pixels: int) -> bool:
     return _MARKER.search(data, pixels, len(data.rstrip(b"\0")) - 2) is None
 
 
+@lru_cache(maxsize=8)  # encoders with the same tables for every picture make the same head each time
 def _without_codes(head: bytes) -> bytes:
     """A JPEG's head in which sound Huffman tables are cut down to their numbers."""
     parts, offset = [], 2
@@ -134,13 +138,9 @@ def _table_numbers(segment: bytes) -> bytes | None:
     while offset < len(segment):
         number, counts = segment[offset], segment[offset + 1 : offset + 17]
         symbols = segment[offset + 17 : offset + 17 + sum(counts)]
-        code = 0
-        for length, count in enumerate(counts, 1):
-            code += count
-            if count and code >= 1 << length:
-                return None
-            code <<= 1
         if number & 0xEC or len(counts) < 16 or not len(symbols) == sum(counts) <= 256:
+            return None
+        if sum(map(lshift, counts, _PLACES)) >= 1 << 16:  # a code of length n takes up 1 of 2 ** n places
             return None
         if number < 16 and max(symbols, default=0) > 15:
             return None

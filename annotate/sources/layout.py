@@ -16,6 +16,12 @@ from pixel160k.paths import AnyPath
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_INSTEAD = {  # how files begin, in small letters, that stand where the data should be
+    (b"version https://git-lfs",): "a Git LFS pointer and not the data, which `git lfs pull` fetches",
+    (b"<!doctype", b"<html", b"<?xml"): "a web page and not the data",
+    (b"\x1f\x8b",): "compressed by gzip; unpack it",
+    (bytes(12),): "filled with zeros, as a download that did not end leaves it",
+}
 
 
 class _Split(BaseModel):
@@ -137,8 +143,18 @@ def check_split(split: str, file: AnyPath) -> None:
         )
 
 
+def instead_of_data(path: AnyPath) -> str:
+    """What a file is that holds no data, where its beginning tells; "" where it does not."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lower()
+    what = next((what for starts, what in _INSTEAD.items() if beginning.startswith(starts)), "")
+    return f"the file is {what}" if what else ""
+
+
 def _read_description(path: AnyPath, form: type[Description]) -> Description:
     """Read a JSON file of tensorflow_datasets; an InputError names the file and its first fault."""
+    if path.is_file() and (instead := instead_of_data(path)):
+        raise InputError(f"cannot read {path}: {instead}")
     try:
         return form.model_validate(read_json(path))
     except ValidationError as error:

@@ -31,12 +31,6 @@ from pixel160k.tfrecord import read_records
 
 _FILE_NAME = re.compile(r"(?P<stem>.+)\.tfrecord-(?P<shard>\d{5})-of-(?P<shards>\d{5})$")
 _MOST_RECORDS = 100_000  # of a file: an episode id has five digits for them
-_INSTEAD = {  # how files begin, in small letters, that stand where the data should be
-    (b"version https://git-lfs",): "a Git LFS pointer and not the data, which `git lfs pull` fetches",
-    (b"<!doctype", b"<html", b"<?xml"): "a web page and not the data",
-    (b"\x1f\x8b",): "compressed by gzip; unpack it",
-    (bytes(12),): "filled with zeros, as a download that did not end leaves it",
-}
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,7 @@ def read_episodes(
         elif record.fault.startswith("the file ends"):
             yield _failed(identity, "truncated_file", record.fault)
         else:
-            instead = "" if record.number or record.payload else _instead_of_data(file.path)
+            instead = "" if record.number or record.payload else layout.instead_of_data(file.path)
             broken = instead or f"nothing after record {record.number} can be read: {record.fault}"
             yield _failed(identity, "malformed_record", instead or record.fault)
     if not seen and file.records:
@@ -259,14 +253,6 @@ def read_episodes(
     for number in range(seen, rows if take is None else min(rows, take)):
         detail = broken or f"the file ends before record {number} of {file.records}"
         yield _failed(file.identify(number, 0), "truncated_file", detail)
-
-
-def _instead_of_data(path: AnyPath) -> str:
-    """What a file without records is, where its beginning tells."""
-    with path.open("rb") as file:
-        beginning = file.read(64).lower()
-    what = next((what for starts, what in _INSTEAD.items() if beginning.startswith(starts)), "")
-    return f"the file is {what}" if what else ""
 
 
 def first_episodes(files: Sequence[SourceFile], limit: int) -> list[SourceFile]:
@@ -302,6 +288,11 @@ def _read_record(
         episode = source.to_episode(columns, identity, camera)
         if not np.isfinite(episode.actions).all():  # differences of finite numbers may be too large
             raise InputError("an action is not finite")
+        if episode.fingers_contradict:
+            raise InputError(
+                "the fingers are apart where the gripper is told to close, and together where it is told to open: "
+                f"its actions are of another convention than those of {source.name}"
+            )
     except InputError as error:
         return _failed(identity, "malformed_record", one_line(error))
     except Exception as error:

@@ -6,11 +6,11 @@ of nulls or empty lists, since readers infer types from the first samples. Same 
 
 import io
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +109,7 @@ class ShardWriter:
         self, row: EpisodeAnnotation, masked: StepMasks, image: bytes, action: np.ndarray, state: np.ndarray
     ) -> None:
         """Append one sample; the arguments are those of `sample_members`."""
-        self.append(row, masked.step, sample_members(row, masked, image, action, state))
+        self.append(row, masked.step, sample_members(row, masked, json_maker(row)(masked), image, action, state))
 
     def append(self, row: EpisodeAnnotation, step: int, members: dict[str, bytes]) -> None:
         """Append one sample whose members are made."""
@@ -121,13 +121,14 @@ class ShardWriter:
 
 
 def sample_members(
-    row: EpisodeAnnotation, masked: StepMasks, image: bytes, action: np.ndarray, state: np.ndarray
+    row: EpisodeAnnotation, masked: StepMasks, described: bytes, image: bytes, action: np.ndarray, state: np.ndarray
 ) -> dict[str, bytes]:
     """The members of a sample by their suffixes.
 
     Args:
         row: the annotation of the sample's episode.
         masked: the raw step and what is marked on it.
+        described: the `.json` member, as the episode's `json_maker` makes it.
         image: JPEG or PNG, the source's own bytes where they can pass through.
         action: float32 (horizon, 7).
         state: float32 (S,).
@@ -135,7 +136,7 @@ def sample_members(
     return {
         form_of(image): image,
         "mask.png": _label_png(row, masked),
-        "json": json.dumps(sample_metadata(row, masked).as_dict(), sort_keys=True).encode(),
+        "json": described,
         "action.npy": _npy(action),
         "state.npy": _npy(state),
     }
@@ -153,7 +154,6 @@ def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
     return Metadata(
         dataset=row.dataset,
         episode_id=row.episode_id,
-        step=masked.step,
         num_steps=row.num_steps,
         first_step=row.first_step,
         last_step=row.last_step,
@@ -175,9 +175,32 @@ def sample_metadata(row: EpisodeAnnotation, masked: StepMasks) -> Metadata:
         line=[list(point) for point in prompts.line] if prompts else NO_POINTS,
         object_mask=row.object_mask or NO_RLE,
         prompt_step=row.first_step if prompts else -1,
-        object_mask_valid=masked.object_mask is not None,
-        gripper_mask_valid=masked.gripper_mask is not None,
+        **_of_step(masked),
     )
+
+
+def json_maker(row: EpisodeAnnotation) -> Callable[[StepMasks], bytes]:
+    """What makes the `.json` member of each sample of an episode; what is the same in all of them is written once."""
+    episode = sample_metadata(row, step_masks(row, row.first_step))
+    texts = {
+        name: f'"{name}": {json.dumps(value, sort_keys=True)}' for name, value in sorted(episode.as_dict().items())
+    }
+
+    def make(masked: StepMasks) -> bytes:
+        for name, value in _of_step(masked).items():
+            texts[name] = f'"{name}": {json.dumps(value)}'
+        return f"{{{', '.join(texts.values())}}}".encode()
+
+    return make
+
+
+def _of_step(masked: StepMasks) -> dict[str, Any]:
+    """The keys and values of the metadata that differ from step to step, `PER_STEP`."""
+    return {
+        "step": masked.step,
+        "object_mask_valid": masked.object_mask is not None,
+        "gripper_mask_valid": masked.gripper_mask is not None,
+    }
 
 
 def step_masks(row: EpisodeAnnotation, step: int, track: StepMasks | None = None) -> StepMasks:

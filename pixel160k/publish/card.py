@@ -139,8 +139,10 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
             *_revisions(made.get("revisions", {})),
             f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items()) or 'none here'}.",
+            *_limit(made),
             *_cameras(manifest),
             f"- Left out of these shards: {_left_out(manifest['left_out'])}.",
+            "- `episodes.parquet` has one row per episode: scores, reason, verb and target, to choose by without reading a tar.",
             f"- Statistics: over all {statistics['num_transitions']} valid transitions of "
             f"{statistics['num_trajectories']} episodes of {_counted(statistics)}, accepted or not.\n",
             "## What became of the episodes\n",
@@ -171,6 +173,15 @@ def _revisions(revisions: dict[str, str]) -> list[str]:
         name, _, revision = model.rpartition("@")
         loaded.append(f"`{setting}` is {name} at {'' if ':' in revision else 'commit '}{revision}")
     return [f"- Model revisions: {'; '.join(loaded)}."] if loaded else []
+
+
+def _limit(made: dict[str, Any]) -> list[str]:
+    """A line that says that not all of the source was annotated; none where all was."""
+    if "limit" not in made:
+        return []
+    return [
+        f"- Only the first {made['limit']} episodes of the source were annotated (`--limit`): a look, not the data set."
+    ]
 
 
 def _cameras(manifest: dict[str, Any]) -> list[str]:

@@ -44,6 +44,7 @@ except ModuleNotFoundError:
 
 
 _WORKERS = 256  # of one process at most, for their counts
+_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count
 _LOG = logging.getLogger(__name__)
 
 
@@ -94,12 +95,13 @@ class ShardLoader(IterableDataset):
         self._current = Begin(epoch, 0, {})  # where the last iteration began; `_position` says how far it is
         self._position = 0
         self._finished = False
-        # What the workers of a DataLoader share with this process: the epoch, and how many samples each skipped.
-        size = 1 + _WORKERS
+        # What the workers of a DataLoader share with this process.
+        size = _SKIPPED + _WORKERS
         self._shared: Any = (
             np.zeros(size, np.int64) if torch is None else torch.zeros(size, dtype=torch.int64).share_memory_()
         )
-        self._shared[0] = self._heard = epoch
+        self._shared[_EPOCH] = self._heard = epoch
+        self._loads = 0
 
     def __len__(self) -> int:
         """The number of samples of this rank in the epoch, over all workers."""
@@ -119,7 +121,7 @@ class ShardLoader(IterableDataset):
     @property
     def skipped(self) -> int:
         """How many samples this process and its DataLoader's workers have skipped so far, with `on_error="skip"`."""
-        return int(self._shared[1:].sum())
+        return int(self._shared[_SKIPPED:].sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives; call it before each. Another epoch, another order.
@@ -128,7 +130,7 @@ class ShardLoader(IterableDataset):
         """
         self.epoch = epoch
         if get_worker_info() is None:  # a worker says it for itself alone
-            self._shared[0] = self._heard = epoch
+            self._shared[_EPOCH] = self._heard = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """How far the iteration is. A loader of the same arguments that loads this gives the sample that is next here."""
@@ -156,7 +158,7 @@ class ShardLoader(IterableDataset):
 
         Raises:
             InputError: this is no state of a loader, that of one with another order (names what differs), or not of all
-                readers that there were.
+                readers that there were. Workers that live on from an iteration before raise it when they are asked next.
         """
         states, order = find_states(state), self._order()
         for one in states:
@@ -168,6 +170,9 @@ class ShardLoader(IterableDataset):
         self._listen()
         begin = begin_of(states, self._reader(), sum(self._quotas))
         self._states = states
+        if get_worker_info() is None:
+            self._loads += 1
+            self._shared[_LOADS] = self._loads
         self._finished = all(one["finished"] for one in states)
         # StatefulDataLoader loads a finished epoch's state after the user has set the next epoch: let that stand.
         self.epoch = max(self.epoch, begin.epoch) if self._finished else begin.epoch
@@ -193,7 +198,7 @@ class ShardLoader(IterableDataset):
         mine = left_over(order, begin.legs.get(begin.epoch, []))[reader.number :: reader.count][begin.given :].copy()
         del order
         worker, fault, warned = get_worker_info(), None, set()
-        slot = 1 + (worker.id % _WORKERS if worker else 0)
+        slot = _SKIPPED + (worker.id % _WORKERS if worker else 0)
         given = False
         for number, (place, content) in enumerate(read_places(map(self._place, mine), self._cache), 1):
             try:
@@ -247,8 +252,13 @@ class ShardLoader(IterableDataset):
         return begin_of(self._states, self._reader(), sum(self._quotas))
 
     def _listen(self) -> None:
-        """A worker that lives on hears which epoch was set where the DataLoader is."""
-        if (told := int(self._shared[0])) != self._heard:
+        """A worker that lives on hears which epoch was set where the DataLoader is. Raises InputError where a state was loaded."""
+        if int(self._shared[_LOADS]) != self._loads:
+            raise InputError(
+                "a state was loaded after the workers of this DataLoader had begun, which live on and never saw it; "
+                "make a new DataLoader"
+            )
+        if (told := int(self._shared[_EPOCH])) != self._heard:
             self.epoch = self._heard = told
 
     def _reader(self) -> Reader:

@@ -316,7 +316,7 @@ def _npy_shape(header: bytes) -> tuple[int, ...]:
 def _prompts(metadata: Metadata) -> tuple[Prompt, ...]:
     if metadata.prompt_step < 0:
         return ()
-    points, line = (tuple((x, y) for x, y in ends) for ends in (metadata.points, metadata.line))
+    points, line = (tuple(map(tuple, ends)) for ends in (metadata.points, metadata.line))
     height, width = metadata.object_mask["size"]
     return _episode_prompts(points, line, (height, width), metadata.object_mask["counts"])
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pixel160k.errors import InputError
+from pixel160k.format import tar
 from pixel160k.paths import AnyPath
 from pixel160k.read.cache import ShardCache
 from pixel160k.read.foreign import tar_members
@@ -158,8 +159,7 @@ class _Files:
         if (found := os.fstat(file.fileno()).st_size) > size:
             raise InputError(f"the file has {found} bytes, the manifest says {size}")
         self._open.move_to_end(path)
-        file.seek(begin)
-        content = file.read(end - begin)
+        content = os.pread(file.fileno(), end - begin, begin)
         if len(content) < end - begin:
             raise InputError(f"the file ends before byte {end}")
         return content
@@ -184,18 +184,23 @@ def members_of(content: bytes, key: str) -> dict[str, bytes]:
     begin = 0
     try:
         while begin < len(content):
-            header = tarfile.TarInfo.frombuf(content[begin : begin + 512], "utf-8", "surrogateescape")
-            if header.size < 0 or header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):  # a long name, or no file
-                return _any_members(content, key)
-            found, _, suffix = header.name.partition(".")
+            block = content[begin : begin + 512]
+            if (plain := tar.read_header(block)) is not None:
+                name, size = plain
+            else:
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                if header.size < 0 or header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):  # a long name, or no file
+                    return _any_members(content, key)
+                name, size = header.name, header.size
+            found, _, suffix = name.partition(".")
             if found != key:
-                raise InputError(f"there stands {header.name}")
+                raise InputError(f"there stands {name}")
             begin += 512
-            data = content[begin : begin + header.size]
-            if len(data) < header.size:
-                raise InputError(f"{header.name} is cut")
+            data = content[begin : begin + size]
+            if len(data) < size:
+                raise InputError(f"{name} is cut")
             members[suffix] = data
-            begin += -(-header.size // 512) * 512
+            begin += -(-size // 512) * 512
     except tarfile.HeaderError as error:
         raise InputError(f"no header of a tar ({error})") from None
     return members
