@@ -28,7 +28,10 @@ def train_segmenter(work: Path) -> None:
         *("--frames", work, "--start", work / "image_first", "--out", work / "image"),
         *("--steps", "4345", "--learning-rate", "7e-4", "--seed", "1"),
     )
-    run("train_segmenter_memory", "--frames", work, "--image-model", work / "image", "--out", work / "video")
+    run(
+        "train_segmenter_memory",
+        *("--frames", work, "--image-model", work / "image", "--out", work / "video", "--steps", "2700"),
+    )
 
 
 def main() -> None:

@@ -214,6 +214,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--minutes", type=float, help="train for so long instead; not repeatable")
+    parser.add_argument("--start", type=Path, help="continue from this video model, made from that image model")
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--shots", type=int, default=240, help="zoomed shots to add")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -221,6 +223,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     random = np.random.default_rng(arguments.seed)
     model = new_video_model(Sam2Model.from_pretrained(arguments.image_model))
+    if arguments.start:
+        model.load_state_dict(Sam2VideoModel.from_pretrained(arguments.start).state_dict())
     footage = add_zoomed_shots(Frames.load(arguments.frames / "train_frames"), arguments.shots, random)
     watched = add_zoomed_shots(Frames.load(arguments.frames / "monitor_frames"), 0, random)
     print(f"{parameter_count(model):,} parameters, {len(footage.images)} frames to encode", flush=True)
@@ -232,7 +236,7 @@ def main() -> None:
     memory = [parameter for name, parameter in learned.items() if not name.startswith(("mask_dec", "prompt"))]
     groups = [{"params": memory, "factor": 1.0}, {"params": prompted, "factor": 0.6}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = Schedule(8e-4, arguments.steps, arguments.minutes, warm_up=40)
+    schedule = Schedule(arguments.learning_rate, arguments.steps, arguments.minutes, warm_up=40)
     losses: list[float] = []
 
     def save() -> None:
