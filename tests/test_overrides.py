@@ -28,6 +28,7 @@ ROBOSUITE = "robosuite.utils.binding_utils"
 OVERRIDDEN = [
     ("train.trainer:PolicyTrainer", TRAINER, "_get_num_items_in_batch", "get_batch_samples"),
     ("train.trainer:PolicyTrainer", TRAINER, "_load_from_checkpoint", "train"),
+    ("train.trainer:PolicyTrainer", TRAINER, "_load_optimizer_and_scheduler", "_prepare_for_training"),
     ("train.trainer:PolicyTrainer", TRAINER, "_prepare_for_training", "_inner_training_loop"),
     ("train.trainer:PolicyTrainer", TRAINER, "_prepare_inputs", "training_step"),
     ("train.trainer:PolicyTrainer", TRAINER, "_save_checkpoint", "_maybe_log_save_evaluate"),

@@ -426,6 +426,17 @@ def test_what_cannot_be_is_said_before_it_begins(overrides, message, trained, sh
     assert checkpoints.latest(tmp_path / "out") is None
 
 
+def test_an_optimizer_of_an_earlier_version_is_refused_in_one_line(shards, tmp_path):
+    train(shards, tmp_path / "out")
+    file = checkpoints.latest(tmp_path / "out") / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    state["param_groups"] = state["param_groups"][:1]  # as before there were groups with another rate
+    torch.save(state, file)
+    with pytest.raises(InputError, match=r"checkpoint-2 was written by an earlier version.*begin a new one") as error:
+        train(shards, tmp_path / "out", "max_steps=4", resume=True)
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_is_never_begun_over_another(trained, shards, tmp_path):
     with pytest.raises(InputError, match="go on with --resume or choose another --out"):
         train(shards, trained / "pretrain")

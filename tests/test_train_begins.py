@@ -151,8 +151,8 @@ def test_a_state_too_long_is_said_before(shards, tmp_path, monkeypatch, no_polic
 def test_episodes_without_an_instruction_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
     original = numbered_shards.annotation
 
-    def untold(dataset, split, shard, record, steps):
-        row = original(dataset, split, shard, record, steps)
+    def untold(dataset, split, shard, record, *more):
+        row = original(dataset, split, shard, record, *more)
         return replace(row, instruction=" . ") if record == 1 else row
 
     monkeypatch.setattr(numbered_shards, "annotation", untold)

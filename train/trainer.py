@@ -252,6 +252,15 @@ class PolicyTrainer(Trainer):
         resume_stream(self._stream, [one["stream"] for one in progress], rank, begun_with.workers)
         self.account.load_state_dict(progress[rank]["account"])
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # torch's word for groups of parameters that are not the present ones
+            raise InputError(
+                f"{checkpoint} was written by an earlier version, which grouped the parameters otherwise ({one_line(error)}): "
+                f"finish that run with it, or begin a new one with --init {checkpoint}"
+            ) from None
+
 
 def _progress_file(process: int) -> str:
     """The file in which a process saves how far it has read, and its account."""

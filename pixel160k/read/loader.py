@@ -183,7 +183,10 @@ class ShardLoader(IterableDataset):
         Raises:
             InputError: a shard is broken or a sample damaged (said when it is reached; names the shard and the key).
         """
-        self._listen()
+        try:
+            self._listen()
+        except InputError as error:
+            return _raise_at_first(error)
         if self._states:
             self._current = self._begin()
             self._behind = {epoch: legs for epoch, legs in self._current.legs.items() if epoch > self._current.epoch}
@@ -380,3 +383,9 @@ def _fingerprint(sets: Sequence[ShardSet]) -> str:
             digest.update(f"{shard_set.dataset}/{shard.path.name}/{len(shard.wanted)}".encode())
             digest.update(np.packbits(shard.wanted).tobytes())
     return digest.hexdigest()
+
+
+def _raise_at_first(error: InputError) -> Iterator[Sample]:
+    """Raises the error where the first sample is asked for: a worker that cannot begin to iterate may die without a word."""
+    yield from ()
+    raise error
