@@ -40,7 +40,7 @@ lint: $(VENV)/.all
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-tiny-models: $(VENV)/.all  ## train the shipped tiny checkpoints again: about 70 minutes on two cores
+tiny-models: $(VENV)/.all  ## train the shipped tiny checkpoints again: about two hours on two cores
 	$(VENV)/bin/python -m tiny_models.rebuild --work build/tiny
 
 $(VENV)/bin/python:
