@@ -98,8 +98,10 @@ def write_data(folder: Path, files: int, payloads: Sequence[bytes]) -> int:
 
 
 def run(*arguments: str | Path, expected: int = 0) -> dict[str, Any]:
-    """Run a command of pixelcli that ends with the `expected` exit code; returns `wall` and `cpu` seconds and, of the client and of its workers, `memory` in MB: the
-    peak as it was half a second before the end, and the greatest of the first and of the last quarter of the time.
+    """Run a command of pixelcli that ends with the `expected` exit code.
+
+    Returns `wall` and `cpu` seconds and, of the client and of its workers, `memory` in MB: the peak as it was half a second
+    before the end, and the greatest of the first and of the last quarter of the time.
     """
     command = [sys.executable, "-m", "cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
