@@ -225,7 +225,7 @@ def test_records_stream_from_a_store(bucket, requests, tmp_path):
     source = SOURCES["libero"]
     requests.clear()
     files = list_files(source, stored)
-    assert len(requests) < 20, requests
+    assert len(requests) < 15, requests
     expected = list_files(source, local)
     assert [(file.name, file.records, file.dataset) for file in files] == [
         (file.name, file.records, file.dataset) for file in expected

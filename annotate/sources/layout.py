@@ -153,10 +153,14 @@ def instead_of_data(path: AnyPath) -> str:
 
 def _read_description(path: AnyPath, form: type[Description]) -> Description:
     """Read a JSON file of tensorflow_datasets; an InputError names the file and its first fault."""
-    if path.is_file() and (instead := instead_of_data(path)):
-        raise InputError(f"cannot read {path}: {instead}")
     try:
-        return form.model_validate(read_json(path))
+        content = read_json(path)
+    except InputError:
+        if path.is_file() and (instead := instead_of_data(path)):
+            raise InputError(f"cannot read {path}: {instead}") from None
+        raise
+    try:
+        return form.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the file"
