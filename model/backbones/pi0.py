@@ -46,10 +46,9 @@ class Pi0Backbone(Backbone):
         """The backbone of a π0 checkpoint, of LeRobot or of transformers; see `Backbone.load`."""
         backbone = without_memory(partial(cls, cls.read_settings(folder)))
         sources, unused = pi0_checkpoint.tensor_sources(backbone, folder)
-        mixed = (
-            len(stored_types(tensor_files(folder))) > 1
-        )  # some were published so, and one model computes in one type
-        load_weights(backbone, folder, sources, unused, dtype or (torch.float32 if mixed else None))
+        if dtype is None and len(stored_types(tensor_files(folder))) > 1:
+            dtype = torch.float32  # some were published in mixed types, and one model computes in one
+        load_weights(backbone, folder, sources, unused, dtype)
         return backbone.eval()
 
     def vision(self, pixel_values: torch.Tensor) -> VisionOutput:

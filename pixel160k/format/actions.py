@@ -46,8 +46,6 @@ def unnormalise(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
 def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     action = statistics["action"]
     low, high = np.array(action["q01"]), np.array(action["q99"])
-    smallest, largest = (
-        np.array(action.get("min", low)),
-        np.array(action.get("max", high)),
-    )  # OpenVLA reads quantiles alone
+    # OpenVLA reads quantiles alone, so that its statistics may lack the extremes.
+    smallest, largest = np.array(action.get("min", low)), np.array(action.get("max", high))
     return low, high, smallest != largest, np.array(action["mask"])
