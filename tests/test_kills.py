@@ -3,8 +3,6 @@
 PIXELVLA_KILLS sets at how many random moments the client is killed.
 """
 
-import contextlib
-import json
 import os
 import random
 import re
@@ -20,6 +18,7 @@ from test_jobs import SETTINGS, digests, run_both
 
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution
+from annotate.jobs.claims import read_claim
 from annotate.jobs.shards import build_shards
 from pixel160k.owner import is_alive, process_id
 
@@ -51,11 +50,8 @@ def start(command, data_dir, folder, *more):
 
 def holders(out):
     """The processes of this host that hold a claim in an output directory, as owners."""
-    found = set()
-    for path in (out / ".done").glob("*.claim"):
-        with contextlib.suppress(FileNotFoundError):  # done meanwhile
-            found.add(json.loads(path.read_text())["owner"])
-    return {owner for owner in found if process_id(owner) > 0}
+    claims = [read_claim(path) for path in (out / ".done").glob("*.claim")]
+    return {claim.owner for claim in claims if claim is not None and process_id(claim.owner) > 0}
 
 
 def wait_for(condition, seconds=60):
