@@ -12,6 +12,8 @@ COPY annotate annotate
 COPY pixel160k pixel160k
 COPY model model
 COPY train train
+COPY policies policies
+COPY serve serve
 COPY simulation simulation
 COPY evaluation evaluation
 # The default annotators are models, so torch belongs to it; the same image trains, and reads buckets.

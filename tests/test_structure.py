@@ -17,8 +17,10 @@ MAY_IMPORT = {
     "model": {"pixel160k"},
     "simulation": {"pixel160k"},
     "train": {"model", "pixel160k"},
-    "evaluation": {"annotate", "model", "pixel160k", "simulation", "train"},
-    "cli": {"annotate", "evaluation", "model", "pixel160k", "simulation", "train"},
+    "policies": {"model", "pixel160k", "train"},
+    "serve": {"model", "pixel160k", "policies", "train"},
+    "evaluation": {"annotate", "model", "pixel160k", "policies", "simulation", "train"},
+    "cli": {"annotate", "evaluation", "model", "pixel160k", "policies", "serve", "simulation", "train"},
 }
 NEVER = {room: {"tensorflow"} for room in MAY_IMPORT} | {
     "pixel160k": {"tensorflow", "apache_beam", "tensorflow_datasets", "transformers"},

@@ -1,0 +1,1 @@
+"""A trained policy behind the protocols that others speak."""
