@@ -12,7 +12,7 @@ from pixel160k.format.actions import ACTION_DIMENSIONS
 class ActionDecoder(nn.Module):
     """N_c queries for the language model; a linear projector, N_r residual blocks and an MLP for their hidden states."""
 
-    def __init__(self, hidden_size: int, width: int, chunk: int, blocks: int) -> None:
+    def __init__(self, hidden_size: int, width: int, chunk: int, blocks: int, norm: bool = False) -> None:
         """Build it with random weights.
 
         Args:
@@ -20,9 +20,11 @@ class ActionDecoder(nn.Module):
             width: of the blocks.
             chunk: N_c, actions predicted at once.
             blocks: N_r, residual blocks.
+            norm: normalise the hidden states before the projector.
         """
         super().__init__()
         self.queries = nn.Parameter(torch.randn(chunk, hidden_size) * 0.02)  # about as large as word embeddings
+        self.norm = nn.LayerNorm(hidden_size) if norm else nn.Identity()
         self.projector = nn.Linear(hidden_size, width)
         self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(blocks))
         self.mlp = nn.Sequential(
@@ -31,7 +33,7 @@ class ActionDecoder(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Last hidden states at the queries, (batch, N_c, hidden_size) -> normalised actions (batch, N_c, 7)."""
-        hidden = self.projector(hidden_states.to(self.projector.weight.dtype))
+        hidden = self.projector(self.norm(hidden_states.to(self.projector.weight.dtype)))
         for block in self.blocks:
             hidden = block(hidden)
         return self.mlp(hidden)

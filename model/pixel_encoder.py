@@ -13,16 +13,20 @@ from torch import nn
 class PixelAwareEncoder(nn.Module):
     """Masks and patch features of several levels of the vision tower -> tokens of the language model."""
 
-    def __init__(self, level_sizes: Sequence[int], hidden_size: int, tokens_per_mask: int = 1) -> None:
+    def __init__(
+        self, level_sizes: Sequence[int], hidden_size: int, tokens_per_mask: int = 1, norms: bool = False
+    ) -> None:
         """Build it with random weights.
 
         Args:
             level_sizes: channels of each level of the vision tower, low to high.
             hidden_size: the width D of the language model.
             tokens_per_mask: N_p.
+            norms: normalise each level's patch features first, so that none outweighs the others by its size.
         """
         super().__init__()
         self.tokens_per_mask = tokens_per_mask
+        self.level_norms = nn.ModuleList(nn.LayerNorm(size) if norms else nn.Identity() for size in level_sizes)
         self.level_projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in level_sizes)  # Γ_i
         self.token_mlp = nn.Sequential(
             nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, tokens_per_mask * hidden_size)
@@ -48,8 +52,8 @@ class PixelAwareEncoder(nn.Module):
         areas = weights.float().sum(-1, keepdim=True)
         shares = (weights / areas.clamp(min=torch.finfo(torch.float32).tiny)).to(self.null_tokens.dtype)
         summed = sum(
-            projection(torch.bmm(shares, level.to(shares.dtype)))
-            for projection, level in zip(self.level_projections, levels, strict=True)
+            projection(torch.bmm(shares, norm(level.to(shares.dtype))))
+            for projection, norm, level in zip(self.level_projections, self.level_norms, levels, strict=True)
         )
         tokens = self.token_mlp(summed).unflatten(-1, self.null_tokens.shape)
         return torch.where(areas[..., None] > 0, tokens, self.null_tokens)

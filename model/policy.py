@@ -65,11 +65,15 @@ class PixelVLA(nn.Module):
         vision = settings.backbone.vision
         hidden_size = self.backbone.hidden_size
         self.pixel_encoder = PixelAwareEncoder(
-            [vision.level_size] * len(vision.levels), hidden_size, settings.tokens_per_mask
+            [vision.level_size] * len(vision.levels), hidden_size, settings.tokens_per_mask, settings.level_norms
         )
         self.prompt_encoder = PromptEncoder(hidden_size)
         self.action_decoder = ActionDecoder(
-            self.backbone.query_size, settings.decoder_size, settings.chunk, settings.decoder_blocks
+            self.backbone.query_size,
+            settings.decoder_size,
+            settings.chunk,
+            settings.decoder_blocks,
+            settings.decoder_norm,
         )
         self._compiled: CompiledForward | None = None
 

@@ -42,6 +42,8 @@ class ModelSettings(Settings):
     chunk: Size = 8  # N_c: actions predicted at once
     decoder_blocks: Annotated[int, Field(ge=1, le=3)] = 2  # N_r: residual blocks of the action decoder
     decoder_size: Size = 1024  # width of the action decoder
+    decoder_norm: bool = False  # normalise the queries' hidden states before the action decoder
+    level_norms: bool = False  # normalise each level of the vision tower before the pixel-aware encoder's projections
     prompt_features: bool = True  # E_s also says what is seen where a prompt points, not only where that is
     mask_places: bool = True  # E_p also says where a mask is, not only what is seen under it
     random_crop: bool = True  # trained on random crops of 0.9 of the area, so that it acts on the central one

@@ -155,6 +155,57 @@ def test_one_graph_without_breaks_acts_for_all_texts(preset):
     assert len(compiled) == 1
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_query_sees_later_ones_with_the_setting_alone(together, padded):
+    """And no query is seen by the sequence before it, nor padding by anyone."""
+    backbone = make(
+        ModelSettings.load(base=SMALLER.model_dump(), overrides=[f"backbone.bidirectional_queries={together}"])
+    ).backbone
+    generator = torch.Generator().manual_seed(0)
+    sequence = torch.randn(2, 12, backbone.hidden_size, generator=generator)
+    queries = torch.randn(2, 4, backbone.query_size, generator=generator)
+    changed = queries.clone()
+    changed[:, -1] += 1
+    mask = torch.ones(2, 12, dtype=torch.long) if padded else None
+    if padded:
+        mask[1, 9:] = 0
+    with torch.no_grad():
+        first, second = (backbone.query(sequence, mask, some) for some in (queries, changed))
+        if padded:
+            alone = backbone.query(sequence[1:, :9], None, queries[1:])
+            torch.testing.assert_close(first[1:], alone, rtol=0, atol=1e-5)
+    moved = (first - second).abs().amax(-1) > 1e-6
+    assert moved[:, -1].all() and moved[:, :-1].all() == together and moved[:, :-1].any() == together
+
+
+@pytest.mark.parametrize("settings", [SMALLER, PI0], ids=["openvla", "pi0"])
+def test_a_policy_s_state_is_its_parameters(settings):
+    """FSDP's first process sends them to the others (train/run.py), and could not send anything else."""
+    policy = make(settings)
+    parameters = {id(parameter) for parameter in policy.parameters()}
+    assert {id(tensor) for tensor in policy.state_dict(keep_vars=True).values()} == parameters
+
+
+def test_settings_of_a_study_add_norms_and_nothing_else():
+    """So that checkpoints without them load as they are; and norms before the projections take away how large features are."""
+    plain, normed = (
+        make(),
+        make(ModelSettings.load(base=SMALLER.model_dump(), overrides=["decoder_norm=true", "level_norms=true"])),
+    )
+    levels = range(len(SMALLER.backbone.vision.levels))
+    norms = ["action_decoder.norm", *(f"pixel_encoder.level_norms.{level}" for level in levels)]
+    added = normed.state_dict().keys() - plain.state_dict().keys()
+    assert added == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
+    assert plain.state_dict().keys() < normed.state_dict().keys()
+    seen = [torch.randn(1, 16, SMALLER.backbone.vision.level_size) for _ in levels]
+    weights, hidden = torch.rand(1, 2, 16), torch.randn(1, 8, 128)
+    for policy, unchanged in ((plain, False), (normed, True)):
+        encoded = [policy.pixel_encoder([scale * level for level in seen], weights) for scale in (1, 10)]
+        decoded = [policy.action_decoder(scale * hidden) for scale in (1, 10)]
+        assert torch.allclose(*encoded, atol=1e-4) == torch.allclose(*decoded, atol=1e-4) == unchanged
+
+
 def test_without_masks_and_prompts_it_is_openvla_and_queries(policy):
     batch = policy.processor([Observation(picture(), "Pick up the cup.")])
     text = [1, *byte_tokenizer().encode("In: What action should the robot take to pick up the cup?\nOut:")]

@@ -141,11 +141,14 @@ class OpenVLABackbone(Backbone):
             (batch, N_c, query_size).
         """
         count, queries = queries.shape[1], queries.to(inputs_embeds.dtype)
+        if attention_mask is None and self.settings.bidirectional_queries:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         whole: dict[str, torch.Tensor] = {}
         before, after = whole, whole
         if attention_mask is not None:
             mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-            allowed, positions = _causal(mask), (mask.cumsum(1) - 1).clamp(min=0)
+            allowed = _causal(mask, count if self.settings.bidirectional_queries else 0)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
             whole = {"attention_mask": allowed, "position_ids": positions}
             before = {"attention_mask": allowed[:, :, :-count, :-count], "position_ids": positions[:, :-count]}
             after = {"attention_mask": allowed[:, :, -count:], "position_ids": positions[:, -count:]}
@@ -183,14 +186,16 @@ class OpenVLABackbone(Backbone):
         return OpenVLAOutput(patch_features, projected, last_hidden_state, logits)
 
 
-def _causal(mask: torch.Tensor) -> torch.Tensor:
+def _causal(mask: torch.Tensor, together: int = 0) -> torch.Tensor:
     """Who sees whom, bool (batch, 1, length, length), of a mask (batch, length): each token itself and the tokens before it.
 
     transformers makes the same of `mask`, but looks at its values first, for which a GPU has to be waited. Padding sees
-    itself, since a row without anything to see would be no number.
+    itself, since a row without anything to see would be no number. The last `together` tokens all see each other.
     """
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    if together:
+        before[-together:, -together:] = True
     return (before & mask[:, None, None].bool()) | torch.eye(length, dtype=torch.bool, device=mask.device)
 
 

@@ -219,6 +219,7 @@ class OpenVLASettings(BackboneSettings):
     kind: Literal["openvla"] = "openvla"
     vision: FusedVisionSettings
     language: LlamaSettings
+    bidirectional_queries: bool = False  # every action query sees all others, not only those before it
 
     @property
     def max_positions(self) -> int:
