@@ -22,7 +22,7 @@ from model.processor import Batch, Observation, Processor
 from model.prompt_encoder import PromptBatch, PromptEncoder, mask_prompts
 from model.sequence import IMAGE, MASK, PROMPT, fill_slots
 from model.settings import ModelSettings
-from model.weights import without_memory
+from model.weights import retie_weights, without_memory
 from pixel160k.errors import InputError
 from pixel160k.format.actions import unnormalise
 from pixel160k.format.prompts import Prompt
@@ -128,6 +128,10 @@ class PixelVLA(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(settings, tokenizer, published if statistics is None else statistics, backbone)
+
+    def tie_weights(self) -> None:
+        """Tie the weights again that the backbone's models share; accelerate asks for it after it has moved them."""
+        retie_weights(self)
 
     def save_pretrained(self, folder: str | Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write everything that acting needs: weights, settings, statistics, tokenizer; see `model.checkpoint.save_checkpoint`."""

@@ -3,7 +3,9 @@
 A checkpoint may come from anyone. Nothing here unpickles, runs code of a checkpoint, or leaves the checkpoint's folder.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,32 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _NAMED = 8  # of each fault, so many tensors are named
 
+_DEVICE: ContextVar[torch.device | str] = ContextVar("device", default="cpu")
+_VALUES: ContextVar[bool] = ContextVar("values", default=True)
+
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@contextmanager
+def reading(device: torch.device | str = "cpu", values: bool = True) -> Iterator[None]:
+    """Where `load_weights` puts tensors meanwhile, and whether it reads them, so that many processes fit on one machine.
+
+    Args:
+        device: each tensor goes there straight from the pages of its file, which all processes of the machine share.
+        values: False leaves the values to another process that will send them, as FSDP's first does: parameters have their
+            place, and since nobody touches it no memory is behind it.
+    """
+    before = _DEVICE.set(device), _VALUES.set(values)
+    try:
+        yield
+    finally:
+        _DEVICE.reset(before[0])
+        _VALUES.reset(before[1])
+
+
+def are_values_read() -> bool:
+    """Whether weights that are loaded now have values; see `reading`."""
+    return _VALUES.get()
 
 
 def locate(model: str | Path) -> Path:
@@ -123,7 +150,7 @@ def load_weights(
     unused: Iterable[str] = (),
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Fill every parameter of a module from a checkpoint, one tensor at a time.
+    """Fill every parameter of a module from a checkpoint, one tensor at a time, where and if `reading` says so.
 
     All names, shapes and types are checked before the first tensor is read.
 
@@ -148,9 +175,9 @@ def load_weights(
             tensor = handle.get_tensor(name)
         for target in readers[name]:
             parent, _, leaf = target.rpartition(".")
-            value = (
-                sources[target].take(tensor).to(dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
-            )
+            taken, own_type = sources[target].take(tensor), dtype or tensor.dtype
+            form = {"dtype": own_type, "device": _DEVICE.get(), "memory_format": torch.contiguous_format}
+            value = taken.to(copy=True, **form) if are_values_read() else torch.empty_like(taken, **form)
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
     retie_weights(module)
 

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,7 @@ from model.backbones.vision import resize_positions  # noqa: E402
 from model.checkpoint import load_backbone, load_policy_weights, open_checkpoint, save_checkpoint, with_settings  # noqa: E402
 from model.settings import PRESETS, ModelSettings, spread_levels  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
-from model.weights import locate, own_tensors, without_memory  # noqa: E402
+from model.weights import locate, own_tensors, reading, without_memory  # noqa: E402
 
 STATISTICS = {
     "bridge_orig": {"action": {"q01": [0.25] * 7, "q99": [1.0] * 7, "mask": [True] * 7}, "num_transitions": 3}
@@ -116,6 +118,33 @@ def test_a_loaded_policy_does_not_depend_on_its_file(tmp_path):
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.write(bytes(len(content)))
     assert all(torch.equal(before[name], tensor) for name, tensor in own_tensors(back).items())
+
+
+def test_weights_that_another_process_will_send_take_no_memory(tmp_path):
+    """Under FSDP the first process alone reads; the others have places of the same shapes and types."""
+    settings = tiny_settings(intermediate_size=20000)  # 123 MB
+    save_checkpoint(tmp_path, random_policy(settings), settings, {}, None)
+    found = open_checkpoint(tmp_path)
+
+    def load(**how):
+        module = without_memory(lambda: torch.nn.Sequential(OpenVLABackbone(settings.backbone), torch.nn.Linear(3, 2)))
+        before = resident()
+        with reading(**how):
+            load_policy_weights(module, found)
+        return own_tensors(module), resident() - before
+
+    (there, read), (places, unread) = load(), load(values=False)
+    assert read > 100 and unread < 10, (read, unread)
+    assert {name: (t.shape, t.dtype) for name, t in there.items()} == {
+        name: (t.shape, t.dtype) for name, t in places.items()
+    }
+    elsewhere, _ = load(device="meta")  # as the GPU of a process of DDP
+    assert {tensor.device.type for tensor in elsewhere.values()} == {"meta"}
+
+
+def resident():
+    """Megabytes of memory behind this process."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
 
 
 def test_openvla_s_statistics_come_with_its_checkpoint_and_a_file_s_add_to_them(openvla):

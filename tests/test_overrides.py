@@ -190,6 +190,14 @@ def test_the_default_collate_function_and_streams_of_fsspec_can_be_used_as_we_do
     assert "self.r = " in inspect.getsource(HTTPStreamFile)
 
 
+def test_accelerate_still_sends_the_first_process_s_weights_and_ties_them():
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    source = inspect.getsource(fsdp2_prepare_model)
+    assert "cpu_ram_efficient_loading" in source and "fsdp2_load_full_state_dict(" in source
+    assert source.count("model.tie_weights()") == 2  # a policy has that method for it
+
+
 def test_loaders_still_ask_a_data_set_for_its_state():
     """torchdata finds `state_dict` and `load_state_dict` by a protocol that a data set need not name."""
     from torchdata.stateful_dataloader.stateful import Stateful

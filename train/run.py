@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.policy import PixelVLA
+from model.weights import reading
 from pixel160k.errors import InputError, one_line
 from train import checkpoints, stages
 from train.checks import check_machine, check_policy, say, start_of
@@ -54,7 +56,13 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
     check_mixture(settings, shards)
     check_policy(settings, shards)
     torch.manual_seed(settings.seed)
-    policy, base = build(settings, statistics, last)
+    try:
+        with _once_a_machine(settings):
+            policy, base = build(settings, statistics, last)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU's memory does not hold the policy ({one_line(error)}): take several GPUs with --set fsdp=true"
+        ) from None
     stream = open_stream(policy.processor, settings, shards)
     held_out = open_held_out(policy.processor, settings, shards)
     trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
@@ -91,6 +99,17 @@ def _open_wandb(settings: TrainSettings, out: Path) -> None:
         raise InputError(
             f"W&B cannot be reported to: {one_line(error)} Or set WANDB_MODE=offline, or --set report_to=[]"
         ) from None
+
+
+def _once_a_machine(settings: TrainSettings) -> AbstractContextManager[None]:
+    """Let the processes of a machine not hold a copy of the weights each in its memory while they start.
+
+    Those of DDP put tensor after tensor on their GPUs. Of FSDP's the first alone reads, and sends each its share
+    (`cpu_ram_efficient_loading` in train/trainer.py).
+    """
+    if settings.fsdp:
+        return reading(values=os.environ.get("RANK", "0") == "0")
+    return reading(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
 def build(settings: TrainSettings, statistics: dict[str, Any], resumed: Path | None) -> tuple[PixelVLA, str]:

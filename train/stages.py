@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from model.policy import PixelVLA
+from model.weights import are_values_read
 from pixel160k.errors import InputError, one_line
 from train.settings import LoraSettings, TrainSettings
 
@@ -79,7 +80,8 @@ def lora_layers(policy: PixelVLA) -> dict[str, "LoraLayer"]:
 def merge_adapter(policy: PixelVLA) -> None:
     """Add the LoRA of a policy to the weights beside it, in place; afterwards the policy has no adapter."""
     for name, layer in lora_layers(policy).items():
-        layer.merge(safe_merge=True)
+        if are_values_read():
+            layer.merge(safe_merge=True)
         parent, _, leaf = name.rpartition(".")
         setattr(policy.backbone.get_submodule(parent), leaf, layer.get_base_layer())
     for model in adapted_models(policy).values():

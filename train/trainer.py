@@ -305,7 +305,14 @@ def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> Training
     sharding: dict[str, Any] = {}
     if settings.fsdp:
         blocks = {type(part).__name__ for part in policy.modules() if isinstance(part, GradientCheckpointingLayer)}
-        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sorted(blocks)}}
+        sharding = {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "transformer_layer_cls_to_wrap": sorted(blocks),
+                "cpu_ram_efficient_loading": True,  # the first process alone has the values (train/run.py)
+            },
+        }
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=settings.max_steps,
