@@ -68,6 +68,8 @@ PRIVATE = [
     ),
     ("transformers.loss.loss_for_object_detection", "_set_aux_loss", 2),
     ("transformers:PreTrainedModel", "_hf_peft_config_loaded", None),
+    ("torch._subclasses", "fake_tensor", None),
+    ("torch._subclasses.fake_tensor:FakeTensorMode", "from_tensor", ["tensor"]),
     (f"{ROBOSUITE}:MjModel", "_model", None),
     (f"{ROBOSUITE}:MjData", "_data", None),
     (f"{ROBOSUITE}:MjSim", "_render_context_offscreen", None),

@@ -120,11 +120,28 @@ def _check_instructions(
         raise InputError(f"{of_one.folder}: no episode has an instruction that says anything")
     if untold := sum(not is_instruction(row["instruction"]) for row in rows):
         say(f"left out: {untold} of {len(rows)} episodes of {of_one.dataset}, which have no instruction")
-    marks = (policy.tokens_per_mask, 1) if settings.stage == "pue" else (0, 0)
-    patches = policy.backbone.vision.grid**2
     for instruction, episode in told.items():
-        ids = sequence_ids(tokenizer, policy.backbone.text_form, instruction, patches, *marks)
         try:
-            check_length(len(ids) + policy.chunk, policy.backbone.max_positions, instruction)
+            tokens = _tokens(settings, policy, tokenizer, instruction)
+            check_length(tokens + policy.chunk, policy.backbone.max_positions, instruction)
         except InputError as error:
             raise InputError(f"{of_one.folder}: {episode}: {error}") from None
+
+
+def _tokens(
+    settings: TrainSettings, policy: ModelSettings, tokenizer: PreTrainedTokenizerFast, instruction: str
+) -> int:
+    """How many tokens the sequence of a sample has that is pointed at, where the stage points, without action queries."""
+    marks = (policy.tokens_per_mask, 1) if settings.stage == "pue" else (0, 0)
+    return len(sequence_ids(tokenizer, policy.backbone.text_form, instruction, policy.backbone.vision.grid**2, *marks))
+
+
+def longest_sequence(
+    settings: TrainSettings, policy: ModelSettings, tokenizer: PreTrainedTokenizerFast, shards: Sequence[str]
+) -> int:
+    """The tokens of the longest sequence that these shards give, without action queries."""
+    tables = [
+        episode_table(of_one.folder).select(["instruction"]).to_pylist() for of_one in open_sets(shards, None, None)
+    ]
+    told = {row["instruction"] for table in tables for row in table if is_instruction(row["instruction"])}
+    return max(_tokens(settings, policy, tokenizer, instruction) for instruction in told)

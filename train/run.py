@@ -12,7 +12,8 @@ from model.policy import PixelVLA
 from model.weights import reading
 from pixel160k.errors import InputError, one_line
 from train import checkpoints, stages
-from train.checks import check_machine, check_policy, say, start_of
+from train.checks import check_machine, check_policy, longest_sequence, say, start_of
+from train.memory import choose_checkpointing, step_memory
 from train.mixture import check_mixture, open_held_out
 from train.settings import TrainSettings, check_resumable
 from train.stream import open_stream, statistics_of
@@ -63,6 +64,8 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
         raise InputError(
             f"the GPU's memory does not hold the policy ({one_line(error)}): take several GPUs with --set fsdp=true"
         ) from None
+    if settings.gradient_checkpointing == "auto":
+        _choose_checkpointing(policy, settings, shards)
     stream = open_stream(policy.processor, settings, shards)
     held_out = open_held_out(policy.processor, settings, shards)
     trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
@@ -99,6 +102,21 @@ def _open_wandb(settings: TrainSettings, out: Path) -> None:
         raise InputError(
             f"W&B cannot be reported to: {one_line(error)} Or set WANDB_MODE=offline, or --set report_to=[]"
         ) from None
+
+
+def _choose_checkpointing(policy: PixelVLA, settings: TrainSettings, shards: Sequence[str]) -> None:
+    """Use gradient checkpointing where a GPU does not hold a step without it, and say what was chosen."""
+    if settings.stage == "cat" or not torch.cuda.is_available():
+        why = "cat keeps no activations that it could save" if settings.stage == "cat" else "there is no GPU"
+        return say(f"gradient checkpointing: off (auto): {why}")
+    policy.to(next(policy.backbone.parameters()).device)  # all of it where most of it was loaded
+    length = longest_sequence(settings, policy.settings, policy.processor.tokenizer, shards)
+    needed = step_memory(policy, settings, length, int(os.environ.get("WORLD_SIZE", "1")))
+    capacity = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
+    chosen, told = choose_checkpointing(needed, settings, capacity)
+    say(told)
+    if chosen:
+        policy.backbone.use_gradient_checkpointing()
 
 
 def _once_a_machine(settings: TrainSettings) -> AbstractContextManager[None]:

@@ -72,7 +72,8 @@ class TrainSettings(Settings):
     weight_decay: Weight = 0.01  # of matrices; not of biases, norms, queries, null tokens and kinds of prompts
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained stays float32
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False  # auto: where a GPU does not hold a step without it
+    compile: bool = False  # the repeated blocks by torch.compile: some minutes at the start, then faster steps
     fsdp: bool = False  # spread parameters, gradients and optimizer over the GPUs, where one does not hold a policy
     colour_jitter: bool = True
     prompts: PromptMixture = PromptMixture()  # used in pue alone

@@ -1,11 +1,14 @@
 """What each stage trains: everything (pretrain), the action decoder (cat), or LoRA and the three modules (pue)."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from model.compiled import MOST_SHAPES
 from model.policy import PixelVLA
 from model.weights import are_values_read
 from pixel160k.errors import InputError, one_line
@@ -26,10 +29,9 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     What is trained becomes float32; what is frozen keeps its type.
 
     Raises:
-        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing does not go with the stage
-            or the backbone.
+        InputError: `lora.targets` names no layer of the language model; or gradient checkpointing does not go with the stage.
     """
-    if settings.stage == "cat" and settings.gradient_checkpointing:
+    if settings.stage == "cat" and settings.gradient_checkpointing is True:
         raise InputError(
             "cat keeps no activations of the frozen backbone, so that gradient checkpointing has nothing to save: "
             "--set gradient_checkpointing=false"
@@ -47,8 +49,27 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if settings.gradient_checkpointing:
-        policy.backbone.enable_gradient_checkpointing()
+    if settings.compile:
+        compile_blocks(policy)
+    if settings.gradient_checkpointing is True:  # "auto" is decided later, by train/memory.py
+        policy.backbone.use_gradient_checkpointing()
+
+
+def compile_blocks(policy: PixelVLA, backend: Any = "inductor") -> None:
+    """Compile the repeated blocks of a policy's backbone, in place; the names of its tensors stay as they are.
+
+    All blocks of a class share what is compiled: once for the first length of sequences, once for any length, and anew for
+    evaluation and for a batch without padding.
+
+    Args:
+        policy: to be trained.
+        backend: of `torch.compile`.
+    """
+    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, MOST_SHAPES)
+    for part in policy.backbone.modules():
+        if isinstance(part, GradientCheckpointingLayer):
+            forward: Any = torch.compile(part.forward, backend=backend)
+            part.forward = forward
 
 
 def add_adapter(policy: PixelVLA, lora: LoraSettings) -> None:

@@ -156,7 +156,7 @@ class PolicyTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             less = ["a smaller batch_size with more accumulation"]
-            if self._settings.stage != "cat" and not self._settings.gradient_checkpointing:
+            if self._settings.stage != "cat" and not self.policy.backbone.is_checkpointed:
                 less.append("--set gradient_checkpointing=true")
             if not self._settings.fsdp:
                 less.append("several GPUs with --set fsdp=true")

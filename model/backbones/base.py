@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.backbones.settings import BackboneSettings
 
@@ -57,11 +58,13 @@ class Backbone(nn.Module, ABC):
         settings: its sizes, and how it wants text, pixels and state.
         hidden_size: width D of the sequence's tokens.
         query_size: width of the action queries.
+        is_checkpointed: whether `use_gradient_checkpointing` is on.
     """
 
     settings: BackboneSettings
     hidden_size: int
     query_size: int
+    is_checkpointed = False
 
     def __init__(self, settings: BackboneSettings) -> None:
         """Build it with random weights; `load` gives trained ones."""
@@ -172,13 +175,21 @@ class Backbone(nn.Module, ABC):
     def token_readers(self) -> TokenReaders:
         """Which parts of the backbone read which tokens; the account of FLOPs (`train.cost`) asks it."""
 
-    def enable_gradient_checkpointing(self) -> None:
+    def use_gradient_checkpointing(self, wanted: bool = True) -> int:
         """Keep fewer activations of the language model while training, and compute them anew in the backward pass.
 
-        Raises:
-            InputError: this backbone cannot.
+        Args:
+            wanted: False ends it.
+
+        Returns:
+            Of how many blocks.
         """
-        self.get_language_model().gradient_checkpointing_enable()
+        model, self.is_checkpointed = self.get_language_model(), wanted
+        if wanted:
+            model.gradient_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_disable()
+        return sum(isinstance(part, GradientCheckpointingLayer) for part in model.modules())
 
     def after_sharding(self, adapted: bool) -> None:
         """Finish the set-up after FSDP has spread the policy over processes; by default there is nothing to do.

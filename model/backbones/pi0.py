@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.pi0.modeling_pi0 import PI0Model
 
@@ -19,7 +20,6 @@ from model.backbones.base import ADAPTER, Backbone, TokenReaders, VisionOutput
 from model.backbones.pi0_checkpoint import pi0_config
 from model.backbones.settings import Pi0Settings
 from model.weights import load_weights, stored_types, tensor_files, without_memory
-from pixel160k.errors import InputError
 
 
 class Pi0Backbone(Backbone):
@@ -135,13 +135,19 @@ class Pi0Backbone(Backbone):
             queries=[self.model.dit, self.state_proj],
         )
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Not with π0.
+    def use_gradient_checkpointing(self, wanted: bool = True) -> int:
+        """As of any backbone; but keys and values stay, since the expert reads them, and they are small with one head.
 
-        Raises:
-            InputError: always.
+        transformers' own checkpointing takes a layer's cache away, so that there would be none to read.
         """
-        raise InputError("π0's expert reads the keys and values that gradient checkpointing throws away; switch it off")
+        layers: Any = self.get_language_model().layers
+        self.is_checkpointed = wanted
+        for layer in layers:
+            if wanted:
+                layer.forward = _ComputedAnew(layer.forward, layer.self_attn.layer_idx)
+            else:
+                layer.forward = layer.forward.forward
+        return len(layers)
 
     def after_sharding(self, adapted: bool) -> None:
         """Keep the last layer whole in the backward pass, and let gradients of adapters come in one order."""
@@ -150,3 +156,35 @@ class Pi0Backbone(Backbone):
         language.layers[-1].set_reshard_after_forward(False)
         if adapted:  # with and without masks, gradients come in the same order
             language.enable_input_require_grads()
+
+
+class _ComputedAnew:
+    """A layer's forward whose activations are not kept but computed anew in the backward pass, all but keys and values."""
+
+    def __init__(self, forward: Any, layer: int) -> None:
+        self.forward, self._layer = forward, layer
+
+    def __call__(self, hidden_states: torch.Tensor, past_key_values: Any = None, **rest: Any) -> torch.Tensor:
+        if past_key_values is None or not torch.is_grad_enabled():
+            return self.forward(hidden_states, past_key_values=past_key_values, **rest)
+
+        def compute(hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            kept = _KeysAndValues()
+            computed = self.forward(hidden_states, past_key_values=kept, **rest)
+            return computed, kept.keys, kept.values
+
+        computed, keys, values = checkpoint(compute, hidden_states, use_reentrant=False)
+        past_key_values.update(keys, values, self._layer)
+        return computed
+
+
+class _KeysAndValues:
+    """Stands in for a cache in one layer: the layer attends to what it gives, and the cache itself is filled only once."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What transformers' attention calls."""
+        self.keys, self.values = keys, values
+        return keys, values
