@@ -176,7 +176,7 @@ def load_weights(
         for target in readers[name]:
             parent, _, leaf = target.rpartition(".")
             taken, own_type = sources[target].take(tensor), dtype or tensor.dtype
-            form = {"dtype": own_type, "device": _DEVICE.get(), "memory_format": torch.contiguous_format}
+            form: Any = {"dtype": own_type, "device": _DEVICE.get(), "memory_format": torch.contiguous_format}
             value = taken.to(copy=True, **form) if are_values_read() else torch.empty_like(taken, **form)
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
     retie_weights(module)
