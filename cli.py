@@ -556,6 +556,39 @@ def merge_command(checkpoint: Path, out: Path) -> None:
     click.echo(f"{out} holds the whole policy; act with: pixelcli predict --checkpoint {out}")
 
 
+@main.command("serve")
+@click.option("--checkpoint", required=True, help="A policy, or a run or checkpoint of training.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--dataset", help="Whose robot acts, where clients do not say it [default: the checkpoint's only one].")
+@click.option("--api-key-file", type=_file, help="Holds what clients must send [default: $PIXELVLA_API_KEY, or none].")
+@click.option("--compile", "compiled", is_flag=True, help="Compiled graphs: minutes at the start, faster on a GPU.")
+@_overrides
+@_device
+def serve_command(
+    checkpoint: str,
+    host: str,
+    port: int,
+    dataset: str | None,
+    api_key_file: Path | None,
+    compiled: bool,
+    overrides: tuple[str, ...],
+    device: str,
+) -> None:
+    """Let robots and others' harnesses ask a policy: openpi's websocket and OpenVLA's /act, on one port.
+
+    \b
+    pixelcli serve --checkpoint policy --dataset bridge_orig
+    pixelcli serve --checkpoint policy --host 0.0.0.0 --api-key-file key --device cuda --set batch=32
+    """
+    require_packages("serve", "torch", "transformers", "msgpack", "starlette", "uvicorn", "websockets")
+    from serve.server import read_key, serve
+    from serve.settings import ServeSettings
+
+    settings = ServeSettings.load(overrides=overrides)
+    serve(checkpoint, host, port, settings, dataset, device, read_key(api_key_file), compiled, click.echo)
+
+
 @main.group("evaluate")
 def evaluate_group() -> None:
     """Measure annotations and policies."""
