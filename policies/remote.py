@@ -7,8 +7,9 @@ that a server that was started again goes on being asked; one that stays away is
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPException
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import Request, urlopen
@@ -23,14 +24,20 @@ from policies.framing import Gripper, from_json, gripper_from, pack, pointing, t
 
 _PAUSE = 0.5  # seconds between two tries to reach a server
 _MOST_BYTES = 64 * 2**20  # of an answer
-_MOST_AT_ONCE = 64  # connections to one server
 _Result = TypeVar("_Result")
+
+
+class _Open(NamedTuple):
+    connection: ClientConnection
+    about: dict[str, Any]  # what the server said of itself
 
 
 class _Remote:
     """What the two clients share: several episodes are asked for at once, and a server may come back."""
 
-    def __init__(self, url: str, schemes: Sequence[str], api_key: str, timeout: float, patience: float) -> None:
+    def __init__(
+        self, url: str, schemes: Sequence[str], api_key: str, timeout: float, patience: float, at_once: int
+    ) -> None:
         try:
             parts = urlsplit(url)
             usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
@@ -40,14 +47,14 @@ class _Remote:
             raise InputError(f"{url!r} is no address of a policy server; it begins with {' or '.join(schemes)} and ://")
         self.url, self._timeout, self._patience = url, timeout, patience
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
-        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="ask")
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="ask")
 
     def reset(self, episode: str, instruction: str) -> None:
         """Nothing: neither protocol says that an episode begins."""
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
         """See `policies.base.Policy`. The server is asked for all episodes at the same time."""
-        chunks = list(self._pool.map(self._ask, range(len(seen)), seen))
+        chunks = list(self._pool.map(self._ask, seen))
         if len({len(chunk) for chunk in chunks}) > 1:
             raise InputError(f"{self.url} answered with chunks of {sorted({len(chunk) for chunk in chunks})} actions")
         return np.stack(chunks)
@@ -56,23 +63,21 @@ class _Remote:
         """Give connections and threads up."""
         self._pool.shutdown()
 
-    def _ask(self, place: int, seen: Seen) -> np.ndarray:
-        """The chunk for the observation at this place of those that are asked for."""
+    def _ask(self, seen: Seen) -> np.ndarray:
+        """The chunk for one observation."""
         raise NotImplementedError
 
-    def _patiently(self, ask: Callable[[], _Result], again: Callable[[], None] = lambda: None) -> _Result:
+    def _patiently(self, ask: Callable[[], _Result]) -> _Result:
         """What a question gives. Where the server cannot be reached it is asked anew: once, and as long as patience lasts."""
         until, tries = time.monotonic() + self._patience, 0
         while True:
             try:
                 return ask()
             except TimeoutError:
-                again()
                 raise InputError(
                     f"{self.url} did not answer within {self._timeout:g} s; is its policy too slow?"
                 ) from None
             except (OSError, HTTPException, WebSocketException) as error:
-                again()
                 tries += 1
                 if tries > 1 and time.monotonic() > until:
                     raise InputError(f"{self.url} cannot be reached ({one_line(error)}); start the server") from None
@@ -99,6 +104,7 @@ class OpenpiPolicy(_Remote):
         gripper: Gripper | None = None,
         timeout: float = 60,
         patience: float = 10,
+        at_once: int = 32,
     ) -> None:
         """Connect to nothing yet.
 
@@ -109,21 +115,21 @@ class OpenpiPolicy(_Remote):
                 `signed`, as openpi's LIBERO policies have it.
             timeout: seconds that an answer may take.
             patience: seconds in which a server that cannot be reached may come (back).
+            at_once: how many observations it is asked for at the same time.
 
         Raises:
             InputError: `url` is none.
         """
-        super().__init__(url, ("ws", "wss"), api_key, timeout, patience)
+        super().__init__(url, ("ws", "wss"), api_key, timeout, patience, at_once)
         self._gripper = gripper
-        self._open: dict[int, tuple[ClientConnection, dict[str, Any]]] = {}  # and what each server said of itself
+        self._idle: list[_Open] = []
 
     def close(self) -> None:
         """Give connections and threads up."""
         super().close()
-        for place in list(self._open):
-            self._drop(place)
+        self._forget()
 
-    def _ask(self, place: int, seen: Seen) -> np.ndarray:
+    def _ask(self, seen: Seen) -> np.ndarray:
         pointed = pointing(seen.masks, seen.prompts)
         said: dict[str, Any] = {"observation/image": seen.image, "prompt": seen.instruction, **pointed}
         if seen.wrist_image is not None:
@@ -131,46 +137,58 @@ class OpenpiPolicy(_Remote):
         if seen.state is not None:
             said["observation/state"] = seen.state
 
-        def ask() -> tuple[bytes | str, dict[str, Any]]:
-            connection, about = self._connection(place)
-            _check_pointing(self.url, pointed, about)
-            connection.send(pack(said))
-            return connection.recv(self._timeout), about
+        def ask() -> tuple[bytes | str, _Open]:
+            opened = self._take()
+            try:
+                _check_pointing(self.url, pointed, opened.about)
+                opened.connection.send(pack(said))
+                return opened.connection.recv(self._timeout), opened
+            except InputError:
+                self._idle.append(opened)
+                raise
+            except (OSError, WebSocketException):  # then those that are idle are lost as well
+                opened.connection.close()
+                self._forget()
+                raise
 
-        answer, about = self._patiently(ask, lambda: self._drop(place))
-        if isinstance(answer, str):
-            self._drop(place)
+        answer, opened = self._patiently(ask)
+        if isinstance(answer, str):  # after which it hangs up
+            opened.connection.close()
             raise InputError(f"{self.url} cannot act on the observation: {answer.strip()[-500:]}")
-        found = unpack(answer)
-        gripper = self._gripper or about.get("gripper", "signed")
+        self._idle.append(opened)
+        found, gripper = unpack(answer), self._gripper or opened.about.get("gripper", "signed")
         if not isinstance(found, dict) or gripper not in get_args(Gripper):
             raise InputError(f"{self.url} does not answer as openpi does; is it another server?")
         return self._checked(found.get("actions"), gripper)
 
-    def _connection(self, place: int) -> tuple[ClientConnection, dict[str, Any]]:
-        if place not in self._open:
-            try:
-                connection = connect(
-                    self.url,
-                    compression=None,
-                    max_size=_MOST_BYTES,
-                    additional_headers=self._headers,
-                    open_timeout=self._timeout,
-                )
-            except InvalidStatus as error:
-                raise InputError(f"{self.url} turns us away: {_reason(bytes(error.response.body or b''))}") from None
-            except InvalidURI as error:
-                raise InputError(f"{self.url} is no address: {one_line(error)}") from None
-            said = connection.recv(self._timeout)
-            about = unpack(said) if isinstance(said, bytes) else None
-            if not isinstance(about, dict):
-                raise InputError(f"{self.url} does not begin as openpi's servers do; is it another server?")
-            self._open[place] = connection, about
-        return self._open[place]
+    def _take(self) -> _Open:
+        with suppress(IndexError):
+            return self._idle.pop()
+        return self._connect()
 
-    def _drop(self, place: int) -> None:
-        if place in self._open:
-            self._open.pop(place)[0].close()
+    def _connect(self) -> _Open:
+        try:
+            connection = connect(
+                self.url,
+                compression=None,
+                max_size=_MOST_BYTES,
+                additional_headers=self._headers,
+                open_timeout=self._timeout,
+            )
+        except InvalidStatus as error:
+            raise InputError(f"{self.url} turns us away: {_reason(bytes(error.response.body or b''))}") from None
+        except InvalidURI as error:
+            raise InputError(f"{self.url} is no address: {one_line(error)}") from None
+        said = connection.recv(self._timeout)
+        about = unpack(said) if isinstance(said, bytes) else None
+        if not isinstance(about, dict):
+            raise InputError(f"{self.url} does not begin as openpi's servers do; is it another server?")
+        return _Open(connection, about)
+
+    def _forget(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().connection.close()
 
 
 class ActPolicy(_Remote):
@@ -185,6 +203,7 @@ class ActPolicy(_Remote):
         gripper: Gripper = "unit",
         timeout: float = 60,
         patience: float = 10,
+        at_once: int = 32,
     ) -> None:
         """Connect to nothing yet.
 
@@ -196,15 +215,16 @@ class ActPolicy(_Remote):
             gripper: what the last number of its actions means; OpenVLA and OpenVLA-OFT give `unit`.
             timeout: seconds that an answer may take.
             patience: seconds in which a server that cannot be reached may come (back).
+            at_once: how many observations it is asked for at the same time.
 
         Raises:
             InputError: `url` is none.
         """
-        super().__init__(url, ("http", "https"), api_key, timeout, patience)
+        super().__init__(url, ("http", "https"), api_key, timeout, patience, at_once)
         self._dataset, self._chunks, self._gripper = dataset, chunks, gripper
         self._about: dict[str, Any] | None = None
 
-    def _ask(self, place: int, seen: Seen) -> np.ndarray:
+    def _ask(self, seen: Seen) -> np.ndarray:
         pointed = pointing(seen.masks, seen.prompts)
         if pointed and self._about is None:
             self._about = self._described()

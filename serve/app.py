@@ -148,7 +148,7 @@ async def _act(request: Request) -> Response:
         return Response(status_code=_CLIENT_CLOSED)
     except _Refused as refused:
         service.refused(client, str(refused))
-        return _error(refused.status, str(refused), {"connection": "close"})
+        return _error(refused.status, str(refused))
     except Exception as error:
         return _error(*service.explain(error, client))
     finally:
@@ -188,8 +188,8 @@ async def _healthz(_: Request) -> Response:
     return PlainTextResponse("OK\n")
 
 
-def _error(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": reason}, status, headers)
+def _error(status: int, reason: str) -> JSONResponse:
+    return JSONResponse({"error": reason}, status)
 
 
 def _client(connection: HTTPConnection) -> str:

@@ -203,9 +203,11 @@ def _compiled(policy: PixelVLA, dataset: str, most: int) -> Callable[[Sequence[O
 
 
 class _Impatient(H11Protocol):
-    """uvicorn's HTTP, which gives a client up that does not send the head of a request in the time of an idle connection."""
+    """uvicorn's HTTP, which gives clients up: those that do not send the head of a request, and those that do not stop to send
+    a body that was refused, which is read on for a while so that they find the reason. The time is that of an idle connection.
+    """
 
-    _waiting: TimerHandle | None = None
+    _timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -215,17 +217,25 @@ class _Impatient(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    @property
+    def _waits(self) -> bool:
+        """Whether it is the client's turn, and no answer of ours is due."""
+        refused = self.conn.their_state is h11.SEND_BODY and self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+        return self.conn.their_state is h11.IDLE or refused
+
     def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE and self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-        elif self.conn.their_state is h11.IDLE and self._waiting is None:
-            self._waiting = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+        if self._waits and self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+        elif not self._waits and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self) -> None:
-        self._waiting = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+        self._timer = None
+        if self._waits and self.conn.our_state is h11.IDLE and not self.transport.is_closing():
             self.send_400_response(f"The head of the request did not come within {self.timeout_keep_alive:g} s.")
+        elif self._waits:
+            self.transport.close()
 
 
 @contextmanager
