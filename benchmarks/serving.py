@@ -1,98 +1,76 @@
-"""What a server adds to the time of its policy: a tiny random policy in a process of its own, asked over loopback.
+"""What a server adds to the time of its policy: one that answers at once, asked over loopback by clients in the same process.
 
-`python -m benchmarks.serving` prints, for each number of clients of the websocket, the median and the 95th percentile of
-an answer's latency as the client sees it, of what the policy took of it, and of the rest: packing, the wire, unpacking, waiting for
-others; and how many answers came a second. The image is 224 x 224, as openpi's clients send it.
+`python -m benchmarks.serving` prints, for each protocol and each number of clients, the median and the 95th percentile of
+an answer's latency, the processor's time that an answer costs both ends together, which a busy machine does not change, and how
+many came a second. The image is 224 x 224, as openpi's clients send it.
 """
 
 import argparse
-import multiprocessing
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
-DATASET = "simulated"
+from policies.base import Policy, Seen
+from policies.remote import ActPolicy, OpenpiPolicy
+from serve.server import PolicyServer, bind
+from serve.settings import ServeSettings
 
 
-def serve(port: int, wait_ms: float) -> None:
-    """Serve a tiny random policy until the process is ended."""
-    from model.policy import PixelVLA
-    from serve.server import PolicyServer, bind
-    from serve.settings import ServeSettings
+class AtOnce:
+    """A policy that takes no time."""
 
-    action = {
-        "mask": [True] * 6 + [False],
-        "q01": [-1.0] * 6 + [0.0],
-        "q99": [1.0] * 7,
-        "min": [-1.0] * 7,
-        "max": [1.0] * 7,
-    }
-    policy = PixelVLA.start("tiny", {DATASET: {"action": action}}).eval()
-    PolicyServer(policy, bind("127.0.0.1", port), ServeSettings(batch_wait_ms=wait_ms)).run()
+    settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
+    processor = SimpleNamespace(statistics={"simulated": {}}, statistics_of=lambda dataset: {})
+
+    def act(self, observations: Sequence[Any]) -> np.ndarray:
+        return np.zeros((len(observations), 8, 7), np.float32)
 
 
-def measure(ask: Callable[[int], float], clients: int, requests: int) -> str:
-    """Ask by so many clients at once; `ask` gets the client's number and returns the policy's milliseconds."""
+def measure(make: Callable[[], Policy], clients: int, requests: int) -> str:
+    """So many clients ask so many times each."""
+    seen = [Seen(np.zeros((224, 224, 3), np.uint8), "pick up the black bowl")]
 
-    def one(client: int) -> list[tuple[float, float]]:
-        ask(client)  # connects
+    def one(policy: Policy) -> list[float]:
         times = []
         for _ in range(requests):
             begun = time.perf_counter()
-            acted = ask(client)
-            times.append(((time.perf_counter() - begun) * 1000, acted))
+            policy.act(seen)
+            times.append((time.perf_counter() - begun) * 1000)
         return times
 
-    begun = time.perf_counter()
+    policies = [make() for _ in range(clients)]
+    for policy in policies:
+        policy.act(seen)  # connects
+    begun, processor = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(clients) as pool:
-        times = np.array([pair for pairs in pool.map(one, range(clients)) for pair in pairs])
+        times = np.concatenate(list(pool.map(one, policies)))
     rate = len(times) / (time.perf_counter() - begun)
-    columns = {"latency": times[:, 0], "policy": times[:, 1], "rest": times[:, 0] - times[:, 1]}
-    shown = (f"{name} {np.median(values):.1f} / {np.percentile(values, 95):.1f}" for name, values in columns.items())
-    return f"{', '.join(shown)} ms, {rate:.1f}/s"
+    processor = (time.process_time() - processor) * 1000 / len(times)
+    return f"{np.median(times):.1f} / {np.percentile(times, 95):.1f} ms, {processor:.1f} ms of processor, {rate:.0f}/s"
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--requests", type=int, default=50, help="of each client")
-    parser.add_argument("--wait-ms", type=float, default=2, help="the server's batch_wait_ms")
+    parser.add_argument("--requests", type=int, default=100, help="of each client")
+    parser.add_argument("--wait-ms", type=float, default=0, help="the server's batch_wait_ms")
     options = parser.parse_args()
-
-    from websockets.sync.client import connect
-
-    from policies.framing import pack, unpack
-    from serve.server import bind
-
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(port, options.wait_ms), daemon=True)
-    server.start()
-    said = pack({"observation/image": np.zeros((224, 224, 3), np.uint8), "prompt": "pick up the black bowl"})
-    while True:
-        try:
-            connect(f"ws://127.0.0.1:{port}").close()
-            break
-        except OSError:
-            time.sleep(0.5)
+    settings = ServeSettings(batch_wait_ms=options.wait_ms)
+    server = PolicyServer(cast(Any, AtOnce()), bind("127.0.0.1", 0), settings)
+    threading.Thread(target=server.run).start()
     for clients in options.clients:
-        connections = [connect(f"ws://127.0.0.1:{port}", compression=None) for _ in range(clients)]
-        for connection in connections:
-            connection.recv()
-
-        def ask(client: int, connections: list = connections) -> float:
-            connections[client].send(said)
-            timing = unpack(connections[client].recv())["server_timing"]
-            return float(timing["infer_ms"])
-
-        print(f"{clients} clients over the websocket: {measure(ask, clients, options.requests)}", flush=True)
-        for connection in connections:
-            connection.close()
-    server.terminate()
-    server.join()
+        for name, make in (
+            ("openpi", lambda: OpenpiPolicy(server.address)),
+            ("/act", lambda: ActPolicy(server.act_address)),
+        ):
+            print(f"{name}, {clients} clients: {measure(make, clients, options.requests)}", flush=True)
+    server.stop()
 
 
 if __name__ == "__main__":

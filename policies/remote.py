@@ -182,6 +182,7 @@ class OpenpiPolicy(_Remote):
         said = connection.recv(self._timeout)
         about = unpack(said) if isinstance(said, bytes) else None
         if not isinstance(about, dict):
+            connection.close()
             raise InputError(f"{self.url} does not begin as openpi's servers do; is it another server?")
         return _Open(connection, about)
 

@@ -1,7 +1,6 @@
 """What the tests of serving share: a policy of no weights that does as its instruction says, one of few, and a server in a thread."""
 
 import threading
-import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -42,10 +41,11 @@ def picture(seed=0):
 
 
 class Stub:
-    """Opens the gripper and moves by the first pixel of the image; "break", "nan" and "slow" do what they say."""
+    """Opens the gripper and moves by the first pixel of the image; "break" and "nan" do what they say, "slow" waits for `release`."""
 
     def __init__(self):
         self.acted = []  # the instructions, batch by batch
+        self.busy, self.release = threading.Event(), threading.Event()
         self.settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
         self.processor = SimpleNamespace(
             statistics=STATISTICS, statistics_of=lambda name: Processor.statistics_of(self.processor, name)
@@ -58,7 +58,8 @@ class Stub:
         if any(observation.instruction == "break" for observation in observations):
             raise KeyError("what only our log may tell")
         if any(observation.instruction == "slow" for observation in observations):
-            time.sleep(0.4)
+            self.busy.set()
+            self.release.wait(60)
         actions = np.full((len(observations), 8, 7), 1, np.float32)
         for row, observation in enumerate(observations):
             actions[row, :, 0] = np.nan if observation.instruction == "nan" else observation.image[0, 0, 0] / 255

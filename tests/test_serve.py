@@ -2,17 +2,20 @@
 
 import json
 import logging
+import re
 import socket
 import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -21,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import serve as websocket_server
 
+from cli import main
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import line, mask_prompt, point, region
 from policies.base import Seen
@@ -31,6 +35,7 @@ from serve.requests import ACT, OPENPI, read_observation
 from serve.server import PolicyServer, bind, read_key
 from serve.settings import ServeSettings
 
+ROOT = Path(__file__).parents[1]
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[20:40, 30:60] = True
 PROMPTS = [point(30.5, 40.5), line([(5, 5), (60, 70)]), region((20, 30, 36, 46)), mask_prompt(MASK)]
@@ -212,18 +217,19 @@ def test_a_fault_of_one_fails_no_other_and_who_left_costs_nothing():
     good = [ask("go", seed) for seed in range(5)]
     broken, unknown, not_finite = ask("break"), ask("go", dataset="elsewhere"), ask("nan")
     for seed, answer in enumerate(good):
-        assert answer.result(10).actions[0, 0] == np.float32(picture(seed)[0, 0, 0] / 255)
+        assert answer.result(60).actions[0, 0] == np.float32(picture(seed)[0, 0, 0] / 255)
     with pytest.raises(KeyError):
-        broken.result(10)
+        broken.result(60)
     with pytest.raises(InputError, match="no statistics of 'elsewhere'"):
-        unknown.result(10)
+        unknown.result(60)
     with pytest.raises(InputError, match="not finite"):
-        not_finite.result(10)
-    slow, left = ask("slow"), None
-    time.sleep(0.3)  # its batch has begun
+        not_finite.result(60)
+    slow = ask("slow")
+    assert stub.busy.wait(60)
     left, last = ask("left"), ask("go")
     assert left.cancel()
-    assert slow.result(10) and last.result(10).batch == 1
+    stub.release.set()
+    assert slow.result(60).batch == last.result(60).batch == 1
     actor.close()
     assert not any("left" in batch for batch in stub.acted)
 
@@ -246,7 +252,7 @@ def served(policy):
 
 @pytest.fixture(scope="module")
 def stubbed():
-    with serving(Stub(), message_mb=1, read_s=1, ping_s=1) as server:
+    with serving(Stub(), message_mb=1, read_s=1.5) as server:
         yield server
 
 
@@ -331,7 +337,7 @@ def test_the_grippers_are_those_of_each_protocols_libero_client(stubbed):
 # --- clients that do what they should not
 
 
-def raw(server, data, then=b"", seconds=8):
+def raw(server, data, then=b"", seconds=60):
     """What the server says to bytes on its port, until it hangs up."""
     address = urlsplit(server.act_address)
     with socket.create_connection((address.hostname, address.port), timeout=seconds) as stream:
@@ -385,13 +391,12 @@ def test_half_a_frame_and_2_gb_over_the_websocket(stubbed):
     header = bytes([0x82, 0xFF])  # a binary frame with a mask and a length of 8 bytes
     said = raw(stubbed, UPGRADE, header + struct.pack("!Q", 2**31) + bytes(4))
     assert close_code(said)[0] == 1009 and b"1048576" in said
-    said = raw(
-        stubbed, UPGRADE, header + struct.pack("!Q", 1000) + bytes(50)
-    )  # hangs; the server's ping stays unanswered
-    assert close_code(said) == (1011, b"keepalive ping timeout")
     said = raw(stubbed, UPGRADE, b"\xff\xff\xff")
     assert close_code(said)[0] == 1002
     assert alive(stubbed)
+    with serving(Stub(), ping_s=0.5) as server:
+        said = raw(server, UPGRADE, header + struct.pack("!Q", 1000) + bytes(50))  # then hangs, and answers no ping
+        assert close_code(said) == (1011, b"keepalive ping timeout")
 
 
 @pytest.mark.parametrize(
@@ -429,26 +434,23 @@ def test_a_bug_is_one_line_to_strangers_and_a_traceback_in_the_log(stubbed, capl
 
 def test_a_client_that_left_is_not_acted_for():
     stub = Stub()
-    with serving(stub, batch=1) as server:
-        before = threading.Thread(target=lambda: alive_slow(server))
-        before.start()
-        time.sleep(0.2)  # the policy is busy now
+    with serving(stub) as server, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(OpenpiPolicy(server.address).act, [Seen(picture(), "slow")])
+        assert stub.busy.wait(60)
         with connect(server.address) as websocket:
             websocket.recv()
             websocket.send(pack({"observation/image": picture(), "prompt": "left"}))
-            time.sleep(0.05)
         body = to_json({"image": picture(), "instruction": "left"}).encode()
         address = urlsplit(server.act_address)
         with socket.create_connection((address.hostname, address.port)) as stream:
             stream.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until = time.monotonic() + 60
+        while json.loads(get(server, "/metrics"))["gone"] < 2:
+            assert time.monotonic() < until, "the server did not notice that they left"
             time.sleep(0.05)
-        before.join()
-        assert alive(server)
-        assert ["left"] not in stub.acted and json.loads(get(server, "/metrics"))["gone"] == 2
-
-
-def alive_slow(server):
-    OpenpiPolicy(server.address).act([Seen(picture(), "slow"), Seen(picture(), "slow")])
+        stub.release.set()
+        assert waiting.result(60).shape == (1, 8, 7) and alive(server)
+        assert not any("left" in batch for batch in stub.acted)
 
 
 def test_only_who_has_the_key_is_served():
@@ -479,6 +481,27 @@ def test_more_clients_than_the_limit_are_turned_away():
 
 
 # --- starting, and asking others
+
+
+def test_the_settings_are_documented():
+    table = (
+        (ROOT / "docs" / "serving.md").read_text("utf-8").split("| setting | default | meaning |")[1].split("\n\n")[0]
+    )
+    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", table, re.MULTILINE)
+    assert rows == [(name, f"{value:g}" if not isinstance(value, str) else value) for name, value in ServeSettings()]
+    with pytest.raises(InputError, match="unknown setting 'bach'; did you mean 'batch'"):
+        ServeSettings.load(overrides=["bach=3"])
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+    for wrong, message in (
+        (["--checkpoint", str(tmp_path / "none"), "--port", "0"], "none"),
+        (["--checkpoint", "x", "--set", "batch=0"], "setting 'batch'"),
+        (["--checkpoint", "x", "--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+    ):
+        result = CliRunner().invoke(main, ["serve", *wrong])
+        assert result.exit_code == 1 and message in result.output, result.output
+        assert len(result.output.splitlines()) == 1
 
 
 def test_a_key_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
