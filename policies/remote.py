@@ -154,7 +154,7 @@ class OpenpiPolicy(_Remote):
         answer, opened = self._patiently(ask)
         if isinstance(answer, str):  # after which it hangs up
             opened.connection.close()
-            raise InputError(f"{self.url} cannot act on the observation: {answer.strip()[-500:]}")
+            raise InputError(f"{self.url} cannot act on the observation: {' '.join(answer.split())[-500:]}")
         self._idle.append(opened)
         found, gripper = unpack(answer), self._gripper or opened.about.get("gripper", "signed")
         if not isinstance(found, dict) or gripper not in get_args(Gripper):
@@ -174,7 +174,7 @@ class OpenpiPolicy(_Remote):
                 max_size=_MOST_BYTES,
                 additional_headers=self._headers,
                 open_timeout=self._timeout,
-            )
+            ).__enter__()  # what newer releases of websockets want; `close` ends it
         except InvalidStatus as error:
             raise InputError(f"{self.url} turns us away: {_reason(bytes(error.response.body or b''))}") from None
         except InvalidURI as error:

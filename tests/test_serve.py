@@ -473,8 +473,8 @@ def test_only_who_has_the_key_is_served():
 def test_more_clients_than_the_limit_are_turned_away():
     with serving(Stub(), connections=2) as server:
         with connect(server.address), connect(server.address):
-            with pytest.raises(InvalidStatus) as refused:
-                connect(server.address)
+            with pytest.raises(InvalidStatus) as refused, connect(server.address):
+                pass
             assert refused.value.response.status_code == 503 and b"2 clients already" in refused.value.response.body
             assert post(server, {})[0] == 503 and get(server, "/healthz") == b"OK\n"
         assert alive(server)
