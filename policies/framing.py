@@ -141,7 +141,8 @@ def _scalar(data: Any, dtype: Any) -> np.generic:
     if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype) or type(data) not in (bool, int, float):
         raise InputError(f"a number of NumPy must be a bool, an integer or a float, not {data!r:.60} of {dtype!r:.60}")
     try:
-        scalar: np.generic = np.dtype(dtype).type(data)
+        with np.errstate(over="ignore"):
+            scalar: np.generic = np.dtype(dtype).type(data)
     except (ValueError, OverflowError):
         raise InputError(f"{data!r:.60} is no number of dtype {dtype}") from None
     return scalar

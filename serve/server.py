@@ -265,6 +265,8 @@ def _log_to_stderr() -> None:
     """The server's log: who was refused and why, and tracebacks of bugs."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # What uvicorn says of every websocket that is turned away with a reason, as if that were an error.
+    handler.addFilter(lambda record: "without completing handshake" not in record.getMessage())
     for name, level in (("serve", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -1,5 +1,7 @@
 """What `pixelcli serve --set key=value` may say (docs/serving.md)."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from pixel160k.settings import Settings
@@ -20,12 +22,12 @@ class ServeSettings(Settings):
         act_gripper: the same over `/act`.
     """
 
-    batch: int = Field(16, ge=1, le=1024)
-    batch_wait_ms: float = Field(2, ge=0, le=1000)
-    connections: int = Field(64, ge=1)
-    message_mb: float = Field(16, gt=0, le=1024)
-    read_s: float = Field(10, gt=0)
-    ping_s: float = Field(20, gt=0)
+    batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 2
+    connections: Annotated[int, Field(ge=1)] = 64
+    message_mb: Annotated[float, Field(gt=0, le=1024)] = 16
+    read_s: Annotated[float, Field(gt=0)] = 10
+    ping_s: Annotated[float, Field(gt=0)] = 20
     openpi_gripper: Gripper = "signed"
     act_gripper: Gripper = "unit"
 
