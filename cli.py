@@ -621,6 +621,75 @@ def evaluate_actions_command(
     click.echo(f"the page: {out / 'actions.html'}")
 
 
+@evaluate_group.command("libero")
+@click.option(
+    "--policy",
+    required=True,
+    metavar="POLICY",
+    help="A trained policy or run, an OpenVLA checkpoint, ws://HOST:PORT, http://HOST:PORT/act, random, expert, replay:DIR.",
+)
+@click.option("--suite", help="libero_spatial, _object, _goal, _10, _90, or of LIBERO-PRO [default: libero_spatial].")
+@click.option("--episodes", type=click.IntRange(1), help="Initial states of each task [default: 50].")
+@click.option("--prompts", help="What points at the target: as in evaluate actions [default: none].")
+@click.option("--config", type=_new_local_file, help="YAML file of settings.")
+@_overrides
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes with a simulator each."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Ask the policy for so many of them at once."
+)
+@click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics.")
+@click.option("--film", is_flag=True, help="Make a film of each episode.")
+@click.option("--against", type=_local_directory, help="Another --out, to compare with scene by scene.")
+@click.option("--out", type=_local_directory, required=True, help="Where episodes.parquet, libero.html, films go.")
+@_device
+def evaluate_libero_command(
+    policy: str,
+    suite: str | None,
+    episodes: int | None,
+    prompts: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    batch: int,
+    dataset: str | None,
+    film: bool,
+    against: Path | None,
+    out: Path,
+    device: str,
+) -> None:
+    """Let a policy act in LIBERO, by OpenVLA's protocol; a killed run goes on (needs the extras [sim] and [train]).
+
+    \b
+    pixelcli evaluate libero --policy runs/pue --suite libero_spatial --workers 2 --out libero
+    pixelcli evaluate libero --policy runs/pue --prompts none,point,pixel_mask --episodes 10 --film --out libero
+    pixelcli evaluate libero --policy expert --suite libero_object --episodes 5 --out libero
+    """
+    from train.settings import check_packages
+
+    require_packages("sim", "libero", "imageio_ffmpeg")
+    check_packages()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from evaluation.closed_loop.report import summary_tables
+    from evaluation.closed_loop.run import evaluate
+    from evaluation.closed_loop.settings import LiberoSettings
+
+    chosen = {"suite": suite, "episodes": episodes, "prompts": prompts.split(",") if prompts else None}
+    values = {key: value for key, value in chosen.items() if value is not None}
+    settings = LiberoSettings.load(config, overrides, values=values)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("episodes", total=None)
+        summary = evaluate(
+            policy, settings, out, workers, batch, device, dataset, film, against,
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
+    _print(*summary_tables(summary))
+    click.echo(f"the page: {out / 'libero.html'}")
+
+
 @main.command("sample")
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
