@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.closed_loop.pointing import Pointing, Shown
+from evaluation.closed_loop.pointing import Shown, point_at_target
 from evaluation.closed_loop.scenes import Scene, most_steps
 from evaluation.closed_loop.settings import LiberoSettings
 from pixel160k.errors import InputError
@@ -18,7 +18,7 @@ from simulation import two_alike
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, WRIST_VIEW, TaskEnvironment
 
 Film = Callable[[np.ndarray, Shown], None]
-"""Takes each image of an episode, RGB uint8, and what marks the target on it."""
+"""Takes each image of an episode, RGB uint8, and what the policy was last shown of its target."""
 FILM_EVERY = 2  # control steps: 10 images a second
 
 
@@ -140,16 +140,20 @@ def run_episode(
         scene.task_id, scene.target, scene.initial_state, condition, instruction, meant=environment.target
     )
     try:
-        pointing = Pointing(condition, environment, scene.initial_state)
+        first = _camera(environment, AGENT_VIEW, settings)
+        pointing = point_at_target(condition, environment, scene.initial_state, first, instruction, settings.foundation)
     except InputError as error:
         return replace(result, error=str(error))
     window, limit = CONTROL_HZ // settings.hz, most_steps(settings)
     step, closed_at, touched, solved = 0, -1, "", False
     while step < limit and not solved:
         with rendered:
-            seen = _see(environment, settings, instruction, name, pointing.shown(closed_at >= 0))
+            image = _camera(environment, AGENT_VIEW, settings)
+            wrist = _camera(environment, WRIST_VIEW, settings) if settings.wrist else None
+            masks, prompts = pointing.shown(image, closed_at >= 0)
         with asked:
-            chunk = policy.act([seen])[0]
+            state = environment.proprioception()[0]
+            chunk = policy.act([Seen(image, instruction, masks, prompts, wrist, state, name)])[0]
         if not np.isfinite(chunk).all():
             raise InputError(f"the policy's actions in {name} are not finite numbers")
         for action in chunk[: settings.replan or None]:
@@ -158,7 +162,7 @@ def run_episode(
             for command in commands(action, window)[: limit - step]:
                 if film is not None and step % FILM_EVERY == 0:
                     with rendered:
-                        film(environment.render(AGENT_VIEW), pointing.shown(closed_at >= 0))
+                        film(environment.render(AGENT_VIEW), ([], []) if closed_at >= 0 else (masks, prompts))
                 environment.step(command)
                 step += 1
                 touched = touched or environment.touched_object() or ""
@@ -167,7 +171,7 @@ def run_episode(
             if solved or step >= limit:
                 break
     if film is not None:
-        film(environment.render(AGENT_VIEW), pointing.shown(closed_at >= 0))
+        film(environment.render(AGENT_VIEW), ([], []))
     return replace(
         result,
         success=solved,
@@ -180,8 +184,5 @@ def run_episode(
     )
 
 
-def _see(environment: TaskEnvironment, settings: LiberoSettings, instruction: str, name: str, shown: Shown) -> Seen:
-    masks, prompts = shown
-    wrist = jpeg_round_trip(environment.render(WRIST_VIEW), settings.jpeg) if settings.wrist else None
-    image = jpeg_round_trip(environment.render(AGENT_VIEW), settings.jpeg)
-    return Seen(image, instruction, masks, prompts, wrist, environment.proprioception()[0], name)
+def _camera(environment: TaskEnvironment, camera: str, settings: LiberoSettings) -> np.ndarray:
+    return jpeg_round_trip(environment.render(camera), settings.jpeg)

@@ -4,9 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from annotate.settings import FoundationSettings
 from evaluation.actions import PROMPTS
+from evaluation.closed_loop.pointing import FOLLOWED_POINT, FOLLOWED_TEXT
 from pixel160k.settings import Settings
 from simulation.environment import CONTROL_HZ
+
+CONDITIONS = (*PROMPTS, FOLLOWED_POINT, FOLLOWED_TEXT)
 
 
 class LiberoSettings(Settings):
@@ -19,7 +23,9 @@ class LiberoSettings(Settings):
         episodes: initial states of each task.
         two_alike: instead of the tasks' own goals, scenes with two alike bowls, of which the instruction does not say which
             one is meant (`simulation.two_alike`); in half of them it is the other bowl. Only of libero_spatial.
-        prompts: the conditions under which each initial state is tried: what points at the target (`evaluation.actions`).
+        prompts: the conditions under which each initial state is tried: what points at the target. Those of
+            `evaluation.actions`, by the simulator's truth; "followed_point", a click on the first image of which SAM 2 makes a
+            mask that it follows; "followed_text", the same of what Grounding DINO finds by the instruction's noun.
         hz: actions per second. LIBERO's own is 20; an action of a slower policy is carried out in several equal control steps.
         replan: actions of a chunk that are carried out before the policy is asked again; 0: all of them.
         most_steps: control steps until an episode ends unsolved; 0: those of OpenVLA's protocol.
@@ -28,6 +34,8 @@ class LiberoSettings(Settings):
             depend on their order. "once": as in OpenVLA's script, wandering from episode to episode of a task.
         published: render and reset as LIBERO's own wrapper does; else without the table's reflections, in half the time.
         wrist: render the hand's camera, too.
+        foundation: Grounding DINO and SAM 2 of the conditions that follow; by default the tiny ones, which know simulated
+            scenes alone.
         seed: of policies that draw.
     """
 
@@ -44,6 +52,7 @@ class LiberoSettings(Settings):
     fixtures: Literal["episode", "once"] = "episode"
     published: bool = True
     wrist: bool = False
+    foundation: FoundationSettings = FoundationSettings(detector="tiny", segmenter="tiny")
     seed: int = 0
 
     @field_validator("hz")
@@ -56,8 +65,8 @@ class LiberoSettings(Settings):
     @field_validator("prompts")
     @classmethod
     def _known(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(prompts) - set(PROMPTS)):
-            raise ValueError(f"has {unknown[0]!r}, which is none of {', '.join(PROMPTS)}")
+        if unknown := sorted(set(prompts) - set(CONDITIONS)):
+            raise ValueError(f"has {unknown[0]!r}, which is none of {', '.join(CONDITIONS)}")
         if not prompts or len(set(prompts)) < len(prompts):
             raise ValueError("must name one or more conditions, each once")
         return prompts
