@@ -144,7 +144,10 @@ def environment():
 
 @pytest.mark.slow
 def test_states_and_images_are_those_of_liberos_own_wrapper(environment):
-    """As OpenVLA's evaluation makes them: the wrapper with its cameras, a seed once, the initial state, ten steps."""
+    """As OpenVLA's evaluation makes them: the wrapper with its cameras, a seed once, the initial state, ten steps.
+
+    The wrapper's own image is drawn up to 2 ms before the control step ends, and so differs at the edges of what still settles.
+    """
     from libero.libero.envs import OffScreenRenderEnv
 
     task = load_task("libero_spatial", 0)
@@ -157,7 +160,10 @@ def test_states_and_images_are_those_of_liberos_own_wrapper(environment):
             seen, *_ = theirs.step(STAND_STILL.tolist())
         environment.reset(7)
         assert np.array_equal(environment.state(), theirs.get_sim_state())
-        assert np.array_equal(environment.render(AGENT_VIEW), seen["agentview_image"][::-1, ::-1])
+        image = environment.render(AGENT_VIEW)
+        assert (image != seen["agentview_image"][::-1, ::-1]).mean() < 0.002
+        seen = theirs.env._get_observations(force_update=True)
+        assert np.array_equal(image, seen["agentview_image"][::-1, ::-1])
         state = environment.proprioception()[0]
         assert np.allclose(state[:3], seen["robot0_eef_pos"]) and np.allclose(state[6:], seen["robot0_gripper_qpos"])
     finally:

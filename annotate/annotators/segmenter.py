@@ -174,14 +174,15 @@ class Segmenter:
 
     def _prompted(self, encoded: EncodedVideo, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
         """What transformers makes of a prompt on the first frame of an order."""
-        session, object_index = self._session(order[0], *encoded.frames[order[0]].shape[:2], prompt)
+        session, object_index = self._session(order[0], encoded.frames[order[0]].shape, prompt)
         *features, positions = encoded.take(order)
         session.cache.cache_vision_features(order[0], {"vision_feats": features, "vision_pos_embeds": [positions]})
         self._model(session, frame_idx=order[0])
         return session.output_dict_per_obj[object_index]["cond_frame_outputs"][order[0]]
 
-    def _session(self, step: int, height: int, width: int, prompt: Prompt) -> tuple[Sam2VideoInferenceSession, int]:
+    def _session(self, step: int, shape: Sequence[int], prompt: Prompt) -> tuple[Sam2VideoInferenceSession, int]:
         """A session of transformers in which one object is prompted on a frame, with the object's index; and nothing computed."""
+        height, width = shape[:2]
         session = Sam2VideoInferenceSession(
             video_height=height,
             video_width=width,
@@ -218,10 +219,11 @@ class Segmenter:
         def take(image: np.ndarray) -> Segment:
             nonlocal session
             if session is None:
-                session, _ = self._session(0, *image.shape[:2], prompt)
+                session, _ = self._session(0, image.shape, prompt)
             with mixed_precision(self._device, self._dtype):
                 output = self._model(session, frame=self._pixels([image]))
             done = session.processed_frames
+            assert done is not None
             done[len(done) - 1] = torch.empty(0)  # what is looked back at is its features, not itself
             mask = self._masks(output.pred_masks, *image.shape[:2])[0].cpu().numpy()
             return Segment(mask, torch.sigmoid(output.object_score_logits.float()).item())
