@@ -48,7 +48,9 @@ class TaskEnvironment:
     is to be moved, and `destination` is "".
     """
 
-    def __init__(self, suite: str, task_id: int, target: str = "", published: bool = False) -> None:
+    def __init__(
+        self, suite: str, task_id: int, target: str = "", reflections: bool = False, hard_reset: bool = False
+    ) -> None:
         """Make the environment (5 to 10 s).
 
         Args:
@@ -56,14 +58,17 @@ class TaskEnvironment:
             task_id: of the suite.
             target: another instance of the same kind as the task's target, to be picked up instead of it. The scene and its
                 initial states stay the same.
-            published: render and reset as LIBERO's own wrapper and the results that are published with it: with the table's
-                reflections, and the whole model anew at each reset (4 s instead of milliseconds).
+            reflections: render the table's reflections, as LIBERO itself does. They double the time of a frame on a CPU (102
+                instead of 55 ms) and change one of a hundred pixels.
+            hard_reset: make the whole model anew at each reset (4 s instead of milliseconds), as LIBERO itself does. States and
+                images are the same; but where fixtures are drawn on (`reset`), they are those of LIBERO only with it.
 
         Raises:
             InputError: there is no such suite or task, or LIBERO is not installed.
         """
         task = load_task(suite, task_id)
-        self.suite, self.task_id, self._published = suite, task_id, published
+        self.suite, self.task_id = suite, task_id
+        self._reflections, self._hard_reset = reflections, hard_reset
         self.instruction: str = task.instruction
         self.initial_states: np.ndarray = task.initial_states
         control_env = import_libero()[2]
@@ -72,7 +77,7 @@ class TaskEnvironment:
             self._env = control_env(
                 bddl_file_name=str(description),
                 use_camera_obs=False,
-                hard_reset=published,
+                hard_reset=hard_reset,
                 camera_names=[AGENT_VIEW],
                 camera_heights=IMAGE_SIZE,
                 camera_widths=IMAGE_SIZE,
@@ -122,7 +127,7 @@ class TaskEnvironment:
         self._touchable_geoms, self._touchable_names = np.array(list(touchable)), list(touchable.values())
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
-        if not self._published:
+        if not self._reflections:
             self._switch_off_reflections()
 
     def _part_of_geom(self, geom: int) -> str:
@@ -153,11 +158,7 @@ class TaskEnvironment:
         return joint >= 0 and self.model.jnt_type[joint] == 0  # a free joint
 
     def _switch_off_reflections(self) -> None:
-        """Render without the table's reflections.
-
-        They double the time of a frame on a CPU (102 instead of 55 ms) and change it by one or two grey levels on
-        average. Multisampling stays on: it smooths the image and does not touch the masks.
-        """
+        """Render without the table's reflections. Multisampling stays on: it smooths the image and does not touch the masks."""
         import mujoco
 
         self._env.sim._render_context_offscreen.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -176,7 +177,7 @@ class TaskEnvironment:
         if seeded:
             self._env.seed(_FIXTURE_SEED)
         self._env.env.reset()
-        if self._published:
+        if self._hard_reset:
             self._look_at_model()
         # robosuite's reset forgets this: the fingers' command is a running sum of all commands so far.
         self._env.robots[0].gripper.current_action = np.zeros(self._env.robots[0].gripper.dof)

@@ -32,7 +32,7 @@ class LiberoSettings(Settings):
         jpeg: quality of the JPEG that each image is encoded to and decoded from, as training images were; 0: none.
         fixtures: where what no initial state holds stands. "episode": the same in each episode, so that the results do not
             depend on their order. "once": as in OpenVLA's script, wandering from episode to episode of a task.
-        published: render and reset as LIBERO's own wrapper does; else without the table's reflections, in half the time.
+        reflections: render the table's reflections, as LIBERO does; without them a frame takes half the time.
         wrist: render the hand's camera, too.
         foundation: Grounding DINO and SAM 2 of the conditions that follow; by default the tiny ones, which know simulated
             scenes alone.
@@ -50,7 +50,7 @@ class LiberoSettings(Settings):
     most_steps: Annotated[int, Field(ge=0)] = 0
     jpeg: Annotated[int, Field(ge=0, le=100)] = 95
     fixtures: Literal["episode", "once"] = "episode"
-    published: bool = True
+    reflections: bool = True
     wrist: bool = False
     foundation: FoundationSettings = FoundationSettings(detector="tiny", segmenter="tiny")
     seed: int = 0

@@ -151,13 +151,16 @@ def _work(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: str,
 
 def _try_all(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: str, films: Path | None) -> None:
     first = unit.todo[0][0]
-    with TaskEnvironment(settings.suite, first.task_id, first.target, settings.published) as environment:
+    wandering = settings.fixtures == "once"
+    with TaskEnvironment(
+        settings.suite, first.task_id, first.target, settings.reflections, hard_reset=wandering
+    ) as environment:
         acting: Policy = _Asked(pipe)
         if scripted == EXPERT:
             acting = Expert(environment)
         elif scripted.startswith(REPLAY):
             acting = Replay(Path(scripted.removeprefix(REPLAY)), environment)
-        if settings.fixtures == "once":
+        if wandering:
             for state in unit.before:
                 environment.reset(state, seeded=False)
         for scene, condition in unit.todo:
