@@ -1,12 +1,14 @@
 """Which policy a text names: a checkpoint of ours or of OpenVLA, a server, or one that learned nothing."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from policies.base import Policy
 from policies.simple import RandomPolicy
 
 RANDOM = "random"
+KEY_VARIABLE = "PIXELVLA_API_KEY"  # what a server wants of its clients
 
 
 @contextmanager
@@ -18,7 +20,7 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
             (OpenVLA's); else a hub id, or the folder of a checkpoint or of a run. An OpenVLA checkpoint acts as it is, by its own
             action tokens.
         device: of a checkpoint, such as "cuda:1".
-        dataset: whose robot acts: a key of the statistics of a checkpoint, or of a server's.
+        dataset: whose robot acts: a key of the statistics of a checkpoint, or of those of a server of OpenVLA's protocol.
         seed: of a policy that draws.
 
     Raises:
@@ -27,9 +29,11 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
     if name == RANDOM:
         yield RandomPolicy(seed)
     elif "://" in name:
-        from policies.remote import open_server
+        from policies.remote import ActPolicy, OpenpiPolicy
 
-        with open_server(name, dataset) as server:
+        key = os.environ.get(KEY_VARIABLE, "")
+        act = name.startswith("http")
+        with closing(ActPolicy(name, dataset, api_key=key) if act else OpenpiPolicy(name, key)) as server:
             yield server
     else:
         from policies.checkpoint import CheckpointPolicy

@@ -136,8 +136,9 @@ def test_random_actions_depend_on_the_episode_alone():
     assert not np.array_equal(together[0], together[1]) and np.isin(together[0][..., 6], (0, 1)).all()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment():
+    """One environment at a time: where one of two in a process is closed, the other draws nothing any more."""
     with TaskEnvironment("libero_spatial", 0, reflections=True) as made:
         yield made
 
