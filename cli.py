@@ -690,6 +690,56 @@ def evaluate_libero_command(
     click.echo(f"the page: {out / 'libero.html'}")
 
 
+@main.command("study")
+@click.option("--shards", multiple=True, required=True, help="To train on; the first is measured on; repeatable.")
+@click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=V,V...", help="What to vary; repeatable.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of each combination.")
+@click.option("--steps", default="300,100,300", show_default=True, help="Of pretrain, cat and pue.")
+@click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
+@click.option("--prompts", default="none,point,pixel_mask", show_default=True, help="As in evaluate actions.")
+@_overrides
+@click.option("--out", type=_local_directory, required=True, help="Where policies, study.json and study.png go.")
+def study_command(
+    shards: tuple[str, ...],
+    grids: tuple[str, ...],
+    seeds: int,
+    steps: str,
+    recipe: str,
+    prompts: str,
+    overrides: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Train a policy for every combination of a grid and every seed, and compare their held-out action errors.
+
+    What --out already holds is kept. A grid takes settings of the policy and of the recipe, and multiscale=on,off.
+
+    \b
+    pixelcli study --shards shards --grid decoder_blocks=1,2,3 --grid multiscale=on,off --seeds 3 --out study
+    """
+    from train.settings import check_packages
+
+    check_packages()
+    require_packages("notebook", "matplotlib")
+    from evaluation.study import STAGES, Study, read_grid, run_study, summary_table
+
+    counts = [int(count) if count.isdecimal() else 0 for count in steps.split(",")]
+    if len(counts) != len(STAGES) or not all(counts):
+        raise click.UsageError(f"--steps takes three numbers, of {', '.join(STAGES)}, not {steps!r}")
+    study = Study(
+        read_grid(grids),
+        range(seeds),
+        dict(zip(STAGES, counts, strict=True)),
+        recipe,
+        overrides,
+        tuple(prompts.split(",")),
+    )
+    result = run_study(
+        study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
+    )
+    _print(summary_table(result))
+    click.echo(f"the plot: {out / 'study.png'}")
+
+
 @main.command("sample")
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
