@@ -107,7 +107,7 @@ def run_study(
     combinations = study.combinations()
     recipes = [[_recipe(study, values, stage) for stage in STAGES] for values in combinations]
     total = len(combinations) * len(study.seeds)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for values, stages in zip(combinations, recipes, strict=True):
         folder = out / _folder(values)
         found = []
