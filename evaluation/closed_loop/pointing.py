@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from annotate.settings import FoundationSettings
+from evaluation.conditions import FOLLOWED_POINT, FOLLOWED_TEXT, WRONG
 from pixel160k.errors import InputError
-from pixel160k.format.prompts import Prompt, line, mask_prompt, point, region, sample_prompts
+from pixel160k.format.prompts import PIXEL_MASK, Prompt, line, mask_prompt, point, region, sample_prompts
 from pixel160k.seeding import seeded_generator
 from simulation.environment import AGENT_VIEW, GRIPPER, ROBOT_ARM, TaskEnvironment
 from simulation.libero import category_of
-from train.data import PIXEL_MASK
 
 if TYPE_CHECKING:
     from annotate.annotators.detector import Detector
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Shown = tuple[list[np.ndarray], list[Prompt]]  # masks p_t, bool (256, 256), and visual prompts
 
-WRONG = "wrong_"
-FOLLOWED_POINT, FOLLOWED_TEXT = "followed_point", "followed_text"
 _PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
 
 

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from annotate.settings import FoundationSettings
-from evaluation.actions import PROMPTS
-from evaluation.closed_loop.pointing import FOLLOWED_POINT, FOLLOWED_TEXT
+from evaluation.conditions import FOLLOWED_POINT, FOLLOWED_TEXT, PROMPTS
 from pixel160k.settings import Settings
 from simulation.environment import CONTROL_HZ
 
