@@ -20,13 +20,13 @@ from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.prompts import point
+from policies.choose import KEY_VARIABLE
 from serve.app import make_app
 from serve.batching import Actor
 from serve.service import Service
 from serve.settings import ServeSettings
 from train.checkpoints import load_policy
 
-KEY_VARIABLE = "PIXELVLA_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GRACE = 3  # seconds that clients have to get their answers when the server ends
 _WAITING = 512  # connections that the system keeps until they are taken
