@@ -210,7 +210,7 @@ def serving(metadata=None, reply=None):
     reply = reply or (lambda data: answer(data, policy))
 
     def handle(connection):
-        connection.send(packed({"gripper": "open_1"} if metadata is None else metadata))
+        connection.send(packed({"gripper": "unit"} if metadata is None else metadata))
         try:
             for data in connection:
                 if (said := reply(data)) is None:

@@ -9,15 +9,19 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
-import fake_simpler
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 from scipy.stats import binomtest
 
+pytest.importorskip("websockets", reason="needs the extra [serve]")
+
+import fake_simpler
+
 from evaluation.simpler import run
-from evaluation.simpler.client import Server
+from evaluation.simpler.client import GRIPPERS, Server
 from evaluation.simpler.conventions import GOOGLE, WIDOWX, Driver, rotation_vector
 from evaluation.simpler.score import tabulate, wilson
 from evaluation.simpler.tables import TABLES
@@ -162,9 +166,9 @@ def test_intervals_are_wilsons(successes, episodes):
 IMAGE = np.zeros((4, 5, 3), np.uint8)
 
 
-@pytest.mark.parametrize("said", ["open_1", "libero"])
+@pytest.mark.parametrize("said", ["unit", "signed"])
 def test_gripper_is_read_in_the_servers_convention(said):
-    values = {"open_1": [1.1, 0.0], "libero": [-1.0, 1.0]}[said]
+    values = {"unit": [1.1, 0.0], "signed": [-1.0, 1.0]}[said]
     actions = np.array([[0.01, 0.02, 0.03, 0.1, 0.2, 0.3, value] for value in values], np.float32)
     reply = fake_simpler.packed({"actions": actions})
     with fake_simpler.serving({"gripper": said}, lambda data: reply) as url, Server(url) as server:
@@ -188,7 +192,7 @@ def test_gripper_is_read_in_the_servers_convention(said):
         (fake_simpler.packed({"actions": np.zeros((0, 7), np.float32)}), "N x 7"),
         (fake_simpler.packed({"actions": np.full((1, 7), np.nan)}), "finite"),
         (fake_simpler.packed({"actions": [["a"] * 7]}), "N x 7"),
-        (fake_simpler.packed({"actions": -np.ones((1, 7))}), "libero"),
+        (fake_simpler.packed({"actions": -np.ones((1, 7))}), "'unit'"),
         (None, "does not answer any more"),
     ],
     ids=["error", "rubbish", "half an array", "no actions", "six", "none", "nan", "texts", "other gripper", "gone"],
@@ -208,7 +212,7 @@ def test_bad_answers_get_one_line(reply, message):
     [
         ({}, None, "--gripper"),
         ({"gripper": "closed_1"}, None, "closed_1"),
-        ({"gripper": "libero"}, "open_1", "libero"),
+        ({"gripper": "signed"}, "unit", "signed"),
         ([], None, "metadata"),
     ],
 )
@@ -275,6 +279,11 @@ def test_without_simplerenv_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "mani_skill2_real2sim", None)
     with pytest.raises(InputError, match="own environment"):
         run.make_environment(planned("widowx")[0])
+
+
+def test_client_knows_what_our_server_says_of_its_gripper():
+    framing = pytest.importorskip("policies.framing", reason="the server is not here yet")
+    assert set(get_args(framing.Gripper)) == GRIPPERS.keys()
 
 
 def test_client_is_python_310():

@@ -17,9 +17,8 @@ from websockets.sync.client import connect
 from pixel160k.errors import InputError, one_line
 
 PATIENCE = 600  # seconds for an answer: the first may wait for compiled graphs
-SLACK = (
-    0.25  # how far beyond [0, 1] an opening may lie: policies that regress overshoot, another convention lies beyond
-)
+GRIPPERS = {"unit": "[0, 1] with 1 = open", "signed": "-1 = open, 1 = closed"}  # as pixelcli serve names them
+SLACK = 0.25  # how far beyond [0, 1] an opening may lie: who regresses overshoots, another convention lies farther
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -58,16 +57,16 @@ def opening_of(gripper: np.ndarray, convention: str) -> np.ndarray:
 
     Args:
         gripper: float (N,).
-        convention: "open_1": they are openings; "libero": -1 opens, 1 closes.
+        convention: one of `GRIPPERS`.
 
     Raises:
         InputError: values that the convention does not have.
     """
-    opening = (1 - gripper) / 2 if convention == "libero" else gripper
+    opening = (1 - gripper) / 2 if convention == "signed" else gripper
     if opening.min() < -SLACK or opening.max() > 1 + SLACK:
         raise InputError(
             f"the server's gripper values reach from {gripper.min():g} to {gripper.max():g}, which is not the convention "
-            f"{convention!r}; say which it speaks (--gripper open_1: 1 = open, 0 = closed; libero: -1 = open, 1 = closed)"
+            f"{convention!r} ({GRIPPERS[convention]}); --gripper says it for a server that does not"
         )
     return np.clip(opening, 0, 1)
 
@@ -111,11 +110,12 @@ class Server:
             said = self.metadata.get("gripper")
             if said is not None and gripper not in (None, said):
                 raise InputError(f"{url} says that its gripper is {said!r}: leave out --gripper {gripper}")
-            if (said or gripper) not in ("open_1", "libero"):
+            if (said or gripper) not in GRIPPERS:
+                known = ", ".join(f"{name} ({meaning})" for name, meaning in GRIPPERS.items())
                 raise InputError(
-                    f"{url} does not say what its gripper values mean ({said!r}); --gripper says it: open_1 or libero"
+                    f"{url} does not say what its gripper values mean ({said!r}); --gripper says it: {known}"
                 )
-            self.gripper: str = said or gripper
+            self.gripper = str(said or gripper)
             self._close = connected.pop_all().close
 
     def ask(self, image: np.ndarray, instruction: str) -> np.ndarray:

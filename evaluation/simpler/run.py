@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from evaluation.simpler.client import Server
+from evaluation.simpler.client import GRIPPERS, Server
 from evaluation.simpler.conventions import ROBOTS, Driver, image_of
 from evaluation.simpler.score import RULES, tabulate
 from evaluation.simpler.tables import TABLES, Episode
@@ -213,8 +213,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--execute", type=positive, help="actions of a chunk until the policy is asked again; default all"
     )
     parser.add_argument("--success", choices=RULES, default="last", help="what the table counts; rows hold both")
-    parser.add_argument("--gripper", choices=("open_1", "libero"), help="of a server whose metadata does not say it")
-    parser.add_argument("--api-key", help="if the server asks for one")
+    parser.add_argument("--gripper", choices=GRIPPERS, help="of a server whose metadata does not say it")
     parser.add_argument(
         "--part", type=part_of, default=(1, 1), help="of several processes at one server: 2/8; default 1/1"
     )
@@ -235,7 +234,7 @@ def run(options: argparse.Namespace) -> str:
         done = read_rows(options.out)
         missing = [episode for episode in options.episodes[number - 1 :: count] if episode.id not in done]
         if missing:
-            with Server(options.server, options.gripper, options.api_key) as server:
+            with Server(options.server, options.gripper, os.environ.get("PIXELVLA_API_KEY")) as server:
                 keep_settings(
                     options.out,
                     {

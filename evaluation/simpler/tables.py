@@ -221,7 +221,7 @@ def visual_matching() -> Iterator[Episode]:
             build=build,
         )
         for place, (x, y, yaw) in DRAWER_POSES.items():
-            stands = {
+            stands: dict[str, Any] = {
                 "scene": "dummy_drawer",
                 "overlay": f"open_drawer_{place}.png",
                 "place": place,
