@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -221,13 +220,12 @@ def test_servers_whose_gripper_is_not_known_are_refused(metadata, gripper, messa
         Server(url, gripper)
 
 
-def started(url, out, *more, slow=0.0):
+def as_process(url, out, *more, killed_at=0):
     """A run as a process that may import nothing but what SimplerEnv's environment has."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "tests/fake_simpler.py", str(slow), "--server", url, "--out", out, *more],
+    return subprocess.run(
+        [sys.executable, ROOT / "tests/fake_simpler.py", str(killed_at), "--server", url, "--out", out, *more],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
 
@@ -236,21 +234,16 @@ def test_a_killed_run_goes_on(tmp_path, capsys):
     """Killed twice in the middle, with half a row at the end of the file: all rows in the end, none run twice."""
     out, tasks = tmp_path / "killed", ("--table", "widowx", "--tasks", "stack_cubes")
     with fake_simpler.serving() as url:
-        for rows in (3, 9):
-            process = started(url, out, *tasks, slow=0.002)
-            while len(run.read_rows(out)) < rows:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        kept = run.read_rows(out)
+        for killed_at, rows in ((200, 3), (400, 9)):  # episodes have 60 steps
+            assert as_process(url, out, *tasks, killed_at=killed_at).returncode == -signal.SIGKILL
+            kept = run.read_rows(out)
+            assert len(kept) == rows
         with (out / "episodes-1-of-1.jsonl").open("a") as file:
             file.write('{"id": "widowx/stack_c')
-        last = started(url, out, *tasks)
-        printed, errors = last.communicate()
-        assert last.returncode == 0, errors
-    assert len(kept) < 24 and all(run.read_rows(out)[name] == row for name, row in kept.items()), "kept, not run again"
-    assert f"{24 - len(kept)}/{24 - len(kept)} widowx" in printed and "| 29.2 | 14.9 to 49.2 | 24 | 75.0 |" in printed
+        done = as_process(url, out, *tasks)
+    assert done.returncode == 0, done.stderr
+    assert all(run.read_rows(out)[name] == row for name, row in kept.items()), "kept, not run again"
+    assert "15/15 widowx" in done.stdout and "| 29.2 | 14.9 to 49.2 | 24 | 75.0 |" in done.stdout
     assert sorted(json.loads((out / "settings.json").read_text())) == ["execute", "gripper", "policy", "versions"]
     # All is there: the other rule needs neither a server nor another run.
     assert run.main([*tasks, "--out", str(out), "--success", "any"]) == 0

@@ -97,7 +97,13 @@ class Server:
                 # No pings: a server may be busy with one long forward pass. No proxy: robots' servers are near.
                 self._connection = connected.enter_context(
                     connect(
-                        url, compression=None, max_size=None, additional_headers=headers, ping_interval=None, proxy=None
+                        url,
+                        compression=None,
+                        max_size=None,
+                        additional_headers=headers,
+                        open_timeout=60,
+                        ping_interval=None,
+                        proxy=None,
                     )
                 )
             except (OSError, WebSocketException, ValueError) as error:
