@@ -68,7 +68,7 @@ def test_glass_moves_pixels_no_farther_than_it_says():
     assert not made[:, :24].any() and (made[:, 42:] > 250).all() and made[:, 31:33].std() > 10
 
 
-@pytest.mark.parametrize("shape", [(48, 80, 3), (300, 260, 3)])
+@pytest.mark.parametrize("shape", [(48, 80, 3), (24, 260, 3)])
 def test_other_sizes_work(shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for noise in (10, 20, 30, 40, 50):

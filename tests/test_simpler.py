@@ -20,7 +20,7 @@ pytest.importorskip("websockets", reason="needs the extra [serve]")
 import fake_simpler
 
 from evaluation.simpler import run
-from evaluation.simpler.client import GRIPPERS, Server
+from evaluation.simpler.client import GRIPPERS, Server, pack, unpack
 from evaluation.simpler.conventions import GOOGLE, WIDOWX, Driver, rotation_vector
 from evaluation.simpler.score import tabulate, wilson
 from evaluation.simpler.tables import TABLES
@@ -274,9 +274,14 @@ def test_without_simplerenv_one_line_says_so(monkeypatch):
         run.make_environment(planned("widowx")[0])
 
 
-def test_client_knows_what_our_server_says_of_its_gripper():
+def test_client_and_our_server_mean_the_same():
     framing = pytest.importorskip("policies.framing", reason="the server is not here yet")
     assert set(get_args(framing.Gripper)) == GRIPPERS.keys()
+    seen = framing.unpack(pack({"observation/image": IMAGE, "prompt": "go"}))
+    assert seen["prompt"] == "go" and seen["observation/image"].dtype == np.uint8
+    assert (seen["observation/image"] == IMAGE).all()
+    actions = np.arange(14, dtype=np.float32).reshape(2, 7)
+    assert (unpack(framing.pack({"actions": actions}))["actions"] == actions).all()
 
 
 def test_client_is_python_310():
