@@ -205,7 +205,7 @@ def answer(data, policy):
 
 
 @contextmanager
-def serving(metadata=None, reply=None):
+def serving(metadata=None, reply=None, key=None):
     """A server in a thread; gives its address. `reply(data)` may be bytes, a text, or None, which hangs up."""
     policy = Scripted()
     reply = reply or (lambda data: answer(data, policy))
@@ -220,7 +220,11 @@ def serving(metadata=None, reply=None):
         except ConnectionClosed:
             pass
 
-    with serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as server:
+    def check(connection, request):
+        if key and request.headers.get("Authorization") != f"Api-Key {key}":
+            return connection.respond(401, "wants its\nAPI key")
+
+    with serve(handle, "127.0.0.1", 0, compression=None, max_size=None, process_request=check) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

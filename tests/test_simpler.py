@@ -220,6 +220,14 @@ def test_servers_whose_gripper_is_not_known_are_refused(metadata, gripper, messa
         Server(url, gripper)
 
 
+def test_only_who_has_the_key_is_let_in():
+    with fake_simpler.serving(key="k") as url:
+        with pytest.raises(InputError, match=r"lets nobody in: .*401 wants its API key"):
+            Server(url)
+        with Server(url, api_key="k") as server:
+            assert server.gripper == "unit"
+
+
 def as_process(url, out, *more, killed_at=0):
     """A run as a process that may import nothing but what SimplerEnv's environment has."""
     return subprocess.run(

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
 from pixel160k.errors import InputError, one_line
@@ -106,6 +106,9 @@ class Server:
                         proxy=None,
                     )
                 )
+            except InvalidStatus as error:
+                reason = (error.response.body or b"").decode("utf-8", "replace")
+                raise InputError(f"{url} lets nobody in: {one_line(error)} {' '.join(reason.split())}") from error
             except (OSError, WebSocketException, ValueError) as error:
                 raise InputError(
                     f"no policy server at {url}: {one_line(error)}; start it first: pixelcli serve"
