@@ -30,7 +30,7 @@ demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shard
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
 
 test: $(VENV)/.all lint  ## run every test, the slow ones too
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot package itself: 8 GB to install, CI does it
 	$(VENV)/bin/python -m pytest -k lerobot tests/test_export_lerobot.py tests/test_splits.py
