@@ -67,9 +67,9 @@ class Stub:
 
 
 @contextmanager
-def serving(policy, key="", dataset=None, **settings):
+def serving(policy, key="", compiled=False, **settings):
     """A server in a thread; ends with it."""
-    server = PolicyServer(policy, bind("127.0.0.1", 0), ServeSettings(**settings), dataset, key, name="test")
+    server = PolicyServer(policy, bind("127.0.0.1", 0), ServeSettings(**settings), None, key, compiled, name="test")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

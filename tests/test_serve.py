@@ -334,6 +334,19 @@ def test_the_grippers_are_those_of_each_protocols_libero_client(stubbed):
             client.close()
 
 
+def test_compiled_graphs_are_those_of_one_and_of_a_full_batch():
+    """Another number of observations would be compiled anew, while robots wait."""
+    stub, shown = Stub(), []
+    stub.compile_acting = shown.extend
+    with serving(stub, compiled=True, batch=4, batch_wait_ms=500) as server:
+        client = OpenpiPolicy(server.address)
+        answers = client.act([Seen(picture(seed), "go") for seed in range(3)])
+        client.close()
+    assert answers[:, 0, 0].tolist() == [np.float32(picture(seed)[0, 0, 0] / 255) for seed in range(3)]
+    assert [(len(blanks), len(blanks[0].prompts)) for blanks in shown] == [(1, 0), (1, 1), (4, 0), (4, 1)]
+    assert {len(batch) for batch in stub.acted[1:]} <= {1, 4} and ["go"] * 4 in stub.acted
+
+
 # --- clients that do what they should not
 
 

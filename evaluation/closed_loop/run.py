@@ -16,6 +16,7 @@ from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
 from evaluation.closed_loop.scripted import recorded_scenes
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.workers import EXPERT, REPLAY, Episode, Unit, run_units
+from evaluation.noise import NoisySight
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from policies.base import Policy
@@ -74,7 +75,7 @@ def evaluate(
     (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
     progress(len(found), len(episodes))
     if units := _units(episodes, found.keys(), settings):
-        with _opened(policy, scripted, device, dataset, settings.seed) as acting:
+        with _opened(policy, scripted, device, dataset, settings) as acting:
             for result in run_units(units, settings, acting, workers, batch, out / FILMS if films else None):
                 found[result.scene, result.condition] = result
                 results.write(found.values(), made_with, out)
@@ -148,9 +149,11 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
 
 
 @contextmanager
-def _opened(policy: str, scripted: bool, device: str, dataset: str | None, seed: int) -> Iterator[Policy | str]:
+def _opened(
+    policy: str, scripted: bool, device: str, dataset: str | None, settings: LiberoSettings
+) -> Iterator[Policy | str]:
     if scripted:
         yield policy
     else:
-        with open_policy(policy, device, dataset, seed) as acting:
-            yield acting
+        with open_policy(policy, device, dataset, settings.seed) as acting:
+            yield NoisySight(acting, settings.noise) if settings.noise else acting

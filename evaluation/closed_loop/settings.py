@@ -33,6 +33,7 @@ class LiberoSettings(Settings):
             depend on their order. "once": as in OpenVLA's script, wandering from episode to episode of a task.
         reflections: render the table's reflections, as LIBERO does; without them a frame takes half the time.
         wrist: render the hand's camera, too.
+        noise: of the main camera, LIBERO-Plus's number 1 to 50 (`evaluation.noise`); 0: none.
         foundation: Grounding DINO and SAM 2 of the conditions that follow; by default the tiny ones, which know simulated
             scenes alone.
         seed: of policies that draw.
@@ -51,6 +52,7 @@ class LiberoSettings(Settings):
     fixtures: Literal["episode", "once"] = "episode"
     reflections: bool = True
     wrist: bool = False
+    noise: Annotated[int, Field(ge=0, le=50)] = 0
     foundation: FoundationSettings = FoundationSettings(detector="tiny", segmenter="tiny")
     seed: int = 0
 
