@@ -174,6 +174,7 @@ class OpenpiPolicy(_Remote):
                 max_size=_MOST_BYTES,
                 additional_headers=self._headers,
                 open_timeout=self._timeout,
+                ping_interval=None,  # a server that compiles or thinks may not answer pings; `timeout` is what counts
             ).__enter__()  # what newer releases of websockets want; `close` ends it
         except InvalidStatus as error:
             raise InputError(f"{self.url} turns us away: {_reason(bytes(error.response.body or b''))}") from None
