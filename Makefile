@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 LEROBOT := .venv-lerobot
+OPENPI := .venv-openpi
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PIXELCLI := $(VENV)/bin/pixelcli
 PACKAGE := setup.cfg pyproject.toml constraints.txt
@@ -15,7 +16,7 @@ define need
 	echo "installing$$missing"; $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null
 endef
 
-.PHONY: demo test test-lerobot lint tiny-models clean
+.PHONY: demo test test-lerobot test-openpi lint tiny-models clean
 
 demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, train a tiny policy on them, make the pages
 	rm -rf demo
@@ -30,10 +31,13 @@ demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shard
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
 
 test: $(VENV)/.all lint  ## run every test, the slow ones too
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot package itself: 8 GB to install, CI does it
 	$(VENV)/bin/python -m pytest -k lerobot tests/test_export_lerobot.py tests/test_splits.py
+
+test-openpi: $(VENV)/.all $(OPENPI)/.all  ## ask our server with openpi-client and vla-eval themselves: 0.4 GB to install
+	$(VENV)/bin/python -m pytest -k theirs tests/test_serve_clients.py
 
 lint: $(VENV)/.all
 	$(VENV)/bin/ruff format --check .
@@ -63,5 +67,11 @@ $(LEROBOT)/.all: tests/lerobot-requirements.txt
 	$(LEROBOT)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
+# openpi-client wants NumPy 1: another one.
+$(OPENPI)/.all: tests/openpi-requirements.txt
+	$(PYTHON) -m venv $(OPENPI)
+	$(OPENPI)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LEROBOT) demo build *.egg-info
+	rm -rf $(VENV) $(LEROBOT) $(OPENPI) demo build *.egg-info

@@ -556,6 +556,39 @@ def merge_command(checkpoint: Path, out: Path) -> None:
     click.echo(f"{out} holds the whole policy; act with: pixelcli predict --checkpoint {out}")
 
 
+@main.command("serve")
+@click.option("--checkpoint", required=True, help="A policy, or a run or checkpoint of training.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--dataset", help="Whose robot acts, where clients do not say it [default: the checkpoint's only one].")
+@click.option("--api-key-file", type=_file, help="Holds what clients must send [default: $PIXELVLA_API_KEY, or none].")
+@click.option("--compile", "compiled", is_flag=True, help="Compiled graphs: minutes at the start, faster on a GPU.")
+@_overrides
+@_device
+def serve_command(
+    checkpoint: str,
+    host: str,
+    port: int,
+    dataset: str | None,
+    api_key_file: Path | None,
+    compiled: bool,
+    overrides: tuple[str, ...],
+    device: str,
+) -> None:
+    """Let robots and others' harnesses ask a policy: openpi's websocket and OpenVLA's /act, on one port.
+
+    \b
+    pixelcli serve --checkpoint policy --dataset bridge_orig
+    pixelcli serve --checkpoint policy --host 0.0.0.0 --api-key-file key --device cuda --set batch=32
+    """
+    require_packages("serve", "torch", "transformers", "msgpack", "starlette", "uvicorn", "websockets")
+    from serve.server import read_key, serve
+    from serve.settings import ServeSettings
+
+    settings = ServeSettings.load(overrides=overrides)
+    serve(checkpoint, host, port, settings, dataset, device, read_key(api_key_file), compiled, click.echo)
+
+
 @main.group("evaluate")
 def evaluate_group() -> None:
     """Measure annotations and policies."""
@@ -619,6 +652,125 @@ def evaluate_actions_command(
 
     _print(summary_table(evaluate(checkpoint, shards, out, prompts.split(","), split, device, show, not unmerged)))
     click.echo(f"the page: {out / 'actions.html'}")
+
+
+@evaluate_group.command("libero")
+@click.option(
+    "--policy",
+    required=True,
+    metavar="POLICY",
+    help="A trained policy or run, an OpenVLA checkpoint, ws://HOST:PORT, http://HOST:PORT/act, random, expert, replay:DIR.",
+)
+@click.option("--suite", help="libero_spatial, _object, _goal, _10, _90, or of LIBERO-PRO [default: libero_spatial].")
+@click.option("--episodes", type=click.IntRange(1), help="Initial states of each task [default: 50].")
+@click.option("--prompts", help="What points at the target: as in evaluate actions [default: none].")
+@click.option("--config", type=_new_local_file, help="YAML file of settings.")
+@_overrides
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes with a simulator each."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Ask the policy for so many of them at once."
+)
+@click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics.")
+@click.option("--film", is_flag=True, help="Make a film of each episode.")
+@click.option("--against", type=_local_directory, help="Another --out, to compare with scene by scene.")
+@click.option("--out", type=_local_directory, required=True, help="Where episodes.parquet, libero.html, films go.")
+@_device
+def evaluate_libero_command(
+    policy: str,
+    suite: str | None,
+    episodes: int | None,
+    prompts: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    workers: int,
+    batch: int,
+    dataset: str | None,
+    film: bool,
+    against: Path | None,
+    out: Path,
+    device: str,
+) -> None:
+    """Let a policy act in LIBERO, by OpenVLA's protocol; a killed run goes on (needs the extras [sim] and [train]).
+
+    \b
+    pixelcli evaluate libero --policy runs/pue --suite libero_spatial --workers 2 --out libero
+    pixelcli evaluate libero --policy runs/pue --prompts none,point,pixel_mask --episodes 10 --film --out libero
+    pixelcli evaluate libero --policy expert --suite libero_object --episodes 5 --out libero
+    """
+    from train.settings import check_packages
+
+    require_packages("sim", "libero", "imageio_ffmpeg")
+    check_packages()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from evaluation.closed_loop.report import summary_tables
+    from evaluation.closed_loop.run import evaluate
+    from evaluation.closed_loop.settings import LiberoSettings
+
+    chosen = {"suite": suite, "episodes": episodes, "prompts": prompts.split(",") if prompts else None}
+    values = {key: value for key, value in chosen.items() if value is not None}
+    settings = LiberoSettings.load(config, overrides, values=values)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("episodes", total=None)
+        summary = evaluate(
+            policy, settings, out, workers, batch, device, dataset, film, against,
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
+    _print(*summary_tables(summary))
+    click.echo(f"the page: {out / 'libero.html'}")
+
+
+@main.command("study")
+@click.option("--shards", multiple=True, required=True, help="To train on; the first is measured on; repeatable.")
+@click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=V,V...", help="What to vary; repeatable.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of each combination.")
+@click.option("--steps", default="300,100,300", show_default=True, help="Of pretrain, cat and pue.")
+@click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
+@click.option("--prompts", default="none,point,pixel_mask", show_default=True, help="As in evaluate actions.")
+@_overrides
+@click.option("--out", type=_local_directory, required=True, help="Where policies, study.json and study.png go.")
+def study_command(
+    shards: tuple[str, ...],
+    grids: tuple[str, ...],
+    seeds: int,
+    steps: str,
+    recipe: str,
+    prompts: str,
+    overrides: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Train a policy for every combination of a grid and every seed, and compare their held-out action errors.
+
+    What --out already holds is kept. A grid takes settings of the policy and of the recipe, and multiscale=on,off.
+
+    \b
+    pixelcli study --shards shards --grid decoder_blocks=1,2,3 --grid multiscale=on,off --seeds 3 --out study
+    """
+    from train.settings import check_packages
+
+    check_packages()
+    require_packages("notebook", "matplotlib")
+    from evaluation.study import STAGES, Study, read_grid, run_study, summary_table
+
+    counts = [int(count) if count.isdecimal() else 0 for count in steps.split(",")]
+    if len(counts) != len(STAGES) or not all(counts):
+        raise click.UsageError(f"--steps takes three numbers, of {', '.join(STAGES)}, not {steps!r}")
+    study = Study(
+        read_grid(grids),
+        range(seeds),
+        dict(zip(STAGES, counts, strict=True)),
+        recipe,
+        overrides,
+        tuple(prompts.split(",")),
+    )
+    result = run_study(
+        study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
+    )
+    _print(summary_table(result))
+    click.echo(f"the plot: {out / 'study.png'}")
 
 
 @main.command("sample")

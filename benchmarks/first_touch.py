@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from model.policy import PixelVLA
-from pixel160k.format.prompts import point, sample_prompts
+from pixel160k.format.prompts import PIXEL_MASK, point, sample_prompts
 from pixel160k.seeding import seeded_generator
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, TaskEnvironment
 from simulation.two_alike import INITIAL_STATES, INSTRUCTION, SUITE, TARGETS, TASKS
 from train.checkpoints import load_policy
-from train.data import PIXEL_MASK
 
 CONDITIONS = ("none", "point", PIXEL_MASK)
 REPLAN = 4  # actions of a chunk that are carried out

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from annotate.annotators.grammar import candidate_phrases, target_object, verb_class
 from annotate.annotators.language_model import LanguageModelNamer
-from simulation.environment import import_libero
+from simulation.libero import import_libero
 
 TESTS = Path(__file__).parents[1] / "tests"
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

@@ -24,11 +24,10 @@ from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
 from evaluation.actions import evaluate
 from pixel160k.files import read_json_object
-from pixel160k.format.prompts import PROMPT_KINDS
+from pixel160k.format.prompts import PIXEL_MASK, PROMPT_KINDS
 from simulation import truth
 from simulation.two_alike import record_two_alike
 from train import checkpoints
-from train.data import PIXEL_MASK
 from train.run import train
 from train.settings import load_recipe
 

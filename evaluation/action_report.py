@@ -10,10 +10,11 @@ from markupsafe import Markup
 from rich.table import Table
 
 from pixel160k.files import write_text
+from pixel160k.format.prompts import PIXEL_MASK
 from pixel160k.paths import AnyPath
 from pixel160k.read.samples import Sample
 from pixel160k.show import drawing
-from train.data import PIXEL_MASK, masks_and_prompts
+from train.data import masks_and_prompts
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 DEMONSTRATED = "demonstrated"  # the demonstrator's own moves, beside the conditions

@@ -18,22 +18,22 @@ import numpy as np
 
 from evaluation.action_report import DEMONSTRATED, DIMENSIONS, EXAMPLES, Example, write_page
 from evaluation.annotation_measures import bootstrap_interval
+from evaluation.conditions import PROMPTS, WRONG
 from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
-from pixel160k.format.prompts import PROMPT_KINDS, Prompt
+from pixel160k.format.prompts import Prompt
 from pixel160k.format.shards import split_of
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
 from train.checkpoints import load_policy, recipe_of
-from train.data import PIXEL_MASK, masks_and_prompts
+from train.data import masks_and_prompts
 from train.settings import TrainSettings
 from train.stream import is_held_out
 
-PROMPTS = ("none", *PROMPT_KINDS, PIXEL_MASK, *(f"wrong_{kind}" for kind in (*PROMPT_KINDS, PIXEL_MASK)))
 MEAN_ACTION, REPEAT_LAST = "mean action", "repeat last"
 _BATCH = 32
 
@@ -147,7 +147,7 @@ def measure_policy(
     pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
     if not pointed:
         raise InputError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
-    wrong = _wrong_episodes(directory, pointed) if any(kind.startswith("wrong_") for kind in prompts) else {}
+    wrong = _wrong_episodes(directory, pointed) if any(kind.startswith(WRONG) for kind in prompts) else {}
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
     for episode in progress(list(pointed)):
@@ -157,8 +157,8 @@ def measure_policy(
         unprompted: dict[int, np.ndarray] = {}
         moves = {DEMONSTRATED: _actions(samples[0])[samples[0].action_mask, :2]}
         for kind in prompts:
-            source = pointed[wrong[episode]] if kind.startswith("wrong_") else None
-            shown = [_shown(sample, kind.removeprefix("wrong_"), source) for sample in samples]
+            source = pointed[wrong[episode]] if kind.startswith(WRONG) else None
+            shown = [_shown(sample, kind.removeprefix(WRONG), source) for sample in samples]
             predicted = _predict(policy, samples, shown, unprompted)
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from pixel160k.format.masks import encode
-from simulation.environment import AGENT_VIEW, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment, category_of
+from simulation.environment import AGENT_VIEW, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment
 from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
+from simulation.libero import category_of
 from simulation.mishaps import script_of
 from simulation.policy import Attempt, Script, run_attempt
 from simulation.rlds import RldsEpisode

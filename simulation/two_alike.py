@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
-from simulation.environment import import_libero
+from simulation.libero import import_libero
 from simulation.recording import (
     EpisodeGroup,
     Progress,

@@ -185,6 +185,18 @@ def test_tracking_equals_transformers_own_propagation(models):
     assert [(segment.mask != mask).sum() for segment, mask in zip(tracked, wanted, strict=True)] == [0] * 24
 
 
+@pytest.mark.parametrize("prompt", [(40.0, 60.0, 140.0, 160.0), (90.0, 110.0), "mask"])
+def test_frames_that_come_one_by_one_are_followed_as_a_video_is(models, prompt):
+    frames = [np.random.default_rng(seed).integers(0, 255, (96, 128, 3)).astype(np.uint8) for seed in range(24)]
+    if prompt == "mask":
+        prompt = np.zeros((96, 128), bool)
+        prompt[20:50, 30:70] = True
+    follow = models[1].follow_live(prompt)
+    for expected in models[1].track(frames, 0, prompt):
+        found = follow(frames.pop(0))
+        assert np.array_equal(found.mask, expected.mask) and found.score == pytest.approx(expected.score, abs=1e-6)
+
+
 class Script:
     """A detector and segmenter that answer from a list, and remember what they were asked."""
 

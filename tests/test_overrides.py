@@ -17,8 +17,8 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
-ROOMS = ("annotate", "evaluation", "model", "pixel160k", "simulation", "tiny_models", "train")
-THEIRS = ("accelerate", "peft", "torchdata", "transformers", "webdataset")
+ROOMS = ("annotate", "evaluation", "model", "pixel160k", "policies", "serve", "simulation", "tiny_models", "train")
+THEIRS = ("accelerate", "peft", "torchdata", "transformers", "uvicorn", "webdataset")
 TRAINER = "transformers:Trainer"
 GROUNDING_DINO_LOSS = "transformers.loss.loss_grounding_dino:GroundingDinoImageLoss"
 SAM2_VIDEO = "transformers:Sam2VideoModel"
@@ -45,6 +45,9 @@ OVERRIDDEN = [
     ("train.trainer:PolicyTrainer", TRAINER, "training_step", "_run_epoch"),
     # on_log is one of the events that transformers' CallbackHandler calls by its name.
     ("train.progress:Progress", "transformers:ProgressCallback", "on_log", ""),
+    # asyncio calls both.
+    ("serve.server:_Impatient", "uvicorn.protocols.http.h11_impl:H11Protocol", "connection_made", ""),
+    ("serve.server:_Impatient", "uvicorn.protocols.http.h11_impl:H11Protocol", "data_received", ""),
     ("tiny_models.detector_model:_ImageLoss", GROUNDING_DINO_LOSS, "_get_target_classes_one_hot", "loss_labels"),
 ]
 
@@ -82,6 +85,8 @@ ATTRIBUTES = [
     ("transformers:ProgressCallback", "training_bar", "on_log"),
     ("transformers:TrainingArguments", "fsdp_plugin_args", "__post_init__"),
     ("tarfile:TarFile", "members", "next"),
+    ("uvicorn.protocols.http.h11_impl:H11Protocol", "conn", "handle_events"),
+    ("uvicorn.protocols.http.h11_impl:H11Protocol", "timeout_keep_alive", "on_response_complete"),
 ]
 
 # (their function or method, the parameters that we give it by name)

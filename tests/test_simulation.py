@@ -20,18 +20,11 @@ from PIL import Image
 from pixel160k.errors import InputError
 from pixel160k.format.masks import area, encode, iou
 from pixel160k.tfrecord import read_records
-from simulation import environment, recording, truth, two_alike
+from simulation import libero, recording, truth, two_alike
 from simulation.demonstration import Demonstration, attempt_until_solved
-from simulation.environment import (
-    AGENT_VIEW,
-    CLOSE,
-    HANDLE_TASKS,
-    OPEN,
-    PICK_AND_PLACE_TASKS,
-    TaskEnvironment,
-    category_of,
-)
+from simulation.environment import AGENT_VIEW, CLOSE, OPEN, TaskEnvironment
 from simulation.grasping import GRASP_VARIATIONS, WIDEST_GRASP, downward_rotation, plan_grasp
+from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS, category_of
 from simulation.perturb import cut_before_home, shake_camera
 from simulation.policy import Attempt
 from simulation.recording import draw_scenes, record_sample
@@ -446,19 +439,19 @@ def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_another_mujoco_is_refused_by_name_unless_allowed(tmp_path, monkeypatch):
     """Under another version the scenes are not those that others evaluate in."""
-    monkeypatch.setattr(environment, "version", lambda distribution: "3.17.0")
+    monkeypatch.setattr(libero, "version", lambda distribution: "3.17.0")
     with pytest.raises(
         InputError, match=r"MuJoCo 3\.17\.0 .* pip install mujoco==3\.3\.2, or .* PIXELVLA_ANY_MUJOCO=1"
     ):
         record_sample("libero_object", 1, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setenv(environment.ANY_MUJOCO, "1")
-    environment.import_libero()
+    monkeypatch.setenv(libero.ANY_MUJOCO, "1")
+    libero.import_libero()
 
 
 def test_the_shipped_sample_says_which_simulator_made_it():
     versions = truth.read_versions(SAMPLE / truth.FILE_NAME)
-    assert versions["mujoco"] == environment.MUJOCO_VERSION and len(versions) == 3
+    assert versions["mujoco"] == libero.MUJOCO_VERSION and len(versions) == 3
     info = json.loads((SAMPLE / "libero_sample" / "1.0.0" / "dataset_info.json").read_text(encoding="utf-8"))
     assert all(f"{name} {number}" in info["description"] for name, number in versions.items())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from annotate.annotators.grammar import candidate_phrases, phrase_of_answer, read, target_object, verb_class
 from annotate.annotators.words import ALSO_NOUNS, MAKING, MISTYPED_VERBS, VERB_CLASS, VERB_OF, forms
-from simulation.environment import import_libero
+from simulation.libero import import_libero
 
 TRUTH = json.loads((Path(__file__).parent / "libero_targets.json").read_text(encoding="utf-8"))
 REAL = json.loads((Path(__file__).parent / "instructions.json").read_text(encoding="utf-8"))["instructions"]

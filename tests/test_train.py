@@ -32,10 +32,10 @@ from model.policy import PixelVLA  # noqa: E402
 from model.processor import Observation  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from pixel160k.format.masks import TARGET, box_of  # noqa: E402
-from pixel160k.format.prompts import PROMPT_KINDS  # noqa: E402
+from pixel160k.format.prompts import PIXEL_MASK, PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.data import PIXEL_MASK, draw_prompts, masks_and_prompts  # noqa: E402
+from train.data import draw_prompts, masks_and_prompts  # noqa: E402
 from train.settings import RECIPES, PromptMixture, load_recipe  # noqa: E402
 from train.stream import HeldOut, statistics_of  # noqa: E402
 

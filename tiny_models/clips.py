@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from simulation.environment import GRIPPER, ROBOT_ARM, category_of
+from simulation.environment import GRIPPER, ROBOT_ARM
+from simulation.libero import category_of
 from tiny_models.frames import SIZE, EpisodeFrames, Frames, box_around, cut_window, draw_window
 
 SMALLEST = 25  # pixels; no clip follows a smaller object

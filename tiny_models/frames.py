@@ -17,7 +17,8 @@ from PIL import Image
 from pixel160k.files import read_json, write_json
 from pixel160k.format.masks import decode
 from simulation import truth
-from simulation.environment import GRIPPER, HANDLE_TASKS, category_of
+from simulation.environment import GRIPPER
+from simulation.libero import HANDLE_TASKS, category_of
 from simulation.rlds import find_dataset, read_libero_episodes
 
 SIZE = 256

@@ -1,6 +1,7 @@
 """The phrases that name what is in the simulator's scenes: those of LIBERO's instructions, and a few shorter ones."""
 
-from simulation.environment import GRIPPER, ROBOT_ARM, category_of
+from simulation.environment import GRIPPER, ROBOT_ARM
+from simulation.libero import category_of
 
 # Categories whose phrases differ from their names; the most usual phrase first.
 _OTHER_PHRASES = {

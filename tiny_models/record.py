@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulation.environment import HANDLE_TASKS, PICK_AND_PLACE_TASKS
+from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS
 from simulation.recording import record_sample
 
 HELD_OUT_TASKS = {"libero_object": (9,), "libero_spatial": (3,), "libero_goal": (2,)}

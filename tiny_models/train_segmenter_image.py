@@ -15,7 +15,8 @@ import torch.nn.functional as functional
 from transformers import Sam2Model
 
 from pixel160k.files import new_folder
-from simulation.environment import GRIPPER, ROBOT_ARM, category_of
+from simulation.environment import GRIPPER, ROBOT_ARM
+from simulation.libero import category_of
 from tiny_models.frames import (
     SIZE,
     WHOLE_FRAME,

@@ -8,14 +8,11 @@ import torch
 
 from model.processor import Batch, Observation, Processor
 from pixel160k.format.actions import normalise
-from pixel160k.format.prompts import PROMPT_KINDS, Prompt, line, mask_prompt, point, region, sample_prompts
+from pixel160k.format.prompts import PIXEL_MASK, PROMPT_KINDS, Prompt, line, mask_prompt, point, region, sample_prompts
 from pixel160k.geometry import View, colour_jitter, random_crop_view
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
 from train.settings import PromptMixture, TrainSettings
-
-PIXEL_MASK = "pixel_mask"
-"""The name of p_t, the mask that the pixel-aware encoder reads, beside those of the prompts."""
 
 
 class Collator:

@@ -8,7 +8,7 @@ all objects of its video, and a GPU follows many objects of many videos in one f
 On a CPU one lane is taken after the other, and masks are those of transformers bit by bit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -174,7 +174,15 @@ class Segmenter:
 
     def _prompted(self, encoded: EncodedVideo, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
         """What transformers makes of a prompt on the first frame of an order."""
-        height, width = encoded.frames[order[0]].shape[:2]
+        session, object_index = self._session(order[0], encoded.frames[order[0]].shape, prompt)
+        *features, positions = encoded.take(order)
+        session.cache.cache_vision_features(order[0], {"vision_feats": features, "vision_pos_embeds": [positions]})
+        self._model(session, frame_idx=order[0])
+        return session.output_dict_per_obj[object_index]["cond_frame_outputs"][order[0]]
+
+    def _session(self, step: int, shape: Sequence[int], prompt: Prompt) -> tuple[Sam2VideoInferenceSession, int]:
+        """A session of transformers in which one object is prompted on a frame, with the object's index; and nothing computed."""
+        height, width = shape[:2]
         session = Sam2VideoInferenceSession(
             video_height=height,
             video_width=width,
@@ -187,16 +195,40 @@ class Segmenter:
         if isinstance(prompt, np.ndarray):
             mask = torch.from_numpy(prompt)[None, None].float()
             mask = F.interpolate(mask, (self._size, self._size), mode="bilinear", antialias=True) >= 0.5
-            session.add_mask_inputs(object_index, order[0], mask)
+            session.add_mask_inputs(object_index, step, mask)
         else:
             labels = torch.tensor([[_BOX_CORNERS if len(prompt) == 4 else _POINT]], dtype=torch.int32)
             inputs = {"point_coords": self._coordinates(prompt, height, width), "point_labels": labels}
-            session.add_point_inputs(object_index, order[0], inputs)
+            session.add_point_inputs(object_index, step, inputs)
         session.obj_with_new_inputs = [1]
-        *features, positions = encoded.take(order)
-        session.cache.cache_vision_features(order[0], {"vision_feats": features, "vision_pos_embeds": [positions]})
-        self._model(session, frame_idx=order[0])
-        return session.output_dict_per_obj[object_index]["cond_frame_outputs"][order[0]]
+        return session, object_index
+
+    def follow_live(self, prompt: Prompt) -> Callable[[np.ndarray], Segment]:
+        """Follow one object through frames as they come, as the camera of a robot that acts gives them.
+
+        Args:
+            prompt: as for `track`, on the first frame.
+
+        Returns:
+            What takes each frame, RGB uint8 (height, width, 3), all of one size, and returns the object's segment on it. It
+            keeps the memory of the frames before.
+        """
+        session: Sam2VideoInferenceSession | None = None
+
+        @torch.no_grad()
+        def take(image: np.ndarray) -> Segment:
+            nonlocal session
+            if session is None:
+                session, _ = self._session(0, image.shape, prompt)
+            with mixed_precision(self._device, self._dtype):
+                output = self._model(session, frame=self._pixels([image]))
+            done = session.processed_frames
+            assert done is not None
+            done[len(done) - 1] = torch.empty(0)  # what is looked back at is its features, not itself
+            mask = self._masks(output.pred_masks, *image.shape[:2])[0].cpu().numpy()
+            return Segment(mask, torch.sigmoid(output.object_score_logits.float()).item())
+
+        return take
 
     def _run(self, lanes: Sequence[Lane]) -> None:
         """Take all lanes to their ends, frame by frame."""

@@ -17,6 +17,8 @@ from pixel160k.format.table import Box, Point, Prompts
 PromptKind = Literal["point", "line", "region", "mask"]
 PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 """The kinds of visual prompts, in the order that gives each its number."""
+PIXEL_MASK = "pixel_mask"
+"""The name of p_t, the mask that the pixel-aware encoder reads, beside those of the prompts."""
 
 
 @dataclass(frozen=True, eq=False)

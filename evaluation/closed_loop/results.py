@@ -1,0 +1,50 @@
+"""The rows of an evaluation, one an episode, in a Parquet file that is whole after every episode: a killed one goes on."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluation.closed_loop.episode import EpisodeResult
+from pixel160k.errors import InputError, one_line
+from pixel160k.files import written_atomically
+
+FILE_NAME = "episodes.parquet"
+TIMED = ("seconds", "policy_seconds", "render_seconds")  # columns that no two runs have alike
+_MADE_WITH = b"pixelvla"
+_TYPES = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64()}
+_SCHEMA = pa.schema([(field.name, _TYPES[field.type]) for field in fields(EpisodeResult)])  # type: ignore[index]
+
+
+def write(results: Iterable[EpisodeResult], made_with: dict[str, Any], folder: Path) -> None:
+    """Write all rows, in the order of their scenes.
+
+    Args:
+        results: one an episode.
+        made_with: what decides the results: settings, policy, versions; any JSON.
+        folder: the evaluation's.
+    """
+    rows = [result.as_row() for result in sorted(results, key=lambda result: (result.scene, result.condition))]
+    metadata = {_MADE_WITH: json.dumps(made_with, sort_keys=True).encode()}
+    with written_atomically(folder / FILE_NAME) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA.with_metadata(metadata)), temporary)
+
+
+def read(folder: Path) -> tuple[list[EpisodeResult], dict[str, Any]]:
+    """The rows of an evaluation, and what it was made with.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
+    file = folder / FILE_NAME
+    try:
+        table = pq.read_table(file)
+        made_with: dict[str, Any] = json.loads(table.schema.metadata[_MADE_WITH])
+        rows = table.cast(_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {file}: {one_line(error)}; it is written by: pixelcli evaluate libero") from None
+    return [EpisodeResult(**row) for row in rows], made_with

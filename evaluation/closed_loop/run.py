@@ -1,0 +1,159 @@
+"""`pixelcli evaluate libero`: policies act in LIBERO's scenes by OpenVLA's protocol, and success is counted."""
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from evaluation.closed_loop import results
+from evaluation.closed_loop.episode import EpisodeResult
+from evaluation.closed_loop.measures import cost, paired, summarise
+from evaluation.closed_loop.report import write_page
+from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
+from evaluation.closed_loop.scripted import recorded_scenes
+from evaluation.closed_loop.settings import LiberoSettings
+from evaluation.closed_loop.workers import EXPERT, REPLAY, Episode, Unit, run_units
+from evaluation.noise import NoisySight
+from pixel160k.errors import InputError
+from pixel160k.files import write_text
+from policies.base import Policy
+from policies.choose import device_name, open_policy
+from simulation.environment import CONTROL_HZ
+from simulation.libero import simulator_versions
+
+FILMS = "films"  # the folder beside the page
+_AT_ONCE = 5  # scenes in a unit of work, so that several processes can share a task
+
+
+def evaluate(
+    policy: str,
+    settings: LiberoSettings,
+    out: Path,
+    workers: int = 1,
+    batch: int = 1,
+    device: str = "cpu",
+    dataset: str | None = None,
+    films: bool = False,
+    against: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Let a policy act in the scenes of an evaluation, and write `episodes.parquet`, `evaluation.json` and `libero.html`.
+
+    What `out` already holds of the same evaluation is kept, but for episodes that had an error: they are tried again.
+
+    Args:
+        policy: as `policies.choose.open_policy` takes it; or "expert", the scripted demonstrator; or "replay:FOLDER", the
+            actions of a recording, in the scenes that it has.
+        settings: of the evaluation.
+        out: a folder.
+        workers, batch: see `workers.run_units`.
+        device, dataset: of a checkpoint.
+        films: whether to make a film of each episode, in `out/films`.
+        against: another evaluation of the same scenes, to compare with.
+        progress: called with episodes done and episodes in all.
+
+    Returns:
+        What evaluation.json holds: see `measures.summarise`; `policy`, `suite`, `episodes`, `cost`, and `made_with`.
+
+    Raises:
+        InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
+    """
+    scripted = policy == EXPERT or policy.startswith(REPLAY)
+    if scripted and settings.hz != CONTROL_HZ:
+        raise InputError(f"the {policy.partition(':')[0]} policy acts at {CONTROL_HZ} Hz: leave hz as it is")
+    most_steps(settings)
+    scenes = scenes_of(settings)
+    if policy.startswith(REPLAY):
+        scenes = _recorded(scenes, settings, Path(policy.removeprefix(REPLAY)))
+    episodes = [(scene, condition) for scene in scenes for condition in settings.prompts]
+    made_with = _made_with(policy, settings, device)
+    found = _kept(out, made_with)
+    other = results.read(against) if against is not None else None
+    (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
+    progress(len(found), len(episodes))
+    if units := _units(episodes, found.keys(), settings):
+        with _opened(policy, scripted, device, dataset, settings) as acting:
+            for result in run_units(units, settings, acting, workers, batch, out / FILMS if films else None):
+                found[result.scene, result.condition] = result
+                results.write(found.values(), made_with, out)
+                progress(len(found), len(episodes))
+    rows = [found[episode] for episode in episodes]
+    summary = {
+        "policy": policy,
+        "suite": settings.suite,
+        "episodes": len(rows),
+        **summarise(rows, settings.prompts),
+        "cost": cost(rows),
+        "made_with": made_with,
+    }
+    if other is not None:
+        for condition in settings.prompts:
+            ours, theirs = ([row for row in of if row.condition == condition] for of in (rows, other[0]))
+            names = {"first": f"{condition}, here", "second": f"{condition}, {other[1]['policy']}"}
+            summary["paired"].append({**names, **paired(ours, theirs)})
+    write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
+    write_page(summary, rows, out)
+    return summary
+
+
+def _made_with(policy: str, settings: LiberoSettings, device: str) -> dict[str, Any]:
+    """What decides the results, but for what the policy itself is made of."""
+    return {
+        "policy": policy,
+        "settings": settings.model_dump(mode="json"),
+        "versions": {**simulator_versions(), "pixelvla": version("pixelvla")},
+        "device": device_name(device),
+    }
+
+
+def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
+    """The rows that an evaluation can go on from, by episode."""
+    if not (out / results.FILE_NAME).exists():
+        return {}
+    rows, theirs = results.read(out)
+    if theirs != made_with:
+        unlike = sorted(key for key in made_with if made_with[key] != theirs.get(key))
+        raise InputError(
+            f"{out} holds another evaluation, with another {', another '.join(unlike)}; name another --out"
+        )
+    return {(row.scene, row.condition): row for row in rows if not row.error}
+
+
+def _recorded(scenes: list[Scene], settings: LiberoSettings, recorded: Path) -> list[Scene]:
+    there = recorded_scenes(recorded, settings.suite)
+    if not (chosen := [scene for scene in scenes if (scene.task_id, scene.initial_state) in there]):
+        raise InputError(f"{recorded} was recorded in none of these scenes")
+    return chosen
+
+
+def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings) -> list[Unit]:
+    """Work for one environment each. Where fixtures wander, all episodes of a task and condition follow each other."""
+    units = []
+    wandering = settings.fixtures == "once"
+    for condition in settings.prompts if wandering else [""]:
+        ours = [episode for episode in episodes if condition in ("", episode[1])]
+        for _, group in groupby(ours, lambda episode: (episode[0].task_id, episode[0].target)):
+            of_task = list(group)
+            if wandering:
+                first = next((n for n, episode in enumerate(of_task) if episode not in done), len(of_task))
+                before = tuple(scene.initial_state for scene, _ in of_task[:first])
+                units.append(Unit(tuple(of_task[first:]), before))
+                continue
+            todo = [episode for episode in of_task if episode not in done]
+            length = _AT_ONCE * len(settings.prompts)
+            units += [Unit(tuple(todo[begin : begin + length])) for begin in range(0, len(todo), length)]
+    return [unit for unit in units if unit.todo]
+
+
+@contextmanager
+def _opened(
+    policy: str, scripted: bool, device: str, dataset: str | None, settings: LiberoSettings
+) -> Iterator[Policy | str]:
+    if scripted:
+        yield policy
+    else:
+        with open_policy(policy, device, dataset, settings.seed) as acting:
+            yield NoisySight(acting, settings.noise) if settings.noise else acting

@@ -1,0 +1,48 @@
+"""A PixelVLA checkpoint as a policy, whatever stage of training wrote it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.policy import PixelVLA
+from model.processor import Observation
+from pixel160k.errors import InputError
+from policies.base import Seen
+from train.checkpoints import load_policy
+
+
+class CheckpointPolicy:
+    """Asks a trained policy. It keeps nothing of an episode."""
+
+    def __init__(self, policy: PixelVLA, dataset: str) -> None:
+        """`dataset`: whose robot acts, a key of the policy's statistics."""
+        self._policy, self._dataset = policy, dataset
+
+    @classmethod
+    def load(cls, model: str | Path, device: str = "cpu", dataset: str | None = None) -> "CheckpointPolicy":
+        """Load a checkpoint or the last one of a run.
+
+        Args:
+            model: hub id, or the folder of a checkpoint or of a run.
+            device: such as "cuda:1".
+            dataset: whose robot acts; by default the only one that the checkpoint has statistics of.
+
+        Raises:
+            InputError: it cannot be loaded, or `dataset` must be named.
+        """
+        policy = load_policy(model).to(device)
+        known = sorted(policy.processor.statistics)
+        if dataset is None and len(known) != 1:
+            raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")
+        policy.processor.statistics_of(chosen := known[0] if dataset is None else dataset)
+        return cls(policy, chosen)
+
+    def reset(self, episode: str, instruction: str) -> None:
+        """There is nothing to forget."""
+
+    def act(self, seen: Sequence[Seen]) -> np.ndarray:
+        """The next chunks, see `policies.base.Policy.act`."""
+        return self._policy.act(
+            [Observation(s.image, s.instruction, s.masks, s.prompts, s.state, self._dataset) for s in seen]
+        )

@@ -1,0 +1,54 @@
+"""Which policy a text names: a checkpoint of ours or of OpenVLA, a server, or one that learned nothing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from pixel160k.packages import require_packages
+from policies.base import Policy
+from policies.simple import RandomPolicy
+
+RANDOM = "random"
+KEY_VARIABLE = "PIXELVLA_API_KEY"  # what a server wants of its clients
+
+
+@contextmanager
+def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed: int = 0) -> Iterator[Policy]:
+    """Open a policy for as long as the block runs.
+
+    Args:
+        name: "random"; the address of a server, as ws://127.0.0.1:8000 (openpi's protocol) or http://127.0.0.1:8000/act
+            (OpenVLA's); else a hub id, or the folder of a checkpoint or of a run. An OpenVLA checkpoint acts as it is, by its own
+            action tokens.
+        device: of a checkpoint, such as "cuda:1".
+        dataset: whose robot acts: a key of the statistics of a checkpoint, or of those of a server of OpenVLA's protocol.
+        seed: of a policy that draws.
+
+    Raises:
+        InputError: it cannot be loaded, or there is no server.
+    """
+    if name == RANDOM:
+        yield RandomPolicy(seed)
+    elif "://" in name:
+        require_packages("serve", "msgpack", "websockets")
+        from policies.remote import ActPolicy, OpenpiPolicy
+
+        key = os.environ.get(KEY_VARIABLE, "")
+        act = name.startswith("http")
+        with closing(ActPolicy(name, dataset, api_key=key) if act else OpenpiPolicy(name, key)) as server:
+            yield server
+    else:
+        from policies.checkpoint import CheckpointPolicy
+        from policies.openvla import OpenVLAPolicy, is_openvla
+
+        load = OpenVLAPolicy.load if is_openvla(name) else CheckpointPolicy.load
+        yield load(name, device, dataset)
+
+
+def device_name(device: str) -> str:
+    """What a device is called: "cpu", or the name of the GPU."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,79 @@
+"""What the tests of serving share: a policy of no weights that does as its instruction says, one of few, and a server in a thread."""
+
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from model.policy import PixelVLA
+from model.processor import Processor
+from model.settings import PRESETS, ModelSettings
+from model.tokenizer import byte_tokenizer
+from serve.server import PolicyServer, bind
+from serve.settings import ServeSettings
+
+STATISTICS = {
+    "bridge_orig": {
+        "action": {
+            "mask": [True] * 6 + [False],
+            "q01": [-0.02] * 6 + [0.0],
+            "q99": [0.03] * 6 + [1.0],
+            "min": [-0.1] * 6 + [0.0],
+            "max": [0.1] * 6 + [1.0],
+        }
+    }
+}
+SMALLEST = ["backbone.vision.image_size=64", "backbone.vision.patch_size=16", "backbone.language.num_hidden_layers=2"]
+HEIGHT, WIDTH = 96, 128
+
+
+def small_policy():
+    """A random policy that acts in milliseconds."""
+    torch.manual_seed(0)
+    settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=SMALLEST)
+    return PixelVLA(settings, byte_tokenizer(), STATISTICS).eval()
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+
+
+class Stub:
+    """Opens the gripper and moves by the first pixel of the image; "break" and "nan" do what they say, "slow" waits for `release`."""
+
+    def __init__(self):
+        self.acted = []  # the instructions, batch by batch
+        self.busy, self.release = threading.Event(), threading.Event()
+        self.settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
+        self.processor = SimpleNamespace(
+            statistics=STATISTICS, statistics_of=lambda name: Processor.statistics_of(self.processor, name)
+        )
+
+    def act(self, observations):
+        self.acted.append([observation.instruction for observation in observations])
+        for observation in observations:
+            self.processor.statistics_of(observation.dataset)
+        if any(observation.instruction == "break" for observation in observations):
+            raise KeyError("what only our log may tell")
+        if any(observation.instruction == "slow" for observation in observations):
+            self.busy.set()
+            self.release.wait(60)
+        actions = np.full((len(observations), 8, 7), 1, np.float32)
+        for row, observation in enumerate(observations):
+            actions[row, :, 0] = np.nan if observation.instruction == "nan" else observation.image[0, 0, 0] / 255
+        return actions
+
+
+@contextmanager
+def serving(policy, key="", compiled=False, **settings):
+    """A server in a thread; ends with it."""
+    server = PolicyServer(policy, bind("127.0.0.1", 0), ServeSettings(**settings), None, key, compiled, name="test")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
