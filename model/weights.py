@@ -182,6 +182,18 @@ def load_weights(
     retie_weights(module)
 
 
+def on_device(module: Module, device: str) -> Module:
+    """A module on a device, named as torch names it: "cpu", "cuda:1".
+
+    Raises:
+        InputError: torch does not know the device, cannot use it here, or it has too little memory.
+    """
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
+        raise InputError(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}") from None
+
+
 def retie_weights(module: nn.Module) -> None:
     """Tie the weights of transformers' models inside a module again, such as input and output embedding, after assigning some."""
     for part in module.modules():

@@ -7,6 +7,7 @@ import numpy as np
 
 from model.policy import PixelVLA
 from model.processor import Observation
+from model.weights import on_device
 from pixel160k.errors import InputError
 from policies.base import Seen
 from train.checkpoints import load_policy
@@ -31,7 +32,7 @@ class CheckpointPolicy:
         Raises:
             InputError: it cannot be loaded, or `dataset` must be named.
         """
-        policy = load_policy(model).to(device)
+        policy = on_device(load_policy(model), device)
         known = sorted(policy.processor.statistics)
         if dataset is None and len(known) != 1:
             raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")

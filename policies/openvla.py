@@ -16,7 +16,7 @@ from model.backbones.openvla import OpenVLABackbone
 from model.checkpoint import open_checkpoint
 from model.sequence import sequence_ids
 from model.statistics import checked_statistics
-from model.weights import locate
+from model.weights import locate, on_device
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object
 from pixel160k.format.actions import ACTION_DIMENSIONS, unnormalise
@@ -67,7 +67,7 @@ class OpenVLAPolicy:
         backbone = OpenVLABackbone.load(checkpoint.folder)
         padded_by = config.get("pad_to_multiple_of", 64)
         return cls(
-            backbone.to(device).eval(),
+            on_device(backbone, device).eval(),
             checkpoint.tokenizer,
             known[name],
             backbone.settings.language.vocab_size - padded_by,

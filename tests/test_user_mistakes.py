@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from scene import episode, write_scenes
 
 from cli import main
@@ -91,13 +92,18 @@ COMMANDS = {
     "evaluate actions on": ["evaluate", "actions", "--checkpoint", "VALID/run", "--shards", "WRONG"],
     "predict by": ["predict", "--checkpoint", "WRONG", "--image", "VALID/image.png", "--instruction", "go"],
     "predict on": ["predict", "--checkpoint", "VALID/run", "--image", "WRONG", "--instruction", "go"],
+    "evaluate libero of": ["evaluate", "libero", "--policy", "WRONG", "--episodes", "1", "--set", "tasks=[0]"],
+    "evaluate libero by": ["evaluate", "libero", "--policy", "random", "--config", "WRONG"],
+    "study": ["study", "--shards", "WRONG", "--grid", "decoder_blocks=1", "--seeds", "1"],
+    "serve": ["serve", "--checkpoint", "WRONG"],
 }  # fmt: skip
+WITHOUT_OUT = ("verify", "predict by", "predict on", "serve")
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_the_wrong_thing_gets_one_line(command, wrong, valid, tmp_path):
     arguments = [word.replace("WRONG", str(wrong)).replace("VALID", str(valid)) for word in command]
-    if command[0] != "verify" and command[0] != "predict":
+    if command[0] not in ("verify", "predict", "serve"):
         arguments += ["--out", str(tmp_path / "out")]
     result = run(*arguments)
     check(result)
@@ -105,7 +111,7 @@ def test_the_wrong_thing_gets_one_line(command, wrong, valid, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["a file", "not empty"])
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("verify", "predict by", "predict on")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_OUT])
 def test_an_unusable_out_gets_one_line(command, to, valid, tmp_path):
     out = tmp_path / "out"
     if to == "a file":
@@ -123,6 +129,21 @@ def test_an_unusable_out_gets_one_line(command, to, valid, tmp_path):
     check(run(*arguments, "--out", out))
     mine = out if to == "a file" else out / "mine.txt"
     assert mine.read_text() == "mine" or command in ("browse",)  # browse writes the one file that it was told to
+
+
+@pytest.mark.parametrize("command", ["predict on", "evaluate actions of", "evaluate libero of", "serve"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:97"])
+def test_a_device_that_is_not_there_is_one_line(command, device, valid, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    right = {"--checkpoint": valid / "run", "--policy": valid / "run", "--image": tmp_path / "image.png"}
+    words = COMMANDS[command]
+    arguments = [
+        str(right[words[index - 1]]) if word == "WRONG" else word.replace("VALID", str(valid))
+        for index, word in enumerate(words)
+    ]
+    result = run(*arguments, "--device", device, *([] if command in WITHOUT_OUT else ["--out", tmp_path / "out"]))
+    check(result)
+    assert result.exit_code == 1 and f"--device {device} cannot be used" in result.output
 
 
 @pytest.mark.parametrize("damage", ["empty", "object", "list", "bytes", "cut", "gone"])

@@ -76,7 +76,8 @@ def evaluate(
     progress(len(found), len(episodes))
     if units := _units(episodes, found.keys(), settings):
         with _opened(policy, scripted, device, dataset, settings) as acting:
-            for result in run_units(units, settings, acting, workers, batch, out / FILMS if films else None):
+            into = out / FILMS if films else None
+            for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
                 found[result.scene, result.condition] = result
                 results.write(found.values(), made_with, out)
                 progress(len(found), len(episodes))

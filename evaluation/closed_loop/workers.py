@@ -62,6 +62,7 @@ def run_units(
     workers: int,
     batch: int,
     films: Path | None = None,
+    bugs: Path = Path("bugs.log"),
 ) -> Iterator[EpisodeResult]:
     """Try the episodes of all units, and yield each result as it ends.
 
@@ -72,6 +73,7 @@ def run_units(
         workers: processes with a simulator each.
         batch: for how many of them the policy is asked at once, at most. With 1 the results do not depend on `workers`.
         films: the folder for a film of each episode; None makes none.
+        bugs: the file that the traceback of a bug is added to.
 
     Raises:
         InputError: as the policy.
@@ -85,7 +87,7 @@ def run_units(
             asked: list[tuple[_Worker, Seen]] = []
             for ready in wait([worker.pipe for worker in running]):
                 worker = next(worker for worker in running if worker.pipe is ready)
-                kind, content = _receive(worker)
+                kind, content = _receive(worker, bugs)
                 if kind == "reset" and not isinstance(policy, str):
                     policy.reset(*content)
                 elif kind == "act":
@@ -125,14 +127,17 @@ def _start(unit: Unit, settings: LiberoSettings, scripted: str, films: Path | No
     return _Worker(process, ours, unit)
 
 
-def _receive(worker: _Worker) -> tuple[str, Any]:
+def _receive(worker: _Worker, bugs: Path) -> tuple[str, Any]:
     try:
         message: tuple[str, Any] = worker.pipe.recv()
     except (EOFError, ConnectionError):
         return "died", ""
     if message[0] == "bug":
-        _log.error(message[1])
-        return "bug", one_line(Exception(message[1].strip().rpartition("\n")[2]))
+        with bugs.open("a", encoding="utf-8") as log:
+            log.write(message[1])
+        what = one_line(Exception(message[1].strip().rpartition("\n")[2]))
+        _log.warning("a bug of pixelvla cost an episode: %s; please report it with the traceback in %s", what, bugs)
+        return "bug", what
     return message
 
 
