@@ -51,10 +51,10 @@ def prepare(out: Path, episodes: int) -> Path:
     return shards
 
 
-def run_stages(shards: Path, out: Path, seed: int, model: list[str]) -> Path:
+def run_stages(shards: Path, out: Path, seed: int, model: list[str], pue: int) -> Path:
     """Train the three stages of a policy with these settings, as far as it is not done yet; returns the last run's folder."""
     init = "tiny"
-    for stage, steps in STEPS.items():
+    for stage, steps in {**STEPS, "pue": pue}.items():
         run = out / stage
         last = checkpoints.latest(run)
         if last is None or last.name != f"checkpoint-{steps}":
@@ -78,13 +78,14 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", nargs="+", default=[], help="settings of the policy, key=value")
+    parser.add_argument("--pue", type=int, default=STEPS["pue"], help="optimizer steps of pue, for another --out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shards = prepare(arguments.out, arguments.episodes)
     results = []
     for seed in arguments.seeds:
         folder = arguments.out / "_".join([f"seed_{seed}", *arguments.model])
-        run = run_stages(shards, folder, seed, arguments.model)
+        run = run_stages(shards, folder, seed, arguments.model, arguments.pue)
         results.append(measure(shards, run, folder / "evaluation"))
     before = [{name: one["before_close"] for name, one in result.items()} for result in results]
     table = Table("condition", *(f"seed {seed}: x, y before the close" for seed in arguments.seeds), "mean", "all, L1")
