@@ -2,7 +2,8 @@
 
 import json
 import pickle
-import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -120,31 +121,58 @@ def test_a_loaded_policy_does_not_depend_on_its_file(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in own_tensors(back).items())
 
 
-def test_weights_that_another_process_will_send_take_no_memory(tmp_path):
+def stand_in(settings):
+    """A module in a policy's place, without memory."""
+    return without_memory(lambda: torch.nn.Sequential(OpenVLABackbone(settings.backbone), torch.nn.Linear(3, 2)))
+
+
+def test_weights_that_another_process_will_send_have_their_places(tmp_path):
     """Under FSDP the first process alone reads; the others have places of the same shapes and types."""
-    settings = tiny_settings(intermediate_size=20000)  # 123 MB
+    settings = tiny_settings()
     save_checkpoint(tmp_path, random_policy(settings), settings, {}, None)
-    found = open_checkpoint(tmp_path)
 
     def load(**how):
-        module = without_memory(lambda: torch.nn.Sequential(OpenVLABackbone(settings.backbone), torch.nn.Linear(3, 2)))
-        before = resident()
+        module = stand_in(settings)
         with reading(**how):
-            load_policy_weights(module, found)
-        return own_tensors(module), resident() - before
+            load_policy_weights(module, open_checkpoint(tmp_path))
+        return own_tensors(module)
 
-    (there, read), (places, unread) = load(), load(values=False)
-    assert read > 100 and unread < 10, (read, unread)
+    there, places = load(), load(values=False)
     assert {name: (t.shape, t.dtype) for name, t in there.items()} == {
         name: (t.shape, t.dtype) for name, t in places.items()
     }
-    elsewhere, _ = load(device="meta")  # as the GPU of a process of DDP
+    elsewhere = load(device="meta")  # as the GPU of a process of DDP
     assert {tensor.device.type for tensor in elsewhere.values()} == {"meta"}
 
 
+IN_A_PROCESS_OF_ITS_OWN = """
+import re, sys
+from pathlib import Path
+import test_model_checkpoint as tests
+
 def resident():
-    """Megabytes of memory behind this process."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+
+found = tests.open_checkpoint(sys.argv[1])
+grown = []
+for values in (False, True):
+    module, before = tests.stand_in(found.settings), resident()
+    with tests.reading(values=values):
+        tests.load_policy_weights(module, found)
+    grown.append(resident() - before)
+print(*grown)
+"""
+
+
+def test_weights_that_another_process_will_send_take_no_memory(tmp_path):
+    """Measured where no memory was freed before, which the weights would take instead of new one."""
+    settings = tiny_settings(intermediate_size=20000)  # 123 MB
+    save_checkpoint(tmp_path, random_policy(settings), settings, {}, None)
+    command = [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    unread, read = map(float, done.stdout.split())
+    assert read > 100 and unread < 10, (read, unread)
 
 
 def test_openvla_s_statistics_come_with_its_checkpoint_and_a_file_s_add_to_them(openvla):
