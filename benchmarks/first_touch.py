@@ -12,15 +12,15 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from evaluation.closed_loop.episode import commands
 from model.policy import PixelVLA
 from pixel160k.format.prompts import PIXEL_MASK, point, sample_prompts
 from pixel160k.seeding import seeded_generator
-from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, TaskEnvironment
+from simulation.environment import AGENT_VIEW, CONTROL_HZ, TaskEnvironment
 from simulation.two_alike import INITIAL_STATES, INSTRUCTION, SUITE, TARGETS, TASKS
 from train.checkpoints import load_policy
 
@@ -28,12 +28,6 @@ CONDITIONS = ("none", "point", PIXEL_MASK)
 REPLAN = 4  # actions of a chunk that are carried out
 ACTIONS = 48  # of 5 Hz, at most; the demonstrator touches its bowl after some 12
 WINDOW = CONTROL_HZ // 5  # control steps of an action
-
-
-def commands(action: np.ndarray) -> list[np.ndarray]:
-    """The control steps, float32 (7,) each, that do what an action of 5 Hz says."""
-    motion = np.clip(action[:6] / WINDOW, -1, 1)
-    return [np.array([*motion, CLOSE if action[6] < 0.5 else OPEN], np.float32)] * WINDOW
 
 
 def first_touch(policy: PixelVLA, environment: TaskEnvironment, initial_state: int, meant: str, condition: str) -> str:
@@ -51,7 +45,7 @@ def first_touch(policy: PixelVLA, environment: TaskEnvironment, initial_state: i
         )
         for action in actions[:REPLAN]:
             closed |= bool(action[6] < 0.5)
-            for command in commands(action):
+            for command in commands(action, WINDOW):
                 environment.step(command)
                 if touched := environment.touched_object():
                     return touched

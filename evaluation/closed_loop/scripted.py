@@ -63,9 +63,7 @@ class Expert(_Planned):
 
     def reset(self, episode: str, instruction: str) -> None:
         """Plan the episode; its name ends in the initial state and the condition."""
-        state = re.search(r"_state_(\d+)_", episode)
-        assert state is not None  # `episode_name` writes it
-        self._begin(np.stack(attempt_until_solved(self._environment, int(state[1]))[-1].actions))
+        self._begin(np.stack(attempt_until_solved(self._environment, _initial_state(episode))[-1].actions))
 
 
 class Replay(_Planned):
@@ -86,12 +84,18 @@ class Replay(_Planned):
         Raises:
             InputError: none was recorded in this scene.
         """
-        state = re.search(r"_state_(\d+)_", episode)
-        assert state is not None
-        scene = f"{self._environment.suite}/task_{self._environment.task_id:02d}/initial_state_{state[1]}"
+        state = _initial_state(episode)
+        scene = f"{self._environment.suite}/task_{self._environment.task_id:02d}/initial_state_{state:02d}"
         if scene not in self._commands:
             raise InputError(f"nothing is recorded of {scene}; there is {', '.join(sorted(self._commands))}")
         self._begin(self._commands[scene])
+
+
+def _initial_state(episode: str) -> int:
+    """The initial state in the name of an episode."""
+    state = re.search(r"_state_(\d+)_", episode)
+    assert state is not None  # `episode_name` writes it
+    return int(state[1])
 
 
 def recorded_scenes(recorded: Path, suite: str) -> set[tuple[int, int]]:
