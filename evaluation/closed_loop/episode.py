@@ -13,13 +13,15 @@ from evaluation.closed_loop.pointing import Shown, point_at_target
 from evaluation.closed_loop.scenes import Scene, most_steps
 from evaluation.closed_loop.settings import LiberoSettings
 from pixel160k.errors import InputError
-from policies.base import Policy, Seen
+from pixel160k.format.prompts import Prompt
+from policies.base import Policy, Seen, looks
 from simulation import two_alike
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, WRIST_VIEW, TaskEnvironment
 
 Film = Callable[[np.ndarray, Shown], None]
 """Takes each image of an episode, RGB uint8, and what the policy was last shown of its target."""
 FILM_EVERY = 2  # control steps: 10 images a second
+_DARK = np.zeros((0, 0, 3), np.uint8)  # what a policy is shown that does not look
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class EpisodeResult:
         first_touch: the first movable object that a finger touched, "" for none.
         close_step: the first control step that closed the gripper, -1 for none.
         error: why it did not come to its end; "" where it did.
-        seconds, policy_seconds, render_seconds: how long it took, how much of that the policy, and rendering. No two runs
-            have the same.
+        seconds, policy_seconds, render_seconds: how long it took, how much of that the policy (its reset, too), and rendering;
+            what is left is the simulator. No two runs have the same.
         video: the name of its film, "" for none.
     """
 
@@ -134,23 +136,28 @@ def run_episode(
     begin, asked, rendered = time.perf_counter(), _Clock(), _Clock()
     name = episode_name(settings.suite, scene, condition)
     instruction = two_alike.INSTRUCTION if settings.two_alike else environment.instruction
-    policy.reset(name, instruction)
+    looked_at = film is not None or looks(policy)
+    with asked:
+        policy.reset(name, instruction)
     environment.reset(scene.initial_state, seeded=settings.fixtures == "episode")
     result = EpisodeResult(
         scene.task_id, scene.target, scene.initial_state, condition, instruction, meant=environment.target
     )
     try:
-        first = _camera(environment, AGENT_VIEW, settings)
-        pointing = point_at_target(condition, environment, scene.initial_state, first, instruction, settings.foundation)
+        with rendered:
+            image = _camera(environment, AGENT_VIEW, settings) if looked_at or condition != "none" else _DARK
+        pointing = point_at_target(condition, environment, scene.initial_state, image, instruction, settings.foundation)
     except InputError as error:
         return replace(result, error=str(error))
     window, limit = CONTROL_HZ // settings.hz, most_steps(settings)
     step, closed_at, touched, solved = 0, -1, "", False
+    wrist, masks, prompts = None, list[np.ndarray](), list[Prompt]()
     while step < limit and not solved:
-        with rendered:
-            image = _camera(environment, AGENT_VIEW, settings)
-            wrist = _camera(environment, WRIST_VIEW, settings) if settings.wrist else None
-            masks, prompts = pointing.shown(image, closed_at >= 0)
+        if looked_at:
+            with rendered:
+                image = _camera(environment, AGENT_VIEW, settings) if step else image
+                wrist = _camera(environment, WRIST_VIEW, settings) if settings.wrist else None
+                masks, prompts = pointing.shown(image, closed_at >= 0)
         with asked:
             state = environment.proprioception()[0]
             chunk = policy.act([Seen(image, instruction, masks, prompts, wrist, state, name)])[0]
