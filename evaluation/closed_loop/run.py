@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from simulation.libero import simulator_versions
 
 EXPERT, REPLAY = "expert", "replay:"  # policies that live in the simulators' processes
 FILMS = "films"  # the folder beside the page
-_AT_ONCE = 5  # scenes in a unit of work, so that several processes can share a task
+_AT_ONCE = 5  # scenes in a unit of work, at most, so that several processes can share a task
 
 
 def evaluate(
@@ -81,7 +82,7 @@ def evaluate(
     for folder in (out, out / FILMS):  # what a killed evaluation did not finish
         remove_leftovers(folder)
     progress(len(found), len(episodes))
-    if units := _units(episodes, found.keys(), settings):
+    if units := _units(episodes, found.keys(), settings, workers):
         with nullcontext(scripted) if scripted else _opened(policy, device, dataset, settings) as acting:
             into = out / FILMS if films else None
             for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
@@ -130,9 +131,10 @@ def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
     return {(row.scene, row.condition): row for row in rows if not row.error}
 
 
-def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings) -> list[Unit]:
+def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings, workers: int) -> list[Unit]:
     """Work for one environment each. Where fixtures wander, all episodes of a task and condition follow each other."""
     units = []
+    length = min(_AT_ONCE * len(settings.prompts), ceil((len(episodes) - len(done)) / workers))
     wandering = settings.fixtures == "once"
     for condition in settings.prompts if wandering else [""]:
         ours = [episode for episode in episodes if condition in ("", episode[1])]
@@ -144,7 +146,6 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
                 units.append(Unit(tuple(of_task[first:]), before))
                 continue
             todo = [episode for episode in of_task if episode not in done]
-            length = _AT_ONCE * len(settings.prompts)
             units += [Unit(tuple(todo[begin : begin + length])) for begin in range(0, len(todo), length)]
     return [unit for unit in units if unit.todo]
 
