@@ -126,15 +126,13 @@ class Episode:
             self.click, self.ended = None, "closed"
 
     async def point(self, click: Click | None) -> None:
-        """Point at something on the image that was seen last, or at nothing any more.
+        """Point at something that lies on the image that was seen last, or at nothing any more.
 
         Raises:
-            InputError: the prompt reaches out of the image, or the gripper is closed.
+            InputError: the gripper is closed.
         """
-        if click is not None:
-            validate(click.prompt, *self.told.image.shape[:2])
-            if self.holds:
-                raise InputError("the gripper is closed: nothing is pointed at until it opens")
+        if click is not None and self.holds:
+            raise InputError("the gripper is closed: nothing is pointed at until it opens")
         self.click, self.ended = click, "" if click else "removed"
         self.decided.set()
         if click is not None:
