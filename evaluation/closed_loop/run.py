@@ -134,7 +134,8 @@ def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
 def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings, workers: int) -> list[Unit]:
     """Work for one environment each. Where fixtures wander, all episodes of a task and condition follow each other."""
     units = []
-    length = min(_AT_ONCE * len(settings.prompts), ceil((len(episodes) - len(done)) / workers))
+    share = ceil((len(episodes) - len(done)) / workers)
+    length = max(1, min(share, _AT_ONCE * len(settings.prompts)))
     wandering = settings.fixtures == "once"
     for condition in settings.prompts if wandering else [""]:
         ours = [episode for episode in episodes if condition in ("", episode[1])]
