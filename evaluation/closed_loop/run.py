@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from evaluation.closed_loop import results
+from evaluation.closed_loop.degradation import by_shift
 from evaluation.closed_loop.episode import EpisodeResult
 from evaluation.closed_loop.measures import cost, paired, summarise
 from evaluation.closed_loop.report import write_page
@@ -16,7 +17,7 @@ from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
 from evaluation.closed_loop.scripted import recorded_scenes
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.workers import EXPERT, REPLAY, Episode, Unit, run_units
-from evaluation.noise import NoisySight
+from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from policies.base import Policy
@@ -56,7 +57,8 @@ def evaluate(
         progress: called with episodes done and episodes in all.
 
     Returns:
-        What evaluation.json holds: see `measures.summarise`; `policy`, `suite`, `episodes`, `cost`, and `made_with`.
+        What evaluation.json holds: see `measures.summarise`, which has the first shift's rows; `shifts`, see
+        `degradation.by_shift`, where there are shifts; `policy`, `suite`, `episodes`, `cost`, and `made_with`.
 
     Raises:
         InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
@@ -82,17 +84,23 @@ def evaluate(
                 results.write(found.values(), made_with, out)
                 progress(len(found), len(episodes))
     rows = [found[episode] for episode in episodes]
+    first = settings.shifts[0]
     summary = {
         "policy": policy,
         "suite": settings.suite,
         "episodes": len(rows),
-        **summarise(rows, settings.prompts),
+        **summarise([row for row in rows if row.shift == first], settings.prompts),
+        "shifts": [],
         "cost": cost(rows),
         "made_with": made_with,
     }
+    if settings.shifts != (NONE,):
+        summary["shifts"] = by_shift(rows, settings.prompts, settings.shifts, other[0] if other else None)
     if other is not None:
         for condition in settings.prompts:
-            ours, theirs = ([row for row in of if row.condition == condition] for of in (rows, other[0]))
+            ours, theirs = (
+                [row for row in of if row.condition == condition and row.shift == first] for of in (rows, other[0])
+            )
             names = {"first": f"{condition}, here", "second": f"{condition}, {other[1]['policy']}"}
             summary["paired"].append({**names, **paired(ours, theirs)})
     write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
@@ -131,12 +139,13 @@ def _recorded(scenes: list[Scene], settings: LiberoSettings, recorded: Path) -> 
 
 
 def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings) -> list[Unit]:
-    """Work for one environment each. Where fixtures wander, all episodes of a task and condition follow each other."""
+    """Work for one environment each. Where fixtures wander, all episodes of a task, shift and condition follow each other."""
     units = []
     wandering = settings.fixtures == "once"
-    for condition in settings.prompts if wandering else [""]:
-        ours = [episode for episode in episodes if condition in ("", episode[1])]
-        for _, group in groupby(ours, lambda episode: (episode[0].task_id, episode[0].target)):
+    for shift, condition in product(settings.shifts, settings.prompts) if wandering else [("", "")]:
+        ours = [of for of in episodes if shift in ("", of[0].shift) and condition in ("", of[1])]
+        ours.sort(key=lambda episode: episode[0].environment)
+        for _, group in groupby(ours, lambda episode: episode[0].environment):
             of_task = list(group)
             if wandering:
                 first = next((n for n, episode in enumerate(of_task) if episode not in done), len(of_task))
@@ -144,7 +153,7 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
                 units.append(Unit(tuple(of_task[first:]), before))
                 continue
             todo = [episode for episode in of_task if episode not in done]
-            length = _AT_ONCE * len(settings.prompts)
+            length = _AT_ONCE * len(settings.prompts) * len(settings.shifts)
             units += [Unit(tuple(todo[begin : begin + length])) for begin in range(0, len(todo), length)]
     return [unit for unit in units if unit.todo]
 
@@ -157,4 +166,4 @@ def _opened(
         yield policy
     else:
         with open_policy(policy, device, dataset, settings.seed) as acting:
-            yield NoisySight(acting, settings.noise) if settings.noise else acting
+            yield acting

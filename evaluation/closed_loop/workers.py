@@ -20,6 +20,7 @@ from evaluation.closed_loop.scenes import Scene
 from evaluation.closed_loop.scripted import Expert, Replay
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.video import film
+from evaluation.shifts import Shift
 from pixel160k.errors import InputError, one_line
 from policies.base import Policy, Seen
 from simulation.environment import TaskEnvironment
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """Episodes of one task and target; one environment serves them all.
+    """Episodes that one environment serves, see `Scene.environment`.
 
     Attributes:
         todo: episodes to try, in this order.
@@ -104,7 +105,9 @@ def run_units(
                         continue
                     (scene, condition), *_ = worker.left.todo
                     error = content or f"the simulator's process died (exit code {worker.process.exitcode})"
-                    yield EpisodeResult(scene.task_id, scene.target, scene.initial_state, condition, error=error)
+                    yield EpisodeResult(
+                        scene.task_id, scene.target, scene.initial_state, condition, scene.shift, error=error
+                    )
                     if (left := worker.left.without_first()).todo:
                         waiting.insert(0, left)
             for begin in range(0, len(asked), batch):
@@ -158,7 +161,12 @@ def _try_all(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: s
     first = unit.todo[0][0]
     wandering = settings.fixtures == "once"
     with TaskEnvironment(
-        settings.suite, first.task_id, first.target, settings.reflections, hard_reset=wandering
+        settings.suite,
+        first.task_id,
+        first.target,
+        settings.reflections,
+        hard_reset=wandering,
+        added=Shift.named(first.shift).added(settings.suite, first.task_id, settings.seed),
     ) as environment:
         acting: Policy = _Asked(pipe)
         if scripted == EXPERT:
