@@ -52,7 +52,8 @@ def main(suite: str, task: int, state: int, out: Path) -> None:
         x, y = column * SIDE, row * (SIDE + CAPTION)
         draw.text((x + 3, y), f"{kind}-{level}", fill="black")
         sheet.paste(Image.fromarray(images[kind, level]).resize((SIDE, SIDE), Image.Resampling.BOX), (x, y + CAPTION))
-    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(out, optimize=True)
+    palette = sheet.quantize(256, Image.Quantize.MAXCOVERAGE)
+    sheet.quantize(palette=palette).save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _cover(environment: TaskEnvironment, names: list[str], level: int, rng: np.r
     """
     drawn = rng.uniform()
     shown = _shown_textures(environment)
-    for name in names:
+    for name in filter(shown.__contains__, names):
         own = _thumbnail(Image.fromarray(environment.textures.pixels(shown[name])))
         unlike = {path: np.abs(thumbnail - own).mean() for path, thumbnail in _textures().items()}
         others = sorted((path for path in unlike if unlike[path] > 1), key=lambda path: (unlike[path], path))

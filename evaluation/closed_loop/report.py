@@ -41,7 +41,7 @@ def summary_tables(summary: dict[str, Any]) -> list[Table]:
             compared.add_row(pair["first"], pair["second"], *counts, f"{pair['p']:.4f}")
         tables.append(compared)
     if summary["shifts"]:
-        tables.append(_shift_table(summary["shifts"]))
+        tables += _shift_tables(summary["shifts"], summary["against"])
     return tables
 
 
@@ -50,19 +50,20 @@ def told_lost(lost: dict[str, Any] | None) -> str:
     return f"{100 * lost['rate']:.1f} points (p {lost['p']:.4f})" if lost else "–"
 
 
-def _shift_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Each shift with what it costs, and beside another policy where there is one."""
-    there = ["success there", "lost there", "only here / only there (p)"] if "there" in rows[0] else []
-    table = Table("shift", "pointing", "success", "lost to none", "first touch right", "errors", *there)
+def _shift_tables(rows: Sequence[dict[str, Any]], other: str | None) -> list[Table]:
+    """Each shift with what it costs; and beside another policy where there is one."""
+    costs = Table("shift", "pointing", "success", "lost to none", "first touch right", "errors")
+    beside = Table("shift", "pointing", "success there", "lost there", "only here", "only there", "McNemar's p")
+    beside.title = f"there: {other}"
     for row in rows:
-        cells = [row["shift"], row["condition"], told(row["success"]), told_lost(row["lost"]), told(row["first_touch"])]
-        cells.append(str(row["errors"]))
-        if there:
-            pair = row["between"]
-            cells += [told(row["there"]["success"]), told_lost(row["there"]["lost"])]
-            cells.append(f"{pair['only_first']} / {pair['only_second']} ({pair['p']:.4f})")
-        table.add_row(*cells)
-    return table
+        named = row["shift"], row["condition"]
+        touched, errors = told(row["first_touch"]), str(row["errors"])
+        costs.add_row(*named, told(row["success"]), told_lost(row["lost"]), touched, errors)
+        if other:
+            pair, there = row["between"], row["there"]
+            counts = str(pair["only_first"]), str(pair["only_second"]), f"{pair['p']:.4f}"
+            beside.add_row(*named, told(there["success"]), told_lost(there["lost"]), *counts)
+    return [costs, beside] if other else [costs]
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -58,7 +58,8 @@ def evaluate(
 
     Returns:
         What evaluation.json holds: see `measures.summarise`, which has the first shift's rows; `shifts`, see
-        `degradation.by_shift`, where there are shifts; `policy`, `suite`, `episodes`, `cost`, and `made_with`.
+        `degradation.by_shift`, where there are shifts; `policy`, `against`, the other one's name, `suite`, `episodes`, `cost`, and
+        `made_with`.
 
     Raises:
         InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
@@ -91,6 +92,7 @@ def evaluate(
         "episodes": len(rows),
         **summarise([row for row in rows if row.shift == first], settings.prompts),
         "shifts": [],
+        "against": other[1]["policy"] if other else None,
         "cost": cost(rows),
         "made_with": made_with,
     }
