@@ -37,7 +37,11 @@ class Seen:
 
 
 class Policy(Protocol):
-    """Something that acts. One policy may act in several episodes at once."""
+    """Something that acts. One policy may act in several episodes at once.
+
+    One that looks at no image says so by an attribute `blind = True`: images are what an episode costs, and a harness may then
+    show it empty ones (`looks`).
+    """
 
     def reset(self, episode: str, instruction: str) -> None:
         """An episode begins, or begins anew: forget what was kept of it. Most policies keep nothing.
@@ -57,3 +61,8 @@ class Policy(Protocol):
         Raises:
             InputError: what is seen cannot be acted on, or the policy cannot be asked (a server that does not answer).
         """
+
+
+def looks(policy: Policy) -> bool:
+    """Whether a policy looks at the images that it is shown, see `Policy`."""
+    return not getattr(policy, "blind", False)

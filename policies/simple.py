@@ -13,6 +13,8 @@ from policies.base import Seen
 class RandomPolicy:
     """Draws every action: motion uniform in [-1, 1], the gripper open or closed."""
 
+    blind = True
+
     def __init__(self, seed: int = 0, chunk: int = 8) -> None:
         """`seed` and the episode decide what is drawn; `chunk` actions at once."""
         self._seed, self._chunk, self._asked = seed, chunk, Counter[str]()

@@ -1,5 +1,6 @@
 """Policies in LIBERO: which episodes, what they are shown, how actions are carried out, what is counted, and what a kill costs."""
 
+import io
 import json
 import signal
 import subprocess
@@ -19,13 +20,15 @@ from evaluation.closed_loop.measures import paired, share, summarise
 from evaluation.closed_loop.pointing import point_at_target
 from evaluation.closed_loop.run import evaluate
 from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
-from evaluation.closed_loop.scripted import Expert
+from evaluation.closed_loop.scripted import Expert, Replay, recorded_commands
 from evaluation.closed_loop.settings import LiberoSettings
 from pixel160k.errors import InputError
 from pixel160k.format.masks import iou
+from policies.base import Seen, looks
 from policies.simple import RandomPolicy
 from simulation.environment import AGENT_VIEW, STAND_STILL, TaskEnvironment
 from simulation.libero import load_task
+from simulation.rlds import find_dataset, libero_features, write_rlds
 from simulation.two_alike import TARGETS
 
 
@@ -124,8 +127,6 @@ def test_a_slow_action_is_spread_over_control_steps():
 
 
 def test_random_actions_depend_on_the_episode_alone():
-    from policies.base import Seen
-
     image = np.zeros((4, 4, 3), np.uint8)
     seen = [Seen(image, "go", episode=name) for name in ("a", "b")]
     one, other = RandomPolicy(3), RandomPolicy(3)
@@ -133,7 +134,54 @@ def test_random_actions_depend_on_the_episode_alone():
     other.reset("b", "go")
     assert np.array_equal(other.act(seen[1:])[0], together[0][1])
     assert np.array_equal(other.act(seen[1:])[0], together[1][1])
+    assert not looks(one)
     assert not np.array_equal(together[0], together[1]) and np.isin(together[0][..., 6], (0, 1)).all()
+
+
+# --- what was recorded
+
+
+def recording(folder, *episodes):
+    """A data set as `pixelcli sample` writes it, of pairs of where and LIBERO's commands; its images are none."""
+
+    def step(command, number, last):
+        picture = dict.fromkeys(("image", "wrist_image"), io.BytesIO(b"no image"))
+        state = {"state": np.zeros(8, np.float32), "joint_state": np.zeros(7, np.float32)}
+        flags = {"is_first": number == 0, "is_last": last, "is_terminal": last, "discount": 1.0, "reward": float(last)}
+        return {"observation": {**picture, **state}, "action": command, "language_instruction": "move it", **flags}
+
+    made = [
+        {
+            "steps": [step(command, n, n == len(commands) - 1) for n, command in enumerate(commands)],
+            "episode_metadata": {"file_path": place},
+        }
+        for place, commands in episodes
+    ]
+    write_rlds(folder, "recorded", "1.0.0", libero_features(), {"train": [made[:1], made[1:]]})
+    return folder
+
+
+def test_what_was_recorded_is_found_by_its_scene(tmp_path):
+    one, other = np.random.default_rng(0).uniform(-1, 1, (2, 3, 7)).astype(np.float32)
+    spatial, elsewhere = "libero_spatial/task_03/initial_state_07", "libero_goal/task_03/initial_state_07"
+    folder = recording(tmp_path / "sound", (elsewhere, other), (spatial, one))
+    scenes = [Scene(3, "", 6), Scene(3, "", 7)]
+    (place, found), *others = recorded_commands(folder, scenes, "libero_spatial").items()
+    assert place == (3, 7) and np.array_equal(found, one) and not others
+    thinned, twice = 4 * one, [(spatial, one), (spatial, other)]
+    for name, episodes, said in (
+        ("none", [(elsewhere, other)], "was recorded in none of these scenes"),
+        ("thinned", [(elsewhere, other), (spatial, thinned)], "is thinned; replay wants a recording of 20 Hz"),
+        ("twice", twice, "holds libero_spatial/task_03/initial_state_07 twice"),
+    ):
+        with pytest.raises(InputError, match=said):
+            recorded_commands(recording(tmp_path / name, *episodes), scenes, "libero_spatial")
+    file = sorted(find_dataset(folder).glob("*.tfrecord-*"))[0]
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(
+        InputError, match=r"recorded-train\.tfrecord-00000-of-00002 record 0: the file ends inside a record"
+    ):
+        recorded_commands(folder, scenes, "libero_spatial")
 
 
 @pytest.fixture
@@ -172,20 +220,55 @@ def test_states_and_images_are_those_of_liberos_own_wrapper(environment):
 
 
 @pytest.mark.slow
-def test_the_expert_solves_what_it_is_shown_and_pointing_ends_with_its_grasp(environment):
-    chosen, expert, pointed = settings(suite="libero_spatial"), Expert(environment), []
+def test_wandering_fixtures_stand_where_liberos_own_wrapper_puts_them():
+    """As in OpenVLA's script: a seed once, then reset after reset. What no initial state holds stands elsewhere each time."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task, simulated = load_task("libero_spatial", 0), {}
+    theirs = OffScreenRenderEnv(bddl_file_name=str(task.description), use_camera_obs=False)
+    try:
+        theirs.seed(0)
+        for state in (7, 8):
+            theirs.reset()
+            theirs.set_init_state(task.initial_states[state])
+            for _ in range(10):
+                theirs.step(STAND_STILL.tolist())
+            simulated[state] = (theirs.sim.model._model.body_pos.copy(), theirs.get_sim_state().copy())
+    finally:
+        theirs.close()
+    assert 0.001 < np.abs(simulated[7][0] - simulated[8][0]).max() < 0.02  # m
+    with TaskEnvironment("libero_spatial", 0, hard_reset=True) as ours:
+        for state, (fixtures, whole) in simulated.items():
+            ours.reset(state, seeded=False)
+            assert np.array_equal(ours.model.body_pos, fixtures) and np.array_equal(ours.state(), whole)
+
+
+@pytest.mark.slow
+def test_the_expert_solves_what_it_is_shown_and_pointing_ends_with_its_grasp(environment, tmp_path):
+    chosen, expert, pointed, done = settings(suite="libero_spatial"), Expert(environment), [], []
 
     class Watched:
         reset = expert.reset
 
         def act(self, seen):
             pointed.append(len(seen[0].prompts))
-            return expert.act(seen)
+            chunk = expert.act(seen)
+            done.extend(commands(action, 1)[0] for action in chunk[0])
+            return chunk
 
     result = run_episode(environment, Watched(), chosen, Scene(0, "", 3), "point")
     assert result.success and not result.error and result.first_touch == result.meant == environment.target
     assert 0 < result.close_step < result.control_steps <= 220
     assert pointed == [1] * sum(pointed) + [0] * pointed.count(0) and 0 < sum(pointed) <= result.close_step / 8 + 1
+    # What it did is recorded, and done again: the same becomes of it, and no image is drawn.
+    recorded = recorded_commands(
+        recording(tmp_path, ("libero_spatial/task_00/initial_state_03", done)), [result.scene], "libero_spatial"
+    )
+    again = run_episode(environment, Replay(recorded, environment), chosen, Scene(0, "", 3), "none")
+    assert replace(again, condition="point", seconds=0, policy_seconds=0, render_seconds=0) == replace(
+        result, seconds=0, policy_seconds=0, render_seconds=0
+    )
+    assert again.render_seconds < 0.01 * result.render_seconds
     environment.reset(3)
     image = environment.render(AGENT_VIEW)
 

@@ -16,14 +16,16 @@ from evaluation.noise import noisy
 from evaluation.shifts import NONE, WORDING, Shift
 from evaluation.wording import reworded
 from pixel160k.errors import InputError
+from pixel160k.format.prompts import Prompt
 from pixel160k.seeding import seeded_generator
-from policies.base import Policy, Seen
+from policies.base import Policy, Seen, looks
 from simulation import two_alike
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, WRIST_VIEW, TaskEnvironment
 
 Film = Callable[[np.ndarray, Shown], None]
 """Takes each image of an episode, RGB uint8, and what the policy was last shown of its target."""
 FILM_EVERY = 2  # control steps: 10 images a second
+_DARK = np.zeros((0, 0, 3), np.uint8)  # what a policy is shown that does not look
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class EpisodeResult:
         first_touch: the first movable object that a finger touched, "" for none.
         close_step: the first control step that closed the gripper, -1 for none.
         error: why it did not come to its end; "" where it did.
-        seconds, policy_seconds, render_seconds: how long it took, how much of that the policy, and rendering. No two runs
-            have the same.
+        seconds, policy_seconds, render_seconds: how long it took, how much of that the policy (its reset, too), and rendering;
+            what is left is the simulator. No two runs have the same.
         video: the name of its film, "" for none.
     """
 
@@ -147,7 +149,9 @@ def run_episode(
     if shift.kind == WORDING:
         instruction = reworded(instruction, shift.level, draws)
     environment.change = shift.change(settings.suite, settings.seed)
-    policy.reset(name, instruction)
+    looked_at = film is not None or looks(policy)
+    with asked:
+        policy.reset(name, instruction)
     environment.reset(scene.initial_state, seeded=settings.fixtures == "episode")
     result = EpisodeResult(
         scene.task_id, scene.target, scene.initial_state, condition, scene.shift, instruction, meant=environment.target
@@ -163,17 +167,20 @@ def run_episode(
         return jpeg_round_trip(image, settings.jpeg)
 
     try:
-        first = look()
-        pointing = point_at_target(condition, environment, scene.initial_state, first, instruction, settings.foundation)
+        with rendered:
+            image = look() if looked_at or condition != "none" else _DARK
+        pointing = point_at_target(condition, environment, scene.initial_state, image, instruction, settings.foundation)
     except InputError as error:
         return replace(result, error=str(error))
     window, limit = CONTROL_HZ // settings.hz, most_steps(settings)
     step, closed_at, touched, solved = 0, -1, "", False
+    wrist, masks, prompts = None, list[np.ndarray](), list[Prompt]()
     while step < limit and not solved:
-        with rendered:
-            image = look()
-            wrist = jpeg_round_trip(environment.render(WRIST_VIEW), settings.jpeg) if settings.wrist else None
-            masks, prompts = pointing.shown(image, closed_at >= 0)
+        if looked_at:
+            with rendered:
+                image = look() if step else image
+                wrist = jpeg_round_trip(environment.render(WRIST_VIEW), settings.jpeg) if settings.wrist else None
+                masks, prompts = pointing.shown(image, closed_at >= 0)
         with asked:
             state = environment.proprioception()[0]
             chunk = policy.act([Seen(image, instruction, masks, prompts, wrist, state, name)])[0]

@@ -5,8 +5,6 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from scipy.stats import binomtest
-
 from evaluation.closed_loop.episode import EpisodeResult
 from evaluation.shifts import NONE
 
@@ -15,6 +13,8 @@ def share(successes: int, of: int) -> dict[str, Any]:
     """A share with its 95% Wilson score interval; `rate` and `interval` are None of nothing."""
     if not of:
         return {"successes": 0, "of": 0, "rate": None, "interval": None}
+    from scipy.stats import binomtest  # takes a second
+
     interval = binomtest(successes, of).proportion_ci(method="wilson")
     return {
         "successes": successes,
@@ -35,6 +35,8 @@ def paired(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> d
     both = sorted(one.keys() & other.keys())
     only_first = sum(one[scene] and not other[scene] for scene in both)
     only_second = sum(other[scene] and not one[scene] for scene in both)
+    from scipy.stats import binomtest
+
     discordant = only_first + only_second
     return {
         "scenes": len(both),

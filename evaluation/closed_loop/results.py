@@ -1,5 +1,6 @@
 """The rows of an evaluation, one an episode, in a Parquet file that is whole after every episode: a killed one goes on."""
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import fields
@@ -42,7 +43,7 @@ def read(folder: Path) -> tuple[list[EpisodeResult], dict[str, Any]]:
     """
     file = folder / FILE_NAME
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(io.BytesIO(file.read_bytes()))  # opened once: a running evaluation replaces it
         made_with: dict[str, Any] = json.loads(table.schema.metadata[_MADE_WITH])
         rows = table.cast(_SCHEMA).to_pylist()
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:

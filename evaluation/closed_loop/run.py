@@ -2,21 +2,24 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+from annotate.jobs.claims import remove_leftovers
 from evaluation.closed_loop import results
 from evaluation.closed_loop.degradation import by_shift
 from evaluation.closed_loop.episode import EpisodeResult
 from evaluation.closed_loop.measures import cost, paired, summarise
 from evaluation.closed_loop.report import write_page
-from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
-from evaluation.closed_loop.scripted import recorded_scenes
+from evaluation.closed_loop.scenes import most_steps, scenes_of
+from evaluation.closed_loop.scripted import Expert, Replay, Scripted, recorded_commands
 from evaluation.closed_loop.settings import LiberoSettings
-from evaluation.closed_loop.workers import EXPERT, REPLAY, Episode, Unit, run_units
+from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
@@ -25,8 +28,9 @@ from policies.choose import device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
 
+EXPERT, REPLAY = "expert", "replay:"  # policies that live in the simulators' processes
 FILMS = "films"  # the folder beside the page
-_AT_ONCE = 5  # scenes in a unit of work, so that several processes can share a task
+_AT_ONCE = 5  # scenes in a unit of work, at most, so that several processes can share a task
 
 
 def evaluate(
@@ -64,21 +68,25 @@ def evaluate(
     Raises:
         InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
     """
-    scripted = policy == EXPERT or policy.startswith(REPLAY)
-    if scripted and settings.hz != CONTROL_HZ:
-        raise InputError(f"the {policy.partition(':')[0]} policy acts at {CONTROL_HZ} Hz: leave hz as it is")
+    scripted = Scripted(Expert) if policy == EXPERT else None
     most_steps(settings)
     scenes = scenes_of(settings)
     if policy.startswith(REPLAY):
-        scenes = _recorded(scenes, settings, Path(policy.removeprefix(REPLAY)))
+        recorded = recorded_commands(Path(policy.removeprefix(REPLAY)), scenes, settings.suite)
+        scenes = [scene for scene in scenes if (scene.task_id, scene.initial_state) in recorded]
+        scripted = Scripted(partial(Replay, recorded))
+    if scripted and settings.hz != CONTROL_HZ:
+        raise InputError(f"the {policy.partition(':')[0]} policy acts at {CONTROL_HZ} Hz: leave hz as it is")
     episodes = [(scene, condition) for scene in scenes for condition in settings.prompts]
     made_with = _made_with(policy, settings, device)
     found = _kept(out, made_with)
     other = results.read(against) if against is not None else None
     (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / FILMS):  # what a killed evaluation did not finish
+        remove_leftovers(folder)
     progress(len(found), len(episodes))
-    if units := _units(episodes, found.keys(), settings):
-        with _opened(policy, scripted, device, dataset, settings) as acting:
+    if units := _units(episodes, found.keys(), settings, workers):
+        with nullcontext(scripted) if scripted else _opened(policy, device, dataset, settings) as acting:
             into = out / FILMS if films else None
             for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
                 found[result.scene, result.condition] = result
@@ -133,16 +141,11 @@ def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
     return {(row.scene, row.condition): row for row in rows if not row.error}
 
 
-def _recorded(scenes: list[Scene], settings: LiberoSettings, recorded: Path) -> list[Scene]:
-    there = recorded_scenes(recorded, settings.suite)
-    if not (chosen := [scene for scene in scenes if (scene.task_id, scene.initial_state) in there]):
-        raise InputError(f"{recorded} was recorded in none of these scenes")
-    return chosen
-
-
-def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings) -> list[Unit]:
+def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings, workers: int) -> list[Unit]:
     """Work for one environment each. Where fixtures wander, all episodes of a task, shift and condition follow each other."""
     units = []
+    most = _AT_ONCE * len(settings.prompts) * len(settings.shifts)
+    length = max(1, min(most, ceil((len(episodes) - len(done)) / workers)))
     wandering = settings.fixtures == "once"
     for shift, condition in product(settings.shifts, settings.prompts) if wandering else [("", "")]:
         ours = [of for of in episodes if shift in ("", of[0].shift) and condition in ("", of[1])]
@@ -155,17 +158,11 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
                 units.append(Unit(tuple(of_task[first:]), before))
                 continue
             todo = [episode for episode in of_task if episode not in done]
-            length = _AT_ONCE * len(settings.prompts) * len(settings.shifts)
             units += [Unit(tuple(todo[begin : begin + length])) for begin in range(0, len(todo), length)]
     return [unit for unit in units if unit.todo]
 
 
 @contextmanager
-def _opened(
-    policy: str, scripted: bool, device: str, dataset: str | None, settings: LiberoSettings
-) -> Iterator[Policy | str]:
-    if scripted:
-        yield policy
-    else:
-        with open_policy(policy, device, dataset, settings.seed) as acting:
-            yield acting
+def _opened(policy: str, device: str, dataset: str | None, settings: LiberoSettings) -> Iterator[Policy]:
+    with open_policy(policy, device, dataset, settings.seed) as acting:
+        yield acting

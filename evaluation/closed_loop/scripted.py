@@ -1,26 +1,43 @@
 """Policies that know the simulator: the scripted demonstrator, and the replay of what was recorded.
 
-Both know an episode's actions before it begins. They live where its simulator does, not in the process that holds a model.
+Both know an episode's actions before it begins, so that they need no image. They live where its simulator does, not in the
+process that holds a model.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from annotate.sources.rlds import Columns
+from evaluation.closed_loop.scenes import Scene
 from pixel160k.errors import InputError
-from policies.base import Seen
+from pixel160k.tfrecord import read_records
+from policies.base import Policy, Seen
 from simulation.demonstration import attempt_until_solved
 from simulation.environment import CLOSE, CONTROL_HZ, TaskEnvironment
 from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS
-from simulation.rlds import find_dataset, read_libero_episodes
+from simulation.rlds import find_dataset
+
+Recorded = Mapping[tuple[int, int], np.ndarray]
+"""LIBERO's commands, float32 (steps, 7), by task and initial state."""
 
 _CHUNK = 8
 
 
+@dataclass(frozen=True)
+class Scripted:
+    """What makes a policy where the simulator is; it can be sent to another process."""
+
+    make: Callable[[TaskEnvironment], Policy]
+
+
 class _Planned:
     """Gives out an episode's planned actions, chunk by chunk; behind their end the robot stands still."""
+
+    blind = True
 
     def __init__(self) -> None:
         self._plan, self._next = np.zeros((0, 7), np.float32), 0
@@ -69,26 +86,14 @@ class Expert(_Planned):
 class Replay(_Planned):
     """What was recorded in a scene, at 20 Hz, done again."""
 
-    def __init__(self, recorded: Path, environment: TaskEnvironment) -> None:
-        """`recorded`: output of `pixelcli sample --hz 20`; of `environment` only the task is asked.
-
-        Raises:
-            InputError: it holds no data set, or one of another rate.
-        """
+    def __init__(self, recorded: Recorded, environment: TaskEnvironment) -> None:
+        """`recorded`: as `recorded_commands` reads it; of `environment` only the task is asked."""
         super().__init__()
-        self._environment, self._commands = environment, _recorded_commands(recorded)
+        self._task, self._recorded = environment.task_id, recorded
 
     def reset(self, episode: str, instruction: str) -> None:
-        """Look for the episode.
-
-        Raises:
-            InputError: none was recorded in this scene.
-        """
-        state = _initial_state(episode)
-        scene = f"{self._environment.suite}/task_{self._environment.task_id:02d}/initial_state_{state:02d}"
-        if scene not in self._commands:
-            raise InputError(f"nothing is recorded of {scene}; there is {', '.join(sorted(self._commands))}")
-        self._begin(self._commands[scene])
+        """Look for the episode. One that was not recorded is a KeyError: its scene is none of `recorded`."""
+        self._begin(self._recorded[self._task, _initial_state(episode)])
 
 
 def _initial_state(episode: str) -> int:
@@ -98,27 +103,40 @@ def _initial_state(episode: str) -> int:
     return int(state[1])
 
 
-def recorded_scenes(recorded: Path, suite: str) -> set[tuple[int, int]]:
-    """The task and initial state of each episode of a suite that a recording has.
+def recorded_commands(recorded: Path, scenes: Sequence[Scene], suite: str) -> Recorded:
+    """What was recorded in these scenes of a suite; no image is decoded.
+
+    Args:
+        recorded: output of `pixelcli sample --hz 20`.
+        scenes: those that are wanted.
+        suite: theirs.
 
     Raises:
-        InputError: as `Replay`.
+        InputError: it holds no data set, one that is damaged or of another rate, none of these scenes, or one of them twice.
     """
-    found = (re.fullmatch(rf"{suite}/task_(\d+)/initial_state_(\d+)", scene) for scene in _recorded_commands(recorded))
-    return {(int(scene[1]), int(scene[2])) for scene in found if scene}
-
-
-def _recorded_commands(recorded: Path) -> dict[str, np.ndarray]:
-    """LIBERO's commands, float32 (steps, 7), of each scene of a data set of 20 Hz."""
-    dataset = find_dataset(recorded)
-    found = {}
-    for file in sorted(dataset.glob("*.tfrecord-*")):
-        for episode in read_libero_episodes(file):
-            commands = np.stack([step["action"] for step in episode["steps"]])
+    wanted = {f"{suite}/task_{scene.task_id:02d}/initial_state_{scene.initial_state:02d}": scene for scene in scenes}
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for file in sorted(find_dataset(recorded).glob("*.tfrecord-*")):
+        for record in read_records(file):
+            place = f"{file} record {record.number}"
+            if record.fault:
+                raise InputError(f"{place}: {record.fault}; record the data set again")
+            try:
+                columns = Columns(record.payload)
+                name, commands = columns.episode_text("episode_metadata/file_path"), columns.floats("steps/action", 7)
+            except InputError as error:
+                raise InputError(f"{place}: {error}; replay wants what pixelcli sample --hz 20 records") from None
             if np.abs(commands[:, :6]).max() > 1:
                 raise InputError(
                     f"{recorded} is thinned; replay wants a recording of {CONTROL_HZ} Hz: pixelcli sample --hz 20"
                 )
-            scene = episode["episode_metadata"]["file_path"]
-            found[scene.decode() if isinstance(scene, bytes) else scene] = commands
+            if (scene := wanted.get(name)) is None:
+                continue
+            if (scene.task_id, scene.initial_state) in found:
+                raise InputError(
+                    f"{recorded} holds {name} twice, so that it does not say what is to be done again there"
+                )
+            found[scene.task_id, scene.initial_state] = commands
+    if not found:
+        raise InputError(f"{recorded} was recorded in none of these scenes")
     return found

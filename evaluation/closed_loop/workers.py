@@ -1,13 +1,15 @@
 """Simulators in processes of their own, which share one policy: it is asked here, for whichever of them wait.
 
-A worker gets a task and the episodes to try in it; it sends what its policy is to see, and in the end a row. If a worker dies,
-or meets a bug, its episode has that as its error, and another process goes on.
+A worker gets a task and the episodes to try in it; it sends what its policy is to see, and in the end a row; then it gets more,
+of the same task where there are such, since to make an environment takes as long as some episodes. If a worker dies, or meets a
+bug, its episode has that as its error, and another process goes on.
 """
 
 import logging
 import multiprocessing
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -17,23 +19,22 @@ import numpy as np
 
 from evaluation.closed_loop.episode import EpisodeResult, episode_name, run_episode
 from evaluation.closed_loop.scenes import Scene
-from evaluation.closed_loop.scripted import Expert, Replay
+from evaluation.closed_loop.scripted import Scripted
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.video import film
 from evaluation.shifts import Shift
 from pixel160k.errors import InputError, one_line
-from policies.base import Policy, Seen
+from policies.base import Policy, Seen, looks
 from simulation.environment import TaskEnvironment
 
 Episode = tuple[Scene, str]  # and its condition
-EXPERT, REPLAY = "expert", "replay:"  # policies that live in the simulators' processes
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Episodes that one environment serves, see `Scene.environment`.
+    """Episodes that one environment serves, one or more, see `Scene.environment`.
 
     Attributes:
         todo: episodes to try, in this order.
@@ -42,6 +43,11 @@ class Unit:
 
     todo: tuple[Episode, ...]
     before: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> tuple[int, str, str]:
+        """What an environment is made for, see `Scene.environment`."""
+        return self.todo[0][0].environment
 
     def without_first(self) -> "Unit":
         """What is left of it after its first episode."""
@@ -53,13 +59,14 @@ class Unit:
 class _Worker:
     process: multiprocessing.process.BaseProcess
     pipe: Connection
+    unit: Unit
     left: Unit
 
 
 def run_units(
     units: Sequence[Unit],
     settings: LiberoSettings,
-    policy: Policy | str,
+    policy: Policy | Scripted,
     workers: int,
     batch: int,
     films: Path | None = None,
@@ -70,7 +77,7 @@ def run_units(
     Args:
         units: what there is to do.
         settings: of the evaluation.
-        policy: what acts; or "expert" or "replay:FOLDER", which live with the simulators.
+        policy: what acts; or what makes a policy beside each simulator.
         workers: processes with a simulator each.
         batch: for how many of them the policy is asked at once, at most. With 1 the results do not depend on `workers`.
         films: the folder for a film of each episode; None makes none.
@@ -80,16 +87,16 @@ def run_units(
         InputError: as the policy.
     """
     waiting, running = list(units), list[_Worker]()
-    scripted = policy if isinstance(policy, str) else ""
+    beside = policy if isinstance(policy, Scripted) else looks(policy)
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0), settings, scripted, films))
+                running.append(_start(waiting.pop(0), settings, beside, films))
             asked: list[tuple[_Worker, Seen]] = []
             for ready in wait([worker.pipe for worker in running]):
                 worker = next(worker for worker in running if worker.pipe is ready)
                 kind, content = _receive(worker, bugs)
-                if kind == "reset" and not isinstance(policy, str):
+                if kind == "reset" and not isinstance(policy, Scripted):
                     policy.reset(*content)
                 elif kind == "act":
                     asked.append((worker, content))
@@ -98,8 +105,12 @@ def run_units(
                     yield content
                 elif kind == "refused":
                     raise InputError(content)
-                else:  # it is at its end, or met a bug, or died
+                elif kind == "done" and waiting:
+                    worker.unit = worker.left = _like(worker.unit, waiting)
+                    _send(worker, worker.unit)
+                else:  # there is nothing to do for it, or it met a bug, or died
                     running.remove(worker)
+                    _send(worker, None)
                     worker.process.join()
                     if not worker.left.todo:
                         continue
@@ -112,22 +123,34 @@ def run_units(
                         waiting.insert(0, left)
             for begin in range(0, len(asked), batch):
                 together = asked[begin : begin + batch]
-                assert not isinstance(policy, str)
+                assert not isinstance(policy, Scripted)
                 for (worker, _), chunk in zip(together, policy.act([seen for _, seen in together]), strict=True):
-                    worker.pipe.send(chunk)
+                    _send(worker, chunk)
     finally:
         for worker in running:
             worker.process.kill()
             worker.process.join()
 
 
-def _start(unit: Unit, settings: LiberoSettings, scripted: str, films: Path | None) -> _Worker:
+def _start(unit: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None) -> _Worker:
+    """`beside`: what makes the worker's policy; or, of a shared one, whether it looks at images."""
     context = multiprocessing.get_context("spawn")  # a forked process would share torch's threads and the renderer
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, unit, settings, scripted, films), daemon=True)
+    process = context.Process(target=_work, args=(theirs, unit, settings, beside, films), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours, unit)
+    return _Worker(process, ours, unit, unit)
+
+
+def _like(unit: Unit, waiting: list[Unit]) -> Unit:
+    """Take a unit out of those that wait: one of the same environment, else the first."""
+    alike = (number for number, other in enumerate(waiting) if other.place == unit.place)
+    return waiting.pop(next(alike, 0))
+
+
+def _send(worker: _Worker, message: Any) -> None:
+    with suppress(ConnectionError):  # it died; what can be received next says so
+        worker.pipe.send(message)
 
 
 def _receive(worker: _Worker, bugs: Path) -> tuple[str, Any]:
@@ -144,12 +167,11 @@ def _receive(worker: _Worker, bugs: Path) -> tuple[str, Any]:
     return message
 
 
-def _work(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: str, films: Path | None) -> None:
+def _work(pipe: Connection, unit: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None) -> None:
     """What a worker process does."""
     try:
-        _try_all(pipe, unit, settings, scripted, films)
-        pipe.send(("end", ""))
-    except (EOFError, BrokenPipeError):  # the command is gone: nobody wants to know
+        _try_units(pipe, unit, settings, beside, films)
+    except (EOFError, ConnectionError):  # the command is gone: nobody wants to know
         pass
     except InputError as error:
         pipe.send(("refused", str(error)))
@@ -157,40 +179,45 @@ def _work(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: str,
         pipe.send(("bug", traceback.format_exc()))
 
 
-def _try_all(pipe: Connection, unit: Unit, settings: LiberoSettings, scripted: str, films: Path | None) -> None:
-    first = unit.todo[0][0]
+def _try_units(
+    pipe: Connection, first: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None
+) -> None:
+    """Try a unit of episodes, and those that are then given, until there is none."""
     wandering = settings.fixtures == "once"
-    with TaskEnvironment(
-        settings.suite,
-        first.task_id,
-        first.target,
-        settings.reflections,
-        hard_reset=wandering,
-        added=Shift.named(first.shift).added(settings.suite, first.task_id, settings.seed),
-    ) as environment:
-        acting: Policy = _Asked(pipe)
-        if scripted == EXPERT:
-            acting = Expert(environment)
-        elif scripted.startswith(REPLAY):
-            acting = Replay(Path(scripted.removeprefix(REPLAY)), environment)
-        if wandering:
-            for state in unit.before:
+    unit: Unit | None = first
+    while unit:
+        scene, place = unit.todo[0][0], unit.place
+        added = Shift.named(scene.shift).added(settings.suite, scene.task_id, settings.seed)
+        with TaskEnvironment(
+            settings.suite, scene.task_id, scene.target, settings.reflections, hard_reset=wandering, added=added
+        ) as environment:
+            acting: Policy = beside.make(environment) if isinstance(beside, Scripted) else _Asked(pipe, beside)
+            for state in unit.before if wandering else ():
                 environment.reset(state, seeded=False)
-        for scene, condition in unit.todo:
-            if films is None:
-                result = run_episode(environment, acting, settings, scene, condition)
-            else:
-                name = f"{episode_name(settings.suite, scene, condition)}.mp4"
-                with film(films / name) as take:
-                    result = run_episode(environment, acting, settings, scene, condition, take).filmed(name)
-            pipe.send(("result", result))
+            while unit and unit.place == place:
+                for episode in unit.todo:
+                    pipe.send(("result", _try_one(environment, acting, settings, episode, films)))
+                pipe.send(("done", ""))
+                unit = pipe.recv()
+                if wandering:  # its fixtures begin anew
+                    break
+
+
+def _try_one(
+    environment: TaskEnvironment, acting: Policy, settings: LiberoSettings, episode: Episode, films: Path | None
+) -> EpisodeResult:
+    if films is None:
+        return run_episode(environment, acting, settings, *episode)
+    name = f"{episode_name(settings.suite, *episode)}.mp4"
+    with film(films / name) as take:
+        return run_episode(environment, acting, settings, *episode, take).filmed(name)
 
 
 class _Asked:
     """The shared policy, as a worker sees it."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, looks: bool) -> None:
+        self._pipe, self.blind = pipe, not looks
 
     def reset(self, episode: str, instruction: str) -> None:
         self._pipe.send(("reset", (episode, instruction)))

@@ -1,0 +1,109 @@
+"""The processes of an evaluation in LIBERO: any number of them, killed wherever, writes one and the same table.
+
+The simulator costs nothing here (`no_simulator`), so that an evaluation can be killed ten times in seconds, and often while it writes.
+tests/test_closed_loop.py kills one with LIBERO.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="needs the extra [train]")
+
+from evaluation.closed_loop import results
+from pixel160k.owner import TEMPORARY
+
+PROGRAM = Path(__file__).with_name("no_simulator.py")
+SETTINGS = {"suite": "libero_spatial", "tasks": [1, 4, 7], "episodes": 24, "most_steps": 24}
+KILLS = 10
+
+
+def start(out, workers, *, settings=SETTINGS, **environment):
+    command = [sys.executable, str(PROGRAM), str(out), json.dumps(settings), str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), **environment}
+    return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def finish(out, workers, **more):
+    """The rows of an evaluation that comes to its end, without what no two runs have alike."""
+    running = start(out, workers, **more)
+    _, told = running.communicate(timeout=120)
+    assert running.returncode == 0, told
+    return rows(out), told
+
+
+def rows(out):
+    if not (out / results.FILE_NAME).exists():
+        return []
+    return [replace(row, **dict.fromkeys(results.TIMED, 0.0)) for row in results.read(out)[0]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The table of an evaluation in one process; its episodes end in all the ways that there are."""
+    table, _ = finish(tmp_path_factory.mktemp("whole"), 1)
+    assert len(table) == 72 and 5 < sum(row.success for row in table) < 67
+    assert {row.first_touch for row in table} == {"", "it", "another"}
+    return table
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_the_number_of_processes_changes_nothing(whole, tmp_path):
+    for workers in (2, 3):
+        assert finish(tmp_path / str(workers), workers)[0] == whole
+
+
+def test_ten_kills_anywhere_lose_nothing(whole, tmp_path):
+    """Before the first row, between rows and while they are written; what was killed leaves no process behind."""
+    rng = np.random.default_rng(16)
+    for _ in range(KILLS):
+        before = len(rows(tmp_path))
+        wanted = before + int(rng.integers(0, 6))
+        running = start(tmp_path, int(rng.integers(1, 3)))
+        wait_for(lambda running=running, wanted=wanted: len(rows(tmp_path)) >= wanted or running.poll() is not None)
+        time.sleep(rng.uniform(0, 0.02 if wanted > before else 1))
+        assert running.poll() is None  # else it is no kill
+        running.send_signal(signal.SIGKILL)
+        running.communicate(timeout=60)  # until the last of its processes has ended
+        kept = rows(tmp_path)
+        assert len(kept) >= wanted and all(row in whole for row in kept)
+    assert len(kept) < len(whole)
+    assert finish(tmp_path, 2)[0] == whole
+    assert (tmp_path / "evaluation.json").exists() and not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_wandering_fixtures_go_on_where_they_were(tmp_path):
+    """What becomes of an episode depends here on how many were before it."""
+    wandering = {**SETTINGS, "tasks": [4], "fixtures": "once"}
+    undisturbed, _ = finish(tmp_path / "whole", 1, settings=wandering)
+    (tmp_path / "killed").mkdir()
+    kept, made_with = results.read(tmp_path / "whole")
+    results.write(kept[:7], made_with, tmp_path / "killed")
+    assert finish(tmp_path / "killed", 1, settings=wandering)[0] == undisturbed
+
+
+def test_a_simulator_that_dies_costs_its_episode_until_it_is_tried_again(whole, tmp_path):
+    table, told = finish(tmp_path, 2, DIES="6", BREAKS="17")
+    lost = [row for row in table if row.error]
+    assert [row.initial_state for row in lost] == [6, 17] * 3
+    assert {row.error for row in lost} == {
+        "the simulator's process died (exit code 9)",
+        "ZeroDivisionError: a bug of ours",
+    }
+    assert [row for row in table if not row.error] == [row for row in whole if row.initial_state not in (6, 17)]
+    assert "bugs.log" in told and "no_simulator.py" in (tmp_path / "bugs.log").read_text()
+    assert finish(tmp_path, 2)[0] == whole
