@@ -564,6 +564,11 @@ def merge_command(checkpoint: Path, out: Path) -> None:
 @click.option("--dataset", help="Whose robot acts, where clients do not say it [default: the checkpoint's only one].")
 @click.option("--api-key-file", type=_file, help="Holds what clients must send [default: $PIXELVLA_API_KEY, or none].")
 @click.option("--compile", "compiled", is_flag=True, help="Compiled graphs: minutes at the start, faster on a GPU.")
+@click.option(
+    "--point-page", "page", is_flag=True, help="Serve a page, /point, on which a person points at the object."
+)
+@click.option("--point", "always", metavar="X,Y", help="Point here at the beginning of every episode.")
+@click.option("--segmenter", help="A SAM 2 that makes p_t of it: tiny, a hub id or a folder.")
 @_overrides
 @_device
 def serve_command(
@@ -573,6 +578,9 @@ def serve_command(
     dataset: str | None,
     api_key_file: Path | None,
     compiled: bool,
+    page: bool,
+    always: str | None,
+    segmenter: str | None,
     overrides: tuple[str, ...],
     device: str,
 ) -> None:
@@ -580,14 +588,36 @@ def serve_command(
 
     \b
     pixelcli serve --checkpoint policy --dataset bridge_orig
+    pixelcli serve --checkpoint policy --point-page --segmenter facebook/sam2.1-hiera-small
     pixelcli serve --checkpoint policy --host 0.0.0.0 --api-key-file key --device cuda --set batch=32
     """
     require_packages("serve", "torch", "transformers", "msgpack", "starlette", "uvicorn", "websockets")
+    from model.predict import read_prompts
+    from serve.clicks import Pointing
     from serve.server import read_key, serve
     from serve.settings import ServeSettings
 
-    settings = ServeSettings.load(overrides=overrides)
-    serve(checkpoint, host, port, settings, dataset, device, read_key(api_key_file), compiled, click.echo)
+    settings, key = ServeSettings.load(overrides=overrides), read_key(api_key_file)
+    (prompt,) = read_prompts([always], [], []) if always is not None else (None,)
+    if segmenter is not None and not page and prompt is None:
+        raise click.UsageError("--segmenter follows what is pointed at: give --point-page or --point as well")
+    if settings.point_wait_s and not page:
+        raise click.UsageError("point_wait_s waits for a click: give --point-page as well")
+    follow = None if segmenter is None else _follower(segmenter, device)
+    pointing = Pointing(page, prompt, follow) if page or prompt is not None else None
+    serve(checkpoint, host, port, settings, dataset, device, key, compiled, click.echo, pointing)
+
+
+def _follower(segmenter: str, device: str) -> Any:
+    """What follows a point or box by a SAM 2, as `serve.clicks.Follow`."""
+    from annotate.annotators.segmenter import Segmenter
+    from annotate.settings import FoundationSettings
+    from annotate.timing import Stopwatch
+
+    try:
+        return Segmenter(FoundationSettings(segmenter=segmenter), device, Stopwatch()).follow_live
+    except InputError as error:
+        raise InputError(str(error).replace("--set foundation.segmenter=", "--segmenter ")) from None
 
 
 @main.group("evaluate")

@@ -22,6 +22,8 @@ from pixel160k.format.prompts import Prompt
 POINTS, LINES, BOXES, MASK_PROMPTS, MASKS = "prompt/points", "prompt/lines", "prompt/boxes", "prompt/mask", "mask"
 POINTING = (POINTS, LINES, BOXES, MASK_PROMPTS, MASKS)
 """The keys of an observation that point at something: our own, in both protocols (docs/serving.md)."""
+EPISODE = "episode"
+"""The key of an observation's episode, a name, ours as well: neither protocol says where one begins."""
 
 Gripper = Literal["unit", "signed"]
 """What the last number of an action means: `unit` is [0, 1] with 1 = open, as in shards and in OpenVLA's answers; `signed` is

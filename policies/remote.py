@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pixel160k.errors import InputError, one_line
 from policies.base import Seen
-from policies.framing import Gripper, from_json, gripper_from, pack, pointing, to_json, unpack
+from policies.framing import EPISODE, Gripper, from_json, gripper_from, pack, pointing, to_json, unpack
 
 _PAUSE = 0.5  # seconds between two tries to reach a server
 _MOST_BYTES = 64 * 2**20  # of an answer
@@ -48,9 +48,11 @@ class _Remote:
         self.url, self._timeout, self._patience = url, timeout, patience
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="ask")
+        self._names: dict[str, str] = {}
 
     def reset(self, episode: str, instruction: str) -> None:
-        """Nothing: neither protocol says that an episode begins."""
+        """Give the episode a name that it had never before, for servers that take one: the protocols themselves name none."""
+        self._names[episode] = f"{episode} {time.strftime('%H:%M:%S')}"
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
         """See `policies.base.Policy`. The server is asked for all episodes at the same time."""
@@ -141,7 +143,8 @@ class OpenpiPolicy(_Remote):
             opened = self._take()
             try:
                 _check_pointing(self.url, pointed, opened.about)
-                opened.connection.send(pack(said))
+                name = self._names.get(seen.episode, seen.episode)
+                opened.connection.send(pack(said | ({EPISODE: name} if name and _takes(opened.about, EPISODE) else {})))
                 return opened.connection.recv(self._timeout), opened
             except InputError:
                 self._idle.append(opened)
@@ -263,9 +266,13 @@ class ActPolicy(_Remote):
 
 def _check_pointing(url: str, pointed: dict[str, Any], about: dict[str, Any]) -> None:
     """Refuse to point where the server would not look: it would act as if nothing had been said."""
-    taken = about.get("keys", [])
-    if unknown := [key for key in pointed if not isinstance(taken, list) or key not in taken]:
+    if unknown := [key for key in pointed if not _takes(about, key)]:
         raise InputError(f"{url} does not say that it takes {', '.join(unknown)}; pixelcli serve does")
+
+
+def _takes(about: dict[str, Any], key: str) -> bool:
+    taken = about.get("keys")
+    return isinstance(taken, list) and key in taken
 
 
 def _reason(body: bytes) -> str:

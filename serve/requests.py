@@ -13,13 +13,14 @@ import numpy as np
 from model.processor import Observation
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import Prompt, line, mask_prompt, point, region, validate
-from policies.framing import BOXES, LINES, MASK_PROMPTS, MASKS, POINTING, POINTS
+from policies.framing import BOXES, EPISODE, LINES, MASK_PROMPTS, MASKS, POINTING, POINTS
 
 DATASET = "unnorm_key"
 CHUNK_IMAGE = "full_image"
 """OpenVLA-OFT's key of the image: its client takes a whole chunk, OpenVLA's one action."""
 _LONGEST_INSTRUCTION = 2000  # characters
 _LONGEST_STATE = 256  # numbers
+_LONGEST_EPISODE = 200  # characters of its name
 _MOST_POINTED_AT = 64  # prompts and masks of one observation
 
 
@@ -42,7 +43,7 @@ class Form:
     @property
     def keys(self) -> tuple[str, ...]:
         """Every key that an observation may have."""
-        return (*self.images, self.wrist, self.state, self.instruction, DATASET, *POINTING)
+        return (*self.images, self.wrist, self.state, self.instruction, DATASET, EPISODE, *POINTING)
 
 
 OPENPI = Form(("observation/image",), "observation/wrist_image", "observation/state", "prompt")
@@ -73,7 +74,7 @@ def read_observation(message: Any, form: Form, dataset: str) -> Observation:
     image = _image(given[0], message[given[0]])
     if message.get(form.wrist) is not None:
         _image(form.wrist, message[form.wrist])
-    masks, prompts = _pointed_at(message, *image.shape[:2])
+    masks, prompts = read_pointing(message, *image.shape[:2])
     return Observation(
         image,
         _instruction(form.instruction, message.get(form.instruction)),
@@ -123,8 +124,24 @@ def _dataset(value: Any, default: str) -> str:
     return value or default
 
 
-def _pointed_at(message: dict[str, Any], height: int, width: int) -> tuple[list[np.ndarray], list[Prompt]]:
-    """Masks p_t and visual prompts."""
+def read_episode(message: dict[str, Any]) -> str:
+    """The name of the episode that an observation is of; "" where the client does not say it.
+
+    Raises:
+        InputError: it is no name.
+    """
+    value = message.get(EPISODE, "")
+    if not isinstance(value, str) or len(value) > _LONGEST_EPISODE:
+        raise InputError(f"{EPISODE} must be a name of {_LONGEST_EPISODE} characters at most, not {_described(value)}")
+    return value
+
+
+def read_pointing(message: dict[str, Any], height: int, width: int) -> tuple[list[np.ndarray], list[Prompt]]:
+    """Masks p_t, each bool (height, width), and visual prompts, of the keys of `policies.framing.POINTING`.
+
+    Raises:
+        InputError: one is not what it must be, or reaches out of the image; names its key.
+    """
     masks = [*_masks(message, MASKS, height, width)]
     prompts = [
         *_prompts(POINTS, _rows(message, POINTS, 2, "points (n, 2)"), lambda row: point(*row)),

@@ -24,6 +24,8 @@ from pixel160k.format.prompts import point
 from policies.choose import KEY_VARIABLE
 from serve.app import make_app
 from serve.batching import Actor
+from serve.clicks import Clicks, Pointing
+from serve.point_page import PAGE
 from serve.service import Service
 from serve.settings import ServeSettings
 from train.checkpoints import load_policy
@@ -31,6 +33,7 @@ from train.checkpoints import load_policy
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GRACE = 3  # seconds that clients have to get their answers when the server ends
 _WAITING = 512  # connections that the system keeps until they are taken
+_SIZE, _CENTRE = (224, 224), (112.0, 112.0)  # of the image that a policy is tried with
 
 
 def serve(
@@ -43,6 +46,7 @@ def serve(
     key: str = "",
     compiled: bool = False,
     announce: Callable[[str], None] = print,
+    pointing: Pointing | None = None,
 ) -> None:
     """Serve a checkpoint until Ctrl-C or SIGTERM.
 
@@ -56,19 +60,23 @@ def serve(
         key: what clients must send, or "".
         compiled: compile the policy (`PixelVLA.compile_acting`): minutes at the start, faster on a GPU.
         announce: gets the one line that says where clients find it, when they do.
+        pointing: how things are pointed at for clients that do not do so; None: not at all.
 
     Raises:
         InputError: the port cannot be had, the checkpoint cannot be loaded, or it cannot act.
     """
     listener = bind(host, port)  # before a large policy is loaded; until then clients are turned away
     policy = on_device(load_policy(checkpoint), device)
-    server = PolicyServer(policy, listener, settings, dataset, key, compiled, Path(checkpoint).name)
+    server = PolicyServer(policy, listener, settings, dataset, key, compiled, Path(checkpoint).name, pointing)
     _log_to_stderr()
     if host not in _LOOPBACK and not key:
         logging.getLogger(__name__).warning(
             "whoever reaches %s may use this policy; %s=KEY wants a key", host, KEY_VARIABLE
         )
-    announce(f"serving {checkpoint} at {server.address} (openpi) and {server.act_address} (OpenVLA); Ctrl-C ends it")
+    page = f"; point at things on {server.page_address}" if pointing and pointing.page else ""
+    announce(
+        f"serving {checkpoint} at {server.address} (openpi) and {server.act_address} (OpenVLA){page}; Ctrl-C ends it"
+    )
     server.run()
 
 
@@ -110,6 +118,7 @@ class PolicyServer:
     Attributes:
         address: of the websocket, which openpi's client takes.
         act_address: of OpenVLA's `/act`.
+        page_address: of the page to point on, where it is served.
     """
 
     def __init__(
@@ -121,13 +130,14 @@ class PolicyServer:
         key: str = "",
         compiled: bool = False,
         name: str = "",
+        pointing: Pointing | None = None,
     ) -> None:
         """Let the policy act once, so that what it lacks is found now, and listen.
 
         Args:
             policy: where it shall compute; nobody else may use it from now on.
             listener: of `bind`.
-            settings, dataset, key, compiled: see `serve`.
+            settings, dataset, key, compiled, pointing: see `serve`.
             name: of the policy, for clients.
 
         Raises:
@@ -137,8 +147,11 @@ class PolicyServer:
         dataset = next(iter(known)) if dataset is None and len(known) == 1 else dataset
         policy.processor.statistics_of(dataset)
         assert dataset is not None
-        act = _compiled(policy, dataset, settings.batch) if compiled else policy.act
-        policy.act([_blank(policy, dataset)])
+        follow = pointing.follow if pointing else None
+        act = _compiled(policy, dataset, settings.batch, follow is not None) if compiled else policy.act
+        policy.act([blank := _blank(policy, dataset)])
+        if follow is not None:
+            follow(_CENTRE)(blank.image)
         about = {
             "version": version("pixelvla"),
             "name": name,
@@ -147,10 +160,12 @@ class PolicyServer:
             "reads_state": policy.settings.backbone.reads_state,
         }
         self._actor = Actor(act, settings.batch, settings.batch_wait_ms / 1000)
+        self._clicks = Clicks(pointing, settings) if pointing else None
+        service = Service(self._actor, settings, dataset, about, self._clicks)
         self._listener = listener
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(Service(self._actor, settings, dataset, about), key),
+                make_app(service, key, page=pointing is not None and pointing.page),
                 http=_Impatient,
                 loop="asyncio",
                 lifespan="off",
@@ -170,30 +185,40 @@ class PolicyServer:
         with _of_the_port(host, port):
             listener.listen(_WAITING)
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.address, self.act_address = f"ws://{place}", f"http://{place}/act"
+        self.address, self.act_address, self.page_address = (
+            f"ws://{place}",
+            f"http://{place}/act",
+            f"http://{place}{PAGE}",
+        )
 
     def run(self) -> None:
         """Serve until `stop`, or, in the main thread, until Ctrl-C or SIGTERM."""
         with _ended_by_signals():
             self._server.run(sockets=[self._listener])
         self._actor.close()
+        if self._clicks is not None:
+            self._clicks.close()
 
     def stop(self) -> None:
         """End `run`, from another thread."""
         self._server.should_exit = True
 
 
-def _blank(policy: PixelVLA, dataset: str, pointed: bool = False) -> Observation:
+def _blank(policy: PixelVLA, dataset: str, pointed: bool = False, followed: bool = False) -> Observation:
     """An observation of nothing, of the kind that the policy reads."""
-    image = np.zeros((224, 224, 3), np.uint8)
+    image = np.zeros((*_SIZE, 3), np.uint8)
     proprioception = policy.processor.statistics_of(dataset).get("proprio", {"mean": []})
     state = np.array(proprioception["mean"], np.float32) if policy.settings.backbone.reads_state else None
-    return Observation(image, "wait", (), [point(112, 112)] if pointed else (), state, dataset)
+    masks, prompts = [np.ones(_SIZE, bool)] if followed else [], [point(*_CENTRE)] if pointed else []
+    return Observation(image, "wait", masks, prompts, state, dataset)
 
 
-def _compiled(policy: PixelVLA, dataset: str, most: int) -> Callable[[Sequence[Observation]], np.ndarray]:
+def _compiled(
+    policy: PixelVLA, dataset: str, most: int, followed: bool
+) -> Callable[[Sequence[Observation]], np.ndarray]:
     """Acting by compiled graphs, made for one observation and for `most`: a batch between is filled up with copies."""
     blanks = [_blank(policy, dataset), _blank(policy, dataset, pointed=True)]
+    blanks += [_blank(policy, dataset, pointed=True, followed=True)] if followed else []
     policy.compile_acting([[blank] * count for count in sorted({1, most}) for blank in blanks])
 
     def act(observations: Sequence[Observation]) -> np.ndarray:

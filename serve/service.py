@@ -13,6 +13,7 @@ from model.processor import Observation
 from pixel160k.errors import InputError, one_line
 from policies.framing import Gripper
 from serve.batching import Actor, Answer
+from serve.clicks import Clicks, Key
 from serve.requests import ACT, OPENPI, Form
 from serve.settings import ServeSettings
 
@@ -31,9 +32,17 @@ class Service:
     Attributes:
         settings: how clients are served.
         dataset: whose robot acts where a client does not say it.
+        clicks: what a person points at, or None where nobody can.
     """
 
-    def __init__(self, actor: Actor, settings: ServeSettings, dataset: str, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        settings: ServeSettings,
+        dataset: str,
+        about: Mapping[str, Any],
+        clicks: Clicks | None = None,
+    ) -> None:
         """Serve what an actor acts.
 
         Args:
@@ -41,8 +50,9 @@ class Service:
             settings: how clients are served.
             dataset: a key of the policy's statistics.
             about: what else clients are told of the policy; plain values.
+            clicks: what a person points at.
         """
-        self.settings, self.dataset = settings, dataset
+        self.settings, self.dataset, self.clicks = settings, dataset, clicks
         self._actor, self._about = actor, about
         self._counts: Counter[str] = Counter(answered=0, refused=0, bugs=0, gone=0)
         self._batches: Counter[int] = Counter()
@@ -63,30 +73,51 @@ class Service:
             "message_bytes": self.settings.message_bytes,
         }
 
-    async def answer(self, observation: Observation, since: float, incoming: asyncio.Future[Any]) -> Answer:
+    async def answer(
+        self, observation: Observation, since: float, incoming: asyncio.Future[Any], episode: Key, single: bool = False
+    ) -> Answer:
         """The policy's answer.
 
         Args:
             observation: as `serve.requests` read it.
             since: when the message had come, of `time.monotonic`.
             incoming: what the client says next; where that is that it is gone, nothing more is done for it.
+            episode: what it is of.
+            single: whether the client takes the first action alone.
 
         Raises:
             Gone: the client left.
             InputError: the policy cannot act on it.
         """
-        answer = asyncio.wrap_future(self._actor.ask(observation))
+        answer = asyncio.ensure_future(self._answer(observation, since, episode, single))
         try:
             await asyncio.wait({answer, incoming}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and incoming.result()["type"].endswith(".disconnect"):
                 raise Gone
-            found = await answer
+            return await answer
         finally:
-            answer.cancel()
+            if answer.cancel():
+                await asyncio.wait({answer})  # then it is sure that nobody acts on it any more
+
+    async def _answer(self, observation: Observation, since: float, key: Key, single: bool) -> Answer:
+        if self.clicks is not None:
+            episode = self.clicks.episode(key, observation)
+            began = time.monotonic()
+            await episode.decision()
+            since += time.monotonic() - began  # a person's time is no latency
+            observation = await episode.tell(observation)
+        found = await asyncio.wrap_future(self._actor.ask(observation))
+        if self.clicks is not None:
+            episode.acted(self.clicks.carried_out(found.actions, single)[:, -1])
         self._counts["answered"] += 1
         self._batches[found.batch] += 1
         self._answers.append((time.monotonic() - since, found.waited, found.acted))
         return found
+
+    def ended(self, episode: Key) -> None:
+        """An episode has no client any more."""
+        if self.clicks is not None:
+            self.clicks.end(episode)
 
     def explain(self, error: Exception, client: str) -> tuple[int, str]:
         """The status and the line that a client gets where there is no answer; a bug's traceback goes to the log alone."""

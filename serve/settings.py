@@ -20,6 +20,8 @@ class ServeSettings(Settings):
         ping_s: seconds between two signs of life of an open websocket, and those that a client has to answer.
         openpi_gripper: what the last number of an action means over the websocket.
         act_gripper: the same over `/act`.
+        replan: actions of a chunk that clients carry out before they ask again, 0: all; only to know whether the gripper closed.
+        point_wait_s: how long the first observation of an episode waits for somebody to point at something.
     """
 
     batch: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -30,6 +32,8 @@ class ServeSettings(Settings):
     ping_s: Annotated[float, Field(gt=0)] = 20
     openpi_gripper: Gripper = "signed"
     act_gripper: Gripper = "unit"
+    replan: Annotated[int, Field(ge=0)] = 0
+    point_wait_s: Annotated[float, Field(ge=0, le=3600)] = 0
 
     @property
     def message_bytes(self) -> int:

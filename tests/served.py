@@ -41,10 +41,12 @@ def picture(seed=0):
 
 
 class Stub:
-    """Opens the gripper and moves by the first pixel of the image; "break" and "nan" do what they say, "slow" waits for `release`."""
+    """Opens the gripper, closes it on a black image, and moves by the first pixel; "break" and "nan" do what they say, "slow" waits for
+    `release`, "late" closes from the fifth action on."""
 
     def __init__(self):
         self.acted = []  # the instructions, batch by batch
+        self.told = []  # all observations
         self.busy, self.release = threading.Event(), threading.Event()
         self.settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
         self.processor = SimpleNamespace(
@@ -53,6 +55,7 @@ class Stub:
 
     def act(self, observations):
         self.acted.append([observation.instruction for observation in observations])
+        self.told += observations
         for observation in observations:
             self.processor.statistics_of(observation.dataset)
         if any(observation.instruction == "break" for observation in observations):
@@ -62,14 +65,17 @@ class Stub:
             self.release.wait(60)
         actions = np.full((len(observations), 8, 7), 1, np.float32)
         for row, observation in enumerate(observations):
+            actions[row, :, 6] = observation.image.any()
+            actions[row, 4:, 6] *= observation.instruction != "late"
             actions[row, :, 0] = np.nan if observation.instruction == "nan" else observation.image[0, 0, 0] / 255
         return actions
 
 
 @contextmanager
-def serving(policy, key="", compiled=False, **settings):
+def serving(policy, key="", compiled=False, pointing=None, **settings):
     """A server in a thread; ends with it."""
-    server = PolicyServer(policy, bind("127.0.0.1", 0), ServeSettings(**settings), None, key, compiled, name="test")
+    listener = bind("127.0.0.1", 0)
+    server = PolicyServer(policy, listener, ServeSettings(**settings), None, key, compiled, "test", pointing)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

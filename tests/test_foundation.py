@@ -1,5 +1,6 @@
 """The foundation annotators: exact coordinates through crop, detector, box and mask; tracking; failures that say so."""
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -195,6 +196,18 @@ def test_frames_that_come_one_by_one_are_followed_as_a_video_is(models, prompt):
     for expected in models[1].track(frames, 0, prompt):
         found = follow(frames.pop(0))
         assert np.array_equal(found.mask, expected.mask) and found.score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_a_camera_that_runs_for_hours_fills_no_memory(models):
+    follow, frame = models[1].follow_live((90.0, 110.0)), np.zeros((96, 128, 3), np.uint8)
+
+    def held_after(frames):
+        for _ in range(frames):
+            follow(frame)
+        gc.collect()
+        return sum(thing.numel() for thing in gc.get_objects() if type(thing) is torch.Tensor)
+
+    assert held_after(20) == held_after(5)
 
 
 class Script:

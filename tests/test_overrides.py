@@ -251,7 +251,7 @@ def test_no_other_private_name_of_theirs_is_used():
     folder = Path(__file__).parents[1]
     for file in [folder / "cli.py", *(file for room in ROOMS for file in sorted((folder / room).rglob("*.py")))]:
         nodes = list(ast.walk(ast.parse(file.read_text())))
-        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
         own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
         own |= {
             node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

@@ -51,6 +51,9 @@ def served(policy, tmp_path_factory):
         "0",
         "--set",
         "batch=4",
+        "--point-page",
+        "--segmenter",
+        "tiny",
     ]
     with (
         open(folder / "log", "w") as log,
@@ -58,14 +61,17 @@ def served(policy, tmp_path_factory):
     ):
         line = process.stdout.readline().decode()
         found = re.fullmatch(
-            r"serving .*/policy at (ws://\S+) \(openpi\) and (http://\S+) \(OpenVLA\); Ctrl-C ends it\n", line
+            r"serving .*/policy at (ws://\S+) \(openpi\) and (http://\S+) \(OpenVLA\); point at things on (http://\S+); "
+            r"Ctrl-C ends it\n",
+            line,
         )
         assert found, line + (folder / "log").read_text()
         yield found
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
     assert (process.returncode, rest) == (0, b""), (folder / "log").read_text()
-    assert not [line for line in (folder / "log").read_text().splitlines() if " refused: " not in line]
+    log = (folder / "log").read_text().splitlines()
+    assert not [line for line in log if line and " refused: " not in line and not line.startswith("Loading weights:")]
 
 
 def block(word, served):
@@ -97,6 +103,7 @@ def test_the_code_for_our_own_clients_runs(served, policy):
     act = ActPolicy(served[2])
     np.testing.assert_allclose(act.act([Seen(picture(), INSTRUCTION)])[0], expected, atol=1e-6)
     act.close()
+    assert b"<title>Point at what is meant</title>" in urlopen(served[3], timeout=20).read()
 
 
 def test_theirs_openpi(served, policy, tmp_path):

@@ -211,20 +211,23 @@ class Segmenter:
 
         Returns:
             What takes each frame, RGB uint8 (height, width, 3), all of one size, and returns the object's segment on it. It
-            keeps the memory of the frames before.
+            keeps what it looks back at of the frames before, and no more: a camera may run for hours.
         """
         session: Sam2VideoInferenceSession | None = None
+        index = 0
+        kept = max(self._model.num_maskmem, self._model.config.max_object_pointers_in_encoder)
 
         @torch.no_grad()
         def take(image: np.ndarray) -> Segment:
-            nonlocal session
+            nonlocal session, index
             if session is None:
-                session, _ = self._session(0, image.shape, prompt)
+                session, index = self._session(0, image.shape, prompt)
             with mixed_precision(self._device, self._dtype):
                 output = self._model(session, frame=self._pixels([image]))
             done = session.processed_frames
             assert done is not None
             done[len(done) - 1] = torch.empty(0)  # what is looked back at is its features, not itself
+            session.output_dict_per_obj[index]["non_cond_frame_outputs"].pop(len(done) - kept, None)
             mask = self._masks(output.pred_masks, *image.shape[:2])[0].cpu().numpy()
             return Segment(mask, torch.sigmoid(output.object_score_logits.float()).item())
 

@@ -63,6 +63,8 @@ def _shift_tables(rows: Sequence[dict[str, Any]], other: str | None) -> list[Tab
             pair, there = row["between"], row["there"]
             counts = str(pair["only_first"]), str(pair["only_second"]), f"{pair['p']:.4f}"
             beside.add_row(*named, told(there["success"]), told_lost(there["lost"]), *counts)
+    for table in (costs, beside):
+        table.columns[0].no_wrap = True
     return [costs, beside] if other else [costs]
 
 
