@@ -3,8 +3,9 @@
     python tests/no_simulator.py OUT SETTINGS WORKERS
 
 Simulators' processes import this file, too, and with it what stands in for LIBERO. Its outcome depends on all that LIBERO's
-depends on: task, initial state, every action, and on the resets before where fixtures wander. SETTINGS is JSON; the
-variables DIES and BREAKS name initial states in which the simulator dies, or meets a bug.
+depends on: task, initial state, every action, and on the resets before where fixtures wander. SETTINGS is JSON. The
+variables DIES and BREAKS name initial states in which the simulator dies, or meets a bug; with LOOKS the policy looks at images,
+which there are not without.
 """
 
 import json
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.closed_loop import scenes, workers
+from policies.simple import RandomPolicy
 from simulation.libero import Task
 
 
 class NoSimulator:
-    """What of `simulation.environment.TaskEnvironment` an episode needs without a camera: one number, moved by all actions."""
+    """What of `simulation.environment.TaskEnvironment` an episode needs: one number, moved by all actions."""
 
     instruction, target = "move it", "it"
 
@@ -45,6 +47,10 @@ class NoSimulator:
         time.sleep(0.001)
         self._value = 0.9 * self._value + 0.3 * float(action[:6].sum())
 
+    def render(self, camera):
+        assert "LOOKS" in os.environ
+        return np.zeros((8, 8, 3), np.uint8)
+
     def proprioception(self):
         return np.full(8, self._value, np.float32), np.zeros(7, np.float32)
 
@@ -58,6 +64,7 @@ class NoSimulator:
 workers.TaskEnvironment = NoSimulator
 scenes.load_task = lambda suite, task: Task("move it", np.zeros((50, 1)), Path())
 scenes.suite_tasks = lambda suite: 10
+RandomPolicy.blind = "LOOKS" not in os.environ
 
 if __name__ == "__main__":
     from evaluation.closed_loop.run import evaluate

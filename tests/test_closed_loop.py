@@ -315,8 +315,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_table_with_any_number_of_proces
         "--out",
         str(tmp_path / "killed"),
     ]
-    command += [text for option in OPTIONS for text in ("--set", option)] + ["--workers", "2", "--film"]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += [text for option in OPTIONS for text in ("--set", option)] + ["--film"]
+    running = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / results.FILE_NAME).exists() and running.poll() is None:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
