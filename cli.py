@@ -695,6 +695,7 @@ def evaluate_actions_command(
 @click.option("--suite", help="libero_spatial, _object, _goal, _10, _90, or of LIBERO-PRO [default: libero_spatial].")
 @click.option("--episodes", type=click.IntRange(1), help="Initial states of each task [default: 50].")
 @click.option("--prompts", help="What points at the target: as in evaluate actions [default: none].")
+@click.option("--shifts", help="Of the domain: none, or a kind with a level, as camera-3 [default: none].")
 @click.option("--config", type=_new_local_file, help="YAML file of settings.")
 @_overrides
 @click.option(
@@ -713,6 +714,7 @@ def evaluate_libero_command(
     suite: str | None,
     episodes: int | None,
     prompts: str | None,
+    shifts: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     workers: int,
@@ -728,6 +730,7 @@ def evaluate_libero_command(
     \b
     pixelcli evaluate libero --policy runs/pue --suite libero_spatial --workers 2 --out libero
     pixelcli evaluate libero --policy runs/pue --prompts none,point,pixel_mask --episodes 10 --film --out libero
+    pixelcli evaluate libero --policy runs/pue --shifts none,camera-3,light-3 --against other --out shifted
     pixelcli evaluate libero --policy expert --suite libero_object --episodes 5 --out libero
     """
     from train.settings import check_packages
@@ -741,7 +744,8 @@ def evaluate_libero_command(
     from evaluation.closed_loop.run import evaluate
     from evaluation.closed_loop.settings import LiberoSettings
 
-    chosen = {"suite": suite, "episodes": episodes, "prompts": prompts.split(",") if prompts else None}
+    named = {"prompts": prompts, "shifts": shifts}
+    chosen = {"suite": suite, "episodes": episodes} | {key: text.split(",") for key, text in named.items() if text}
     values = {key: value for key, value in chosen.items() if value is not None}
     settings = LiberoSettings.load(config, overrides, values=values)
     with Progress(console=Console(stderr=True)) as bar:

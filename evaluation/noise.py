@@ -1,20 +1,13 @@
-"""A camera that shows less: LIBERO-Plus's category Sensor Noise, for any policy in any harness.
+"""A camera that shows less: LIBERO-Plus's category Sensor Noise, for any image.
 
 The five kinds and their ten severities are LIBERO-Plus's (libero/libero/envs/env_wrapper.py of
 github.com/sylvestf/LIBERO-plus at 4976dc3), and so is their numbering: `noise_23` in the name of a task of its is severity 3 of
 the third kind. Its difficulties 1 to 5 are something else: how many policies failed a task. There each image draws from
-numpy's global generator, so that no run repeats another; here from the episode's name and how often the policy was asked.
+numpy's global generator, so that no run repeats another; here from what the caller says.
 """
-
-from collections.abc import Sequence
-from dataclasses import replace
 
 import cv2
 import numpy as np
-
-from pixel160k.errors import InputError
-from pixel160k.seeding import seeded_generator
-from policies.base import Policy, Seen
 
 KINDS = ("motion blur", "gaussian blur", "zoom blur", "fog", "glass blur")
 _MOTION = ((5, 2), (8, 3), (10, 4), (12, 5), (15, 6), (18, 8), (20, 10), (25, 12), (30, 15), (35, 20))  # radius, sigma
@@ -30,35 +23,6 @@ _GLASS = (  # sigma, how far pixels go, how often
     *((0.5, 1, 3), (0.7, 1, 3), (0.9, 2, 3), (1.0, 2, 2), (1.1, 3, 2)),
     *((1.3, 3, 2), (1.5, 4, 2), (1.8, 4, 2), (2.2, 5, 1), (2.5, 5, 1)),
 )
-
-
-class NoisySight:
-    """A policy that sees its main camera through a noise. Masks, prompts and the hand's camera stay as they are."""
-
-    def __init__(self, policy: Policy, noise: int) -> None:
-        """Before `policy` comes the noise of that number, 1 to 50, see `noisy`.
-
-        Raises:
-            InputError: there is no such noise.
-        """
-        if not 1 <= noise <= 10 * len(KINDS):
-            raise InputError(f"there is no noise {noise}: they go from 1 to {10 * len(KINDS)}")
-        self._policy, self._noise = policy, noise
-        self._asked: dict[str, int] = {}
-
-    def reset(self, episode: str, instruction: str) -> None:
-        """An episode begins, and its noise with it."""
-        self._asked[episode] = 0
-        self._policy.reset(episode, instruction)
-
-    def act(self, seen: Sequence[Seen]) -> np.ndarray:
-        """What the policy does where it sees this, see `Policy.act`."""
-        noised = []
-        for one in seen:
-            step = self._asked[one.episode] = self._asked.get(one.episode, 0) + 1
-            rng = seeded_generator("noise", self._noise, one.episode, step)
-            noised.append(replace(one, image=noisy(one.image, self._noise, rng)))
-        return self._policy.act(noised)
 
 
 def noisy(image: np.ndarray, noise: int, rng: np.random.Generator) -> np.ndarray:

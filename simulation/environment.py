@@ -8,13 +8,21 @@ only those of solved attempts are rendered afterwards. `render` and `instance_ma
 """
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from simulation.libero import HANDLE_TASKS, described_with_target, import_libero, load_task
+from simulation.libero import (
+    HANDLE_TASKS,
+    described_with_objects,
+    described_with_target,
+    import_libero,
+    load_task,
+)
+from simulation.textures import Textures
 
 IMAGE_SIZE = 256
 AGENT_VIEW = "agentview"
@@ -38,6 +46,15 @@ _PART_OF_MESH = {
 }
 _FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.seed(0)` puts them
 _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image
+_FREE = 0  # mjJNT_FREE
+_LOOKS = (
+    "cam_pos",
+    "cam_quat",
+    "light_dir",
+    "light_diffuse",
+    "light_specular",
+    "light_castshadow",
+)  # what a change may change
 
 
 class TaskEnvironment:
@@ -46,10 +63,19 @@ class TaskEnvironment:
     Positions are in metres in the world frame (z up). `target` is the instance to pick up; `destination` is the instance,
     or the region (a "site" of MuJoCo), to put it on. In a task of `HANDLE_TASKS`, `target` is the part of a fixture that
     is to be moved, and `destination` is "".
+
+    `change` takes the environment and the initial state's number at each reset, once the scene is in that state and before
+    it settles: a shift of the domain, see looks.py and arrangement.py. The next reset undoes it.
     """
 
     def __init__(
-        self, suite: str, task_id: int, target: str = "", reflections: bool = False, hard_reset: bool = False
+        self,
+        suite: str,
+        task_id: int,
+        target: str = "",
+        reflections: bool = False,
+        hard_reset: bool = False,
+        added: Sequence[str] = (),
     ) -> None:
         """Make the environment (5 to 10 s).
 
@@ -62,6 +88,8 @@ class TaskEnvironment:
                 instead of 55 ms) and change one of a hundred pixels.
             hard_reset: make the whole model anew at each reset (4 s instead of milliseconds), as LIBERO itself does. States and
                 images are the same; but where fixtures are drawn on (`reset`), they are those of LIBERO only with it.
+            added: kinds of objects that the task does not have. Initial states do not hold them: they stand off the table until
+                a change places them.
 
         Raises:
             InputError: there is no such suite or task, or LIBERO is not installed.
@@ -71,9 +99,12 @@ class TaskEnvironment:
         self._reflections, self._hard_reset = reflections, hard_reset
         self.instruction: str = task.instruction
         self.initial_states: np.ndarray = task.initial_states
+        self.change: Callable[[TaskEnvironment, int], None] | None = None
+        self.added = tuple(f"{kind}_1" for kind in added)
         control_env = import_libero()[2]
         with tempfile.TemporaryDirectory() as folder:
             description = described_with_target(task.description, target, Path(folder)) if target else task.description
+            description = described_with_objects(description, added, Path(folder)) if added else description
             self._env = control_env(
                 bddl_file_name=str(description),
                 use_camera_obs=False,
@@ -127,6 +158,11 @@ class TaskEnvironment:
         self._touchable_geoms, self._touchable_names = np.array(list(touchable)), list(touchable.values())
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
+        added = [model.joint(f"{name}_joint0") for name in self.added]
+        self._added_positions = np.concatenate([[], *(np.arange(7) + joint.qposadr for joint in added)]).astype(int)
+        self._added_speeds = np.concatenate([[], *(np.arange(6) + joint.dofadr for joint in added)]).astype(int)
+        self._looks = {name: getattr(model, name).copy() for name in _LOOKS}
+        self.textures = Textures(model, self._env)
         if not self._reflections:
             self._switch_off_reflections()
 
@@ -155,7 +191,7 @@ class TaskEnvironment:
     def _is_movable(self, geom: int) -> bool:
         root = self.model.body_rootid[self.model.geom_bodyid[geom]]
         joint = self.model.body_jntadr[root]
-        return joint >= 0 and self.model.jnt_type[joint] == 0  # a free joint
+        return joint >= 0 and self.model.jnt_type[joint] == _FREE
 
     def _switch_off_reflections(self) -> None:
         """Render without the table's reflections. Multisampling stays on: it smooths the image and does not touch the masks."""
@@ -179,11 +215,31 @@ class TaskEnvironment:
         self._env.env.reset()
         if self._hard_reset:
             self._look_at_model()
+        else:
+            self._undo_change()
         # robosuite's reset forgets this: the fingers' command is a running sum of all commands so far.
         self._env.robots[0].gripper.current_action = np.zeros(self._env.robots[0].gripper.dof)
-        self._env.set_init_state(self.initial_states[initial_state])
+        self._env.set_init_state(self._with_added(self.initial_states[initial_state]))
+        if self.change is not None:
+            self.change(self, initial_state)
+            self._env.sim.forward()
         for _ in range(SETTLING_STEPS):
             self.step(STAND_STILL)
+
+    def _with_added(self, state: np.ndarray) -> np.ndarray:
+        """A state of the task's own things, and of what was added to them where it stands now."""
+        if not self.added:
+            return state
+        positions, speeds = self.data.qpos.copy(), np.zeros(self.model.nv)
+        own = np.delete(np.arange(self.model.nq), self._added_positions)
+        positions[own] = state[1 : 1 + len(own)]
+        speeds[np.delete(np.arange(self.model.nv), self._added_speeds)] = state[1 + len(own) :]
+        return np.concatenate([state[:1], positions, speeds])
+
+    def _undo_change(self) -> None:
+        for name, values in self._looks.items():
+            getattr(self.model, name)[:] = values
+        self.textures.undo()
 
     def step(self, action: np.ndarray) -> None:
         """Apply one action, float32 (7,), for one control step (1 / 20 s)."""
@@ -212,6 +268,42 @@ class TaskEnvironment:
             if touching.any():
                 return self._touchable_names[int(np.argmax(self._touchable_geoms == other_side[touching][0]))]
         return None
+
+    # --- changing the scene
+
+    def things(self) -> list[str]:
+        """The names of all objects and fixtures: what `root_body` knows, but for the table and the robot."""
+        names = (self.model.body(body).name for body in self.object_bodies())
+        return [name.removesuffix("_main") for name in names if name.endswith("_main")]
+
+    def is_movable(self, name: str) -> bool:
+        """Whether an object, or a fixture, stands free."""
+        joint = self.model.body_jntadr[self.root_body(name)]
+        return bool(joint >= 0 and self.model.jnt_type[joint] == _FREE)
+
+    @property
+    def workspace(self) -> np.ndarray:
+        """The middle (3,) of the surface that things stand on."""
+        return np.asarray(self._env.env.workspace_offset, dtype=float)
+
+    def place(self, name: str, position: np.ndarray) -> None:
+        """Put a movable object elsewhere: `position` (2,); it stays as high and as turned as it is."""
+        address = self.model.jnt_qposadr[self.model.body_jntadr[self.root_body(name)]]
+        self.data.qpos[address : address + 2] = position
+
+    def pose_arm(self, joints: np.ndarray) -> None:
+        """Pose the arm, at rest; `joints` (7,), rad. From then on its controller favours this pose among all of a hand's."""
+        robot = self._env.robots[0]
+        robot.set_robot_joint_positions(joints)
+        self.data.qvel[self.model.jnt_dofadr[robot.joint_indexes]] = 0
+        robot.controller.update_initial_joints(joints)
+        robot.controller.reset_goal()
+
+    def arm_touches(self) -> bool:
+        """Whether the arm or the hand touches anything else than itself now."""
+        root = self.model.body_rootid[self.model.geom_bodyid]
+        robot = root == self._bodies["robot0_base"]
+        return bool((robot[self.data.contact.geom1] != robot[self.data.contact.geom2]).any())
 
     # --- true poses
 

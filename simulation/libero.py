@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -162,4 +163,27 @@ def described_with_target(description: Path, target: str, folder: Path) -> Path:
         f"{scene}{of_interest}{interest.replace(own, target)}(:init{placed}(:goal{goal.replace(own, target)}",
         encoding="utf-8",
     )
+    return copy
+
+
+def described_with_objects(description: Path, kinds: Sequence[str], folder: Path) -> Path:
+    """Copy a task's description into a folder, with an object more of each of these kinds, off the table; the copy's path.
+
+    They come last, so that where LIBERO draws places, all others get those that they have without them.
+    """
+    text = description.read_text(encoding="utf-8")
+    surface = re.search(r"\(:target\s+(\w*(?:table|floor))\)", text)
+    assert surface is not None, f"{description.stem} has no table"
+    regions = "".join(
+        f"\n (added_{number} (:target {surface[1]}) (:ranges (({2 + number} 2 {2.01 + number} 2.01))) "
+        "(:yaw_rotation ((0 0))))"
+        for number in range(len(kinds))
+    )
+    objects = "".join(f"\n {kind}_1 - {kind}" for kind in kinds)
+    placed = "".join(f" (On {kind}_1 {surface[1]}_added_{number})" for number, kind in enumerate(kinds))
+    text = text.replace("(:regions", f"(:regions{regions}", 1).replace("(:objects", f"(:objects{objects}", 1)
+    begin, goal, end = text.partition("(:goal")
+    before, closed, after = begin.rpartition(")")
+    copy = folder / description.name
+    copy.write_text(f"{before}{placed}{closed}{after}{goal}{end}", encoding="utf-8")
     return copy

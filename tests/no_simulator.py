@@ -26,7 +26,7 @@ class NoSimulator:
 
     instruction, target = "move it", "it"
 
-    def __init__(self, suite, task_id, target="", reflections=False, hard_reset=False):
+    def __init__(self, suite, task_id, target="", reflections=False, hard_reset=False, added=()):
         self.suite, self.task_id, self._resets = suite, task_id, 0
 
     def __enter__(self):

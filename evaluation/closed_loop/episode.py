@@ -12,8 +12,12 @@ from PIL import Image
 from evaluation.closed_loop.pointing import Shown, point_at_target
 from evaluation.closed_loop.scenes import Scene, most_steps
 from evaluation.closed_loop.settings import LiberoSettings
+from evaluation.noise import noisy
+from evaluation.shifts import NONE, WORDING, Shift
+from evaluation.wording import reworded
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import Prompt
+from pixel160k.seeding import seeded_generator
 from policies.base import Policy, Seen, looks
 from simulation import two_alike
 from simulation.environment import AGENT_VIEW, CLOSE, CONTROL_HZ, OPEN, WRIST_VIEW, TaskEnvironment
@@ -31,6 +35,7 @@ class EpisodeResult:
     Attributes:
         task_id, target, initial_state: its scene.
         condition: what pointed at the target, of `LiberoSettings.prompts`.
+        shift: of the scene, of `LiberoSettings.shifts`.
         instruction: what the policy was told.
         success: whether the simulator said so before the steps ran out.
         control_steps: that were carried out (1 / 20 s each), without those in which the scene settles.
@@ -47,6 +52,7 @@ class EpisodeResult:
     target: str
     initial_state: int
     condition: str
+    shift: str = NONE
     instruction: str = ""
     success: bool = False
     control_steps: int = 0
@@ -62,7 +68,7 @@ class EpisodeResult:
     @property
     def scene(self) -> Scene:
         """The scene that it was in."""
-        return Scene(self.task_id, self.target, self.initial_state)
+        return Scene(self.task_id, self.target, self.initial_state, self.shift)
 
     def filmed(self, video: str) -> "EpisodeResult":
         """The same with the name of its film."""
@@ -76,7 +82,8 @@ class EpisodeResult:
 def episode_name(suite: str, scene: Scene, condition: str) -> str:
     """What an episode is called: for seeds, servers and films."""
     target = f"_{scene.target}" if scene.target else ""
-    return f"{suite}_task_{scene.task_id:02d}{target}_state_{scene.initial_state:02d}_{condition}"
+    shift = f"_{scene.shift}" if scene.shift != NONE else ""
+    return f"{suite}_task_{scene.task_id:02d}{target}_state_{scene.initial_state:02d}_{condition}{shift}"
 
 
 def commands(action: np.ndarray, window: int) -> list[np.ndarray]:
@@ -123,7 +130,7 @@ def run_episode(
     """Let a policy act from an initial state until the task is solved or the steps run out.
 
     Args:
-        environment: of the scene's task and target.
+        environment: of the scene's task and target, with the objects that its shift adds.
         policy: its actions are in LIBERO's units (1 = 0.05 m or 0.5 rad), as shards of LIBERO have them.
         settings: of the evaluation.
         scene: where it begins.
@@ -136,16 +143,32 @@ def run_episode(
     begin, asked, rendered = time.perf_counter(), _Clock(), _Clock()
     name = episode_name(settings.suite, scene, condition)
     instruction = two_alike.INSTRUCTION if settings.two_alike else environment.instruction
+    shift = Shift.named(scene.shift)
+    draws = shift.draws(settings.suite, scene.task_id, scene.initial_state, settings.seed)
+    noise = shift.noise(draws)
+    if shift.kind == WORDING:
+        instruction = reworded(instruction, shift.level, draws)
+    environment.change = shift.change(settings.suite, settings.seed)
     looked_at = film is not None or looks(policy)
     with asked:
         policy.reset(name, instruction)
     environment.reset(scene.initial_state, seeded=settings.fixtures == "episode")
     result = EpisodeResult(
-        scene.task_id, scene.target, scene.initial_state, condition, instruction, meant=environment.target
+        scene.task_id, scene.target, scene.initial_state, condition, scene.shift, instruction, meant=environment.target
     )
+    looked = 0
+
+    def look() -> np.ndarray:
+        """The main camera's next image."""
+        nonlocal looked
+        looked, image = looked + 1, environment.render(AGENT_VIEW)
+        if noise:
+            image = noisy(image, noise, seeded_generator("noise", name, looked))
+        return jpeg_round_trip(image, settings.jpeg)
+
     try:
         with rendered:
-            image = _camera(environment, AGENT_VIEW, settings) if looked_at or condition != "none" else _DARK
+            image = look() if looked_at or condition != "none" else _DARK
         pointing = point_at_target(condition, environment, scene.initial_state, image, instruction, settings.foundation)
     except InputError as error:
         return replace(result, error=str(error))
@@ -155,8 +178,8 @@ def run_episode(
     while step < limit and not solved:
         if looked_at:
             with rendered:
-                image = _camera(environment, AGENT_VIEW, settings) if step else image
-                wrist = _camera(environment, WRIST_VIEW, settings) if settings.wrist else None
+                image = look() if step else image
+                wrist = jpeg_round_trip(environment.render(WRIST_VIEW), settings.jpeg) if settings.wrist else None
                 masks, prompts = pointing.shown(image, closed_at >= 0)
         with asked:
             state = environment.proprioception()[0]
@@ -189,7 +212,3 @@ def run_episode(
         policy_seconds=round(asked.seconds, 3),
         render_seconds=round(rendered.seconds, 3),
     )
-
-
-def _camera(environment: TaskEnvironment, camera: str, settings: LiberoSettings) -> np.ndarray:
-    return jpeg_round_trip(environment.render(camera), settings.jpeg)

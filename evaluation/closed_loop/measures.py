@@ -1,10 +1,12 @@
 """What rows of episodes say: success rates with their intervals, first touches, paired comparisons, what it cost."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from evaluation.closed_loop.episode import EpisodeResult
+from evaluation.shifts import NONE
 
 
 def share(successes: int, of: int) -> dict[str, Any]:
@@ -25,9 +27,11 @@ def share(successes: int, of: int) -> dict[str, Any]:
 def paired(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Two evaluations of the same scenes: how often only one of them succeeded, and McNemar's exact two-sided p of that.
 
-    Scenes that only one of them came to the end of are left out.
+    Each has a scene once. Scenes are the same under whatever shift; those that only one came to the end of are left out.
     """
-    one, other = ({row.scene: row.success for row in rows if not row.error} for rows in (first, second))
+    one, other = (
+        {replace(row.scene, shift=NONE): row.success for row in rows if not row.error} for rows in (first, second)
+    )
     both = sorted(one.keys() & other.keys())
     only_first = sum(one[scene] and not other[scene] for scene in both)
     only_second = sum(other[scene] and not one[scene] for scene in both)
@@ -58,10 +62,11 @@ def summarise(results: Sequence[EpisodeResult], conditions: Sequence[str]) -> di
         {"first": first, "second": second, **paired(by_condition[first], by_condition[second])}
         for first, second in combinations(conditions, 2)
     ]
-    return {"conditions": {name: _measured(rows) for name, rows in by_condition.items()}, "paired": compared}
+    return {"conditions": {name: measured(rows) for name, rows in by_condition.items()}, "paired": compared}
 
 
-def _measured(rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+def measured(rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """The measures of a condition, see `summarise`."""
     ended = [row for row in rows if not row.error]
 
     def of(rows: Sequence[EpisodeResult], holds: Callable[[EpisodeResult], bool]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, product
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from annotate.jobs.claims import remove_leftovers
 from evaluation.closed_loop import results
+from evaluation.closed_loop.degradation import by_shift
 from evaluation.closed_loop.episode import EpisodeResult
 from evaluation.closed_loop.measures import cost, paired, summarise
 from evaluation.closed_loop.report import write_page
@@ -19,7 +20,7 @@ from evaluation.closed_loop.scenes import most_steps, scenes_of
 from evaluation.closed_loop.scripted import Expert, Replay, Scripted, recorded_commands
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.workers import Episode, Unit, run_units
-from evaluation.noise import NoisySight
+from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from policies.base import Policy
@@ -60,7 +61,9 @@ def evaluate(
         progress: called with episodes done and episodes in all.
 
     Returns:
-        What evaluation.json holds: see `measures.summarise`; `policy`, `suite`, `episodes`, `cost`, and `made_with`.
+        What evaluation.json holds: see `measures.summarise`, which has the first shift's rows; `shifts`, see
+        `degradation.by_shift`, where there are shifts; `policy`, `against`, the other one's name, `suite`, `episodes`, `cost`, and
+        `made_with`.
 
     Raises:
         InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
@@ -90,17 +93,24 @@ def evaluate(
                 results.write(found.values(), made_with, out)
                 progress(len(found), len(episodes))
     rows = [found[episode] for episode in episodes]
+    first = settings.shifts[0]
     summary = {
         "policy": policy,
         "suite": settings.suite,
         "episodes": len(rows),
-        **summarise(rows, settings.prompts),
+        **summarise([row for row in rows if row.shift == first], settings.prompts),
+        "shifts": [],
+        "against": other[1]["policy"] if other else None,
         "cost": cost(rows),
         "made_with": made_with,
     }
+    if settings.shifts != (NONE,):
+        summary["shifts"] = by_shift(rows, settings.prompts, settings.shifts, other[0] if other else None)
     if other is not None:
         for condition in settings.prompts:
-            ours, theirs = ([row for row in of if row.condition == condition] for of in (rows, other[0]))
+            ours, theirs = (
+                [row for row in of if row.condition == condition and row.shift == first] for of in (rows, other[0])
+            )
             names = {"first": f"{condition}, here", "second": f"{condition}, {other[1]['policy']}"}
             summary["paired"].append({**names, **paired(ours, theirs)})
     write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
@@ -132,14 +142,15 @@ def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
 
 
 def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings, workers: int) -> list[Unit]:
-    """Work for one environment each. Where fixtures wander, all episodes of a task and condition follow each other."""
+    """Work for one environment each. Where fixtures wander, all episodes of a task, shift and condition follow each other."""
     units = []
-    share = ceil((len(episodes) - len(done)) / workers)
-    length = max(1, min(share, _AT_ONCE * len(settings.prompts)))
+    most = _AT_ONCE * len(settings.prompts) * len(settings.shifts)
+    length = max(1, min(most, ceil((len(episodes) - len(done)) / workers)))
     wandering = settings.fixtures == "once"
-    for condition in settings.prompts if wandering else [""]:
-        ours = [episode for episode in episodes if condition in ("", episode[1])]
-        for _, group in groupby(ours, lambda episode: (episode[0].task_id, episode[0].target)):
+    for shift, condition in product(settings.shifts, settings.prompts) if wandering else [("", "")]:
+        ours = [of for of in episodes if shift in ("", of[0].shift) and condition in ("", of[1])]
+        ours.sort(key=lambda episode: episode[0].environment)
+        for _, group in groupby(ours, lambda episode: episode[0].environment):
             of_task = list(group)
             if wandering:
                 first = next((n for n, episode in enumerate(of_task) if episode not in done), len(of_task))
@@ -154,4 +165,4 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
 @contextmanager
 def _opened(policy: str, device: str, dataset: str | None, settings: LiberoSettings) -> Iterator[Policy]:
     with open_policy(policy, device, dataset, settings.seed) as acting:
-        yield NoisySight(acting, settings.noise) if settings.noise else acting
+        yield acting

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from evaluation.closed_loop.settings import LiberoSettings
+from evaluation.shifts import DISTRACTORS, NONE
 from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
 from simulation import two_alike
@@ -14,11 +15,21 @@ _MOST_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, 
 
 @dataclass(frozen=True, order=True)
 class Scene:
-    """A task in an initial state; `target` names the object that is meant where the task has another, else it is ""."""
+    """A task in an initial state, as it is or shifted.
+
+    `target` names the object that is meant where the task has another, else it is ""; `shift` is one of
+    `LiberoSettings.shifts`.
+    """
 
     task_id: int
     target: str
     initial_state: int
+    shift: str = NONE
+
+    @property
+    def environment(self) -> tuple[int, str, str]:
+        """What scenes that one environment can serve have in common: a shift that adds objects needs one of its own."""
+        return self.task_id, self.target, self.shift if self.shift.startswith(DISTRACTORS) else NONE
 
 
 def scenes_of(settings: LiberoSettings) -> list[Scene]:
@@ -41,7 +52,11 @@ def scenes_of(settings: LiberoSettings) -> list[Scene]:
                 f"task {task} of {settings.suite} has {there} initial states, not {states.stop}: "
                 "lower episodes or first_state"
             )
-        scenes += [Scene(task, _meant(task, state) if settings.two_alike else "", state) for state in states]
+        scenes += [
+            Scene(task, _meant(task, state) if settings.two_alike else "", state, shift)
+            for state in states
+            for shift in settings.shifts
+        ]
     return sorted(scenes)
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from annotate.settings import FoundationSettings
 from evaluation.conditions import FOLLOWED_POINT, FOLLOWED_TEXT, PROMPTS
+from evaluation.shifts import NONE, Shift
 from pixel160k.settings import Settings
 from simulation.environment import CONTROL_HZ
 
@@ -25,6 +26,8 @@ class LiberoSettings(Settings):
         prompts: the conditions under which each initial state is tried: what points at the target. Those of
             `evaluation.actions`, by the simulator's truth; "followed_point", a click on the first image of which SAM 2 makes a
             mask that it follows; "followed_text", the same of what Grounding DINO finds by the instruction's noun.
+        shifts: of the domain (`evaluation.shifts`), as "camera-3"; each initial state is tried under each of them and each of
+            the prompts. "none" leaves the scene as it is; name it, too, to see what a shift costs.
         hz: actions per second. LIBERO's own is 20; an action of a slower policy is carried out in several equal control steps.
         replan: actions of a chunk that are carried out before the policy is asked again; 0: all of them.
         most_steps: control steps until an episode ends unsolved; 0: those of OpenVLA's protocol.
@@ -33,10 +36,9 @@ class LiberoSettings(Settings):
             depend on their order. "once": as in OpenVLA's script, wandering from episode to episode of a task.
         reflections: render the table's reflections, as LIBERO does; without them a frame takes half the time.
         wrist: render the hand's camera, too.
-        noise: of the main camera, LIBERO-Plus's number 1 to 50 (`evaluation.noise`); 0: none.
         foundation: Grounding DINO and SAM 2 of the conditions that follow; by default the tiny ones, which know simulated
             scenes alone.
-        seed: of policies that draw.
+        seed: of policies and shifts that draw.
     """
 
     suite: str = "libero_spatial"
@@ -45,6 +47,7 @@ class LiberoSettings(Settings):
     episodes: Annotated[int, Field(ge=1)] = 50
     two_alike: bool = False
     prompts: tuple[str, ...] = ("none",)
+    shifts: tuple[str, ...] = (NONE,)
     hz: int = CONTROL_HZ
     replan: Annotated[int, Field(ge=0)] = 0
     most_steps: Annotated[int, Field(ge=0)] = 0
@@ -52,7 +55,6 @@ class LiberoSettings(Settings):
     fixtures: Literal["episode", "once"] = "episode"
     reflections: bool = True
     wrist: bool = False
-    noise: Annotated[int, Field(ge=0, le=50)] = 0
     foundation: FoundationSettings = FoundationSettings(detector="tiny", segmenter="tiny")
     seed: int = 0
 
@@ -71,3 +73,12 @@ class LiberoSettings(Settings):
         if not prompts or len(set(prompts)) < len(prompts):
             raise ValueError("must name one or more conditions, each once")
         return prompts
+
+    @field_validator("shifts")
+    @classmethod
+    def _named(cls, shifts: tuple[str, ...]) -> tuple[str, ...]:
+        for name in shifts:
+            Shift.named(name)
+        if not shifts or len(set(shifts)) < len(shifts):
+            raise ValueError("must name one or more shifts, each once")
+        return shifts

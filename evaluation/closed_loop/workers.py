@@ -22,6 +22,7 @@ from evaluation.closed_loop.scenes import Scene
 from evaluation.closed_loop.scripted import Scripted
 from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.video import film
+from evaluation.shifts import Shift
 from pixel160k.errors import InputError, one_line
 from policies.base import Policy, Seen, looks
 from simulation.environment import TaskEnvironment
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """Episodes of one task and target, one or more; one environment serves them all.
+    """Episodes that one environment serves, one or more, see `Scene.environment`.
 
     Attributes:
         todo: episodes to try, in this order.
@@ -44,9 +45,9 @@ class Unit:
     before: tuple[int, ...] = ()
 
     @property
-    def place(self) -> tuple[int, str]:
-        """Task and target: what an environment is made for."""
-        return self.todo[0][0].task_id, self.todo[0][0].target
+    def place(self) -> tuple[int, str, str]:
+        """What an environment is made for, see `Scene.environment`."""
+        return self.todo[0][0].environment
 
     def without_first(self) -> "Unit":
         """What is left of it after its first episode."""
@@ -115,7 +116,9 @@ def run_units(
                         continue
                     (scene, condition), *_ = worker.left.todo
                     error = content or f"the simulator's process died (exit code {worker.process.exitcode})"
-                    yield EpisodeResult(scene.task_id, scene.target, scene.initial_state, condition, error=error)
+                    yield EpisodeResult(
+                        scene.task_id, scene.target, scene.initial_state, condition, scene.shift, error=error
+                    )
                     if (left := worker.left.without_first()).todo:
                         waiting.insert(0, left)
             for begin in range(0, len(asked), batch):
@@ -183,8 +186,11 @@ def _try_units(
     wandering = settings.fixtures == "once"
     unit: Unit | None = first
     while unit:
-        task, target = place = unit.place
-        with TaskEnvironment(settings.suite, task, target, settings.reflections, hard_reset=wandering) as environment:
+        scene, place = unit.todo[0][0], unit.place
+        added = Shift.named(scene.shift).added(settings.suite, scene.task_id, settings.seed)
+        with TaskEnvironment(
+            settings.suite, scene.task_id, scene.target, settings.reflections, hard_reset=wandering, added=added
+        ) as environment:
             acting: Policy = beside.make(environment) if isinstance(beside, Scripted) else _Asked(pipe, beside)
             for state in unit.before if wandering else ():
                 environment.reset(state, seeded=False)
