@@ -812,7 +812,7 @@ def study_command(
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(
-    "--mishap", "mishaps", multiple=True, help="What goes wrong: miss, beside, drop, push, never; repeatable."
+    "--mishap", "mishaps", multiple=True, help="What goes wrong: miss, beside, drop, push, nudge, never; repeatable."
 )
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws tasks and initial states.")
@@ -836,7 +836,8 @@ def sample_command(
     """Record scripted demonstrations in LIBERO as RLDS, with truth beside them (needs the extra [sim]).
 
     With --two-alike, only a visual prompt can say which of two bowls is meant; a fifth of the episodes, in other initial
-    states, are the split val. With --mishap, the demonstrations take turns in what goes wrong before the grasp that holds.
+    states, are the split val. With --mishap, the demonstrations take turns in what goes wrong: a close
+    that misses, drops or pushes the target (never: all of them), or a hand that is nudged off its way and comes back to it.
 
     \b
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
@@ -844,15 +845,13 @@ def sample_command(
     """
     if bool(suites) == two_alike:
         raise click.UsageError("name either the suites with --suite, or --two-alike")
-    if two_alike:
-        _refuse_with("--two-alike", "mishaps")
     require_packages("sim", "libero", "tensorflow_datasets")
     from simulation.recording import record_sample
     from simulation.two_alike import record_two_alike
 
-    record = record_two_alike if two_alike else partial(record_sample, list(suites), mishaps=mishaps)
+    record = record_two_alike if two_alike else partial(record_sample, list(suites))
     with _progress("record", episodes) as show:
-        counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done)).total()
+        counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done), mishaps=mishaps).total()
     click.echo(
         f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "
         f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --data-dir {out}"

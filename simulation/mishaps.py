@@ -4,7 +4,8 @@ Each is a script for an attempt (policy.py): a mishap, and then the whole task. 
 The truth's `grasp_step` says which close is the right one: the first after which the fingers lift the target.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from simulation.policy import (
     return_home,
 )
 
+PUSH, PUSH_STEPS, PUSH_PAUSE = (0.01, 0.035), (3, 8), (4, 16)  # m at each control step, and how many of them
 MOST_MOVED = 0.02  # m that the target may move in a demonstration that never grasps it
 MARGIN = 0.02  # m between the hand and the target, before it is pushed and beside it
 
@@ -99,6 +101,15 @@ def _push(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> N
     pick_and_place(arm, variation)
 
 
+def _nudge(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
+    """Do the task while the hand is pushed aside again and again, wherever it moves: demonstrations of the way back.
+
+    As DART does it (arXiv 1703.09327): a policy that has only seen the straight way knows no way back to it.
+    """
+    arm.pushes = _pushes(random)
+    pick_and_place(arm, variation)
+
+
 def _never(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
     """Close above or beside the target, go with the empty hand towards the destination, open there and go home.
 
@@ -123,7 +134,18 @@ def _never(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> 
 
 
 Mishap = Callable[[Arm, GraspVariation, np.random.Generator], None]
-MISHAPS: dict[str, Mishap] = {"miss": _miss, "beside": _beside, "drop": _drop, "push": _push, "never": _never}
+MISHAPS: dict[str, Mishap] = {
+    "miss": _miss, "beside": _beside, "drop": _drop, "push": _push, "nudge": _nudge, "never": _never,
+}  # fmt: skip
+
+
+def _pushes(random: np.random.Generator) -> Iterator[np.ndarray]:
+    """What pushes the hand, m (3,) at each control step: nothing for a while, then in one direction for a while."""
+    while True:
+        yield from repeat(np.zeros(3), int(random.integers(*PUSH_PAUSE)))
+        direction = random.normal(size=3)
+        push = direction / np.linalg.norm(direction) * random.uniform(*PUSH)
+        yield from repeat(push, int(random.integers(*PUSH_STEPS)))
 
 
 def _close_above(arm: Arm, variation: GraspVariation, random: np.random.Generator, give_up: bool = True) -> None:

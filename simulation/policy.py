@@ -5,8 +5,9 @@ stores the simulator's state before every action, and which object the fingers t
 The way home belongs to the demonstration: without it the arm would hide the spot from which the object was taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 
@@ -79,9 +80,15 @@ class Arm:
         self.environment = environment
         self.home = environment.tool_position()
         self.attempt = Attempt()
+        self.pushes: Iterator[np.ndarray] = repeat(np.zeros(3))  # what pushes the moving tool, m (3,) at each step
 
-    def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
-        """One control step towards `translation` (m) and `rotation` (axis-angle, rad), both (3,)."""
+    def step(
+        self, translation: np.ndarray, rotation: np.ndarray, gripper: float, push: np.ndarray | None = None
+    ) -> None:
+        """One control step towards `translation` (m) and `rotation` (axis-angle, rad), both (3,).
+
+        `push` (m) is carried out too, but it is no part of the action that is stored: what is demonstrated is the way back.
+        """
         action = np.array(
             [
                 *np.clip(translation / TRANSLATION_UNIT, -1, 1),
@@ -93,7 +100,10 @@ class Arm:
         attempt = self.attempt
         attempt.actions.append(action)
         attempt.states.append(self.environment.state())
-        self.environment.step(action)
+        carried_out = action.copy()
+        if push is not None:
+            carried_out[:3] = np.clip(action[:3] + push / TRANSLATION_UNIT, -1, 1)
+        self.environment.step(carried_out)
         if not attempt.touched and (touched := self.environment.touched_object()):
             attempt.touched, attempt.touch_step = touched, len(attempt.actions) - 1
 
@@ -119,7 +129,7 @@ class Arm:
             distance = float(np.linalg.norm(error))
             if distance < tolerance and np.linalg.norm(turn) < 0.06:
                 return
-            self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper)
+            self.step(error * min(1.0, max_translation / max(distance, 1e-9)), turn, gripper, next(self.pushes))
 
 
 Script = Callable[[Arm, GraspVariation], None]

@@ -109,8 +109,7 @@ def record_sample(
     for suite in suites:
         check_suite(suite)
     check_request(episodes, out, files, hz)
-    if unknown := sorted(set(mishaps) - set(MISHAPS)):
-        raise InputError(f"unknown mishap {unknown[0]!r}: choose from {', '.join(MISHAPS)}")
+    check_mishaps(mishaps)
     _check_scenes(chosen_tasks, tasks or {}, initial_states)
     import_libero()
     name = name or (f"{suites[0]}_simulated" if len(suites) == 1 else "libero_simulated")
@@ -173,6 +172,16 @@ def check_request(episodes: int, out: Path, files: int, hz: int) -> None:
     if hz < 1 or CONTROL_HZ % hz:
         raise InputError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
     check_new_folder(out)
+
+
+def check_mishaps(mishaps: Sequence[str]) -> None:
+    """Check that there are such mishaps.
+
+    Raises:
+        InputError: there is no such one; lists those there are.
+    """
+    if unknown := sorted(set(mishaps) - set(MISHAPS)):
+        raise InputError(f"unknown mishap {unknown[0]!r}: choose from {', '.join(MISHAPS)}")
 
 
 def _check_scenes(

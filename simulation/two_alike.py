@@ -5,6 +5,7 @@ Here it no longer does, and each bowl is picked up from the same initial states:
 which is the target. A seeded coin decides which demonstration comes first. The splits share no initial state.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pixel160k.errors import InputError
@@ -14,6 +15,7 @@ from simulation.recording import (
     EpisodeGroup,
     Progress,
     RecordingSummary,
+    check_mishaps,
     check_request,
     draw_scenes,
     episode_ids,
@@ -35,6 +37,7 @@ def record_two_alike(
     files: int = 1,
     hz: int = 5,
     progress: Progress | None = None,
+    mishaps: Sequence[str] = (),
 ) -> RecordingSummary:
     """Record two demonstrations per scene as the RLDS data set `<out>/<name>/1.0.0/`, with `<out>/truth.parquet`.
 
@@ -49,6 +52,7 @@ def record_two_alike(
         files: how many TFRecord files to write per split.
         hz: frames per second: 20, the control rate, or a divisor of it.
         progress: called after every recorded episode.
+        mishaps: what goes wrong, scene by scene in turn, as in `simulation.recording.record_sample`.
 
     Raises:
         InputError: `episodes` is no multiple of 10, or more than there are scenes for; `hz` does not divide 20; `out`
@@ -58,6 +62,7 @@ def record_two_alike(
     if episodes % 10 or not 0 < episodes <= most:
         raise InputError(f"cannot record {episodes} episodes of two alike: ask for a multiple of 10, at most {most}")
     check_request(episodes // 5, out, files, hz)
+    check_mishaps(mishaps)
     import_libero()
     name = name or "libero_two_alike"
     splits = {
@@ -68,7 +73,8 @@ def record_two_alike(
     for split, ids_by_file in splits.items():
         ids = [episode_id for ids_of_file in ids_by_file for episode_id in ids_of_file]
         scenes = draw_scenes(SUITE, seed, TASKS, INITIAL_STATES[split])
-        for first_id, second_id in zip(ids[::2], ids[1::2], strict=True):
+        for number, (first_id, second_id) in enumerate(zip(ids[::2], ids[1::2], strict=True)):
             heads = seeded_generator("two alike", seed, first_id).integers(2)
-            groups.append(EpisodeGroup(scenes, {TARGETS[heads]: first_id, TARGETS[1 - heads]: second_id}))
+            mishap = mishaps[number % len(mishaps)] if mishaps else ""
+            groups.append(EpisodeGroup(scenes, {TARGETS[heads]: first_id, TARGETS[1 - heads]: second_id}, mishap))
     return record_data_set(out, name, splits, groups, hz, progress, INSTRUCTION)

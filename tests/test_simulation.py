@@ -536,7 +536,7 @@ def test_mishaps_come_in_turn_and_stay_with_their_episode(tmp_path, without_simu
     record_sample(["libero_object", "libero_goal"], 8, 0, tmp_path, mishaps=["miss", "never"])
     rows = truth.read(tmp_path / truth.FILE_NAME).values()
     assert [row.instruction.split()[-1] for row in rows] == ["miss", "miss", "never", "never"] * 2
-    with pytest.raises(InputError, match="unknown mishap 'slip': choose from miss, beside, drop, push, never"):
+    with pytest.raises(InputError, match="unknown mishap 'slip': choose from miss, beside, drop, push, nudge, never"):
         record_sample("libero_goal", 1, 0, tmp_path / "more", mishaps=["slip"])
 
 
@@ -547,12 +547,20 @@ def test_mishaps_come_in_turn_and_stay_with_their_episode(tmp_path, without_simu
 def test_the_truth_knows_which_close_holds():
     """How many closes each mishap takes, and which of them lifts the target."""
     with TaskEnvironment("libero_goal", 8) as environment:
-        for mishap, count, holding in (("miss", 2, 1), ("beside", 2, 1), ("drop", 2, 0), ("never", 1, None)):
+        counts = {"miss": (2, 1), "beside": (2, 1), "drop": (2, 0), "never": (1, None), "nudge": (1, 0)}
+        for mishap, (count, holding) in counts.items():
             attempt = attempt_until_solved(environment, 1, mishap)[-1]
             closed = np.array([action[6] for action in attempt.actions]) == CLOSE
             closes = np.flatnonzero(~closed[:-1] & closed[1:]) + 1
             assert attempt.solved and len(closes) == count
             assert attempt.grasp_step == (-1 if holding is None else closes[holding])
+        # Of a nudged hand what is stored is the way back alone: done again without the nudges, it does not come to the target.
+        environment.restore(attempt.states[0])
+        for action in attempt.actions[: attempt.grasp_step]:
+            environment.step(action)
+        there = environment.tool_position()
+        environment.restore(attempt.states[attempt.grasp_step])
+        assert np.linalg.norm(environment.tool_position() - there) > 0.02
 
 
 def test_a_recording_that_ends_early_leaves_nothing(tmp_path, without_simulator):
@@ -581,6 +589,15 @@ def test_two_alike_demonstrates_both_targets_of_every_scene(tmp_path, without_si
     in_task = Counter(row.task_id for row in rows)
     assert in_task == {task: counts.recorded for (_, task), counts in summary.tasks.items() if counts.recorded}
     assert summary.total().recorded == 40
+
+
+def test_mishaps_of_two_alike_come_scene_by_scene(tmp_path, without_simulator):
+    record_two_alike(20, 3, tmp_path, mishaps=["nudge", "push"])
+    rows = list(truth.read(tmp_path / truth.FILE_NAME).values())
+    told = [row.instruction.rpartition(" ")[2] for row in rows]
+    assert told == ["nudge", "nudge", "push", "push"] * 5
+    with pytest.raises(InputError, match="unknown mishap 'slip'"):
+        record_two_alike(10, 3, tmp_path / "more", mishaps=["slip"])
 
 
 def test_two_alike_wants_whole_scenes(tmp_path):
