@@ -41,7 +41,12 @@ def first_touch(policy: PixelVLA, environment: TaskEnvironment, initial_state: i
     for _ in range(0, ACTIONS, REPLAN):
         shown = [environment.instance_masks(AGENT_VIEW)[meant]] if condition == PIXEL_MASK and not closed else []
         actions = policy.predict_action(
-            environment.render(AGENT_VIEW), INSTRUCTION, shown, [] if closed else prompts, dataset
+            environment.render(AGENT_VIEW),
+            INSTRUCTION,
+            shown,
+            [] if closed else prompts,
+            dataset,
+            environment.proprioception()[0],
         )
         for action in actions[:REPLAN]:
             closed |= bool(action[6] < 0.5)

@@ -24,7 +24,7 @@ from serve.settings import ServeSettings
 class AtOnce:
     """A policy that takes no time."""
 
-    settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
+    settings = SimpleNamespace(chunk=8, reads_state=False)
     processor = SimpleNamespace(statistics={"simulated": {}}, statistics_of=lambda dataset: {})
 
     def act(self, observations: Sequence[Any]) -> np.ndarray:

@@ -22,6 +22,7 @@ from model.processor import Batch, Observation, Processor
 from model.prompt_encoder import PromptBatch, PromptEncoder, mask_prompts
 from model.sequence import IMAGE, MASK, PROMPT, fill_slots
 from model.settings import ModelSettings
+from model.state_encoder import StateEncoder
 from model.weights import retie_weights, without_memory
 from pixel160k.errors import InputError
 from pixel160k.format.actions import unnormalise
@@ -75,6 +76,7 @@ class PixelVLA(nn.Module):
             settings.decoder_blocks,
             settings.decoder_norm,
         )
+        self.state_encoder = StateEncoder(self.backbone.query_size) if settings.proprioception else None
         self._compiled: CompiledForward | None = None
 
     @classmethod
@@ -129,6 +131,15 @@ class PixelVLA(nn.Module):
             torch.manual_seed(seed)
             return cls(settings, tokenizer, published if statistics is None else statistics, backbone)
 
+    def own_modules(self) -> dict[str, nn.Module]:
+        """What stands around the backbone, by what it is called: the paper's three modules, and the state's where it is read."""
+        modules: dict[str, nn.Module] = {
+            "pixel-aware encoder": self.pixel_encoder,
+            "prompt encoder": self.prompt_encoder,
+            "action decoder": self.action_decoder,
+        }
+        return modules if self.state_encoder is None else modules | {"state encoder": self.state_encoder}
+
     def tie_weights(self) -> None:
         """Tie the weights again that the backbone's models share; accelerate asks for it after it has moved them."""
         retie_weights(self)
@@ -148,7 +159,11 @@ class PixelVLA(nn.Module):
             prompts = self._prompt_tokens(vision.levels, batch.prompts)
             sequence = fill_slots(sequence, batch.input_ids, PROMPT, prompts, batch.prompt_used)
         queries = self.action_decoder.queries.expand(len(sequence), -1, -1)
-        actions = self.action_decoder(self.backbone.query(sequence, batch.attention_mask, queries, batch.state))
+        if self.state_encoder is not None:
+            assert batch.state is not None  # the processor asks for it
+            queries = torch.cat([self.state_encoder(batch.state), queries], dim=1)
+        read = self.backbone.query(sequence, batch.attention_mask, queries, batch.state)
+        actions = self.action_decoder(read[:, -self.settings.chunk :])
         if batch.actions is None or batch.action_mask is None:
             return PolicyOutput(actions, None)
         return PolicyOutput(actions, l1_loss(actions, batch.actions, batch.action_mask))
@@ -191,7 +206,7 @@ class PixelVLA(nn.Module):
             prompts: points, lines, regions, masks in pixels of the image (`pixel160k.format.prompts`), as long as they
                 mark their object on it: none once it was moved.
             dataset: whose robot acts: a key of the checkpoint's statistics, as "bridge_orig".
-            state: float32 (S,) proprioception in robot units; only read by backbones that were trained with it, as π0.
+            state: float32 (S,) proprioception in robot units; only read where the policy was trained with it, as π0.
 
         Returns:
             float32 (N_c, 7) in robot units: Δx, Δy, Δz, Δroll, Δpitch, Δyaw, and the gripper in [0, 1] with 1 = open.

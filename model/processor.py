@@ -29,7 +29,7 @@ class Observation:
         instruction: as the user or the data set words it.
         masks: of what the instruction is about, each bool (height, width); an empty one says "not to be seen".
         prompts: points, lines, regions and masks.
-        state: float32 (S,) proprioception in robot units; only read where the backbone was trained with it, as π0.
+        state: float32 (S,) proprioception in robot units; only read where the policy was trained with it, as π0.
         dataset: the key of the statistics that scale the state; only read with a state.
     """
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
         mask_used: bool (batch, masks), which masks have slots in the sequence; the others are padding.
         prompts: (batch, prompts, ...).
         prompt_used: bool (batch, prompts), which prompts have slots in the sequence; the others are padding.
-        state: float32 (batch, state_size) as the backbone reads it, or None where it reads none, as OpenVLA.
+        state: float32 (batch, state_size) as the policy reads it, or None where it reads none, as OpenVLA.
         actions: float32 (batch, N_c, 7) normalised, or None where they are asked for.
         action_mask: bool (batch, N_c), false for steps past the end of the episode, or None.
     """
@@ -183,8 +183,8 @@ class Processor:
         return _Prompt(PROMPT_KINDS.index(prompt.kind), view.coordinates(prompt.coordinates) / size, mask)
 
     def _state(self, observation: Observation) -> np.ndarray | None:
-        """The state as the backbone reads it; None where it reads none."""
-        if not self.settings.backbone.reads_state:
+        """The state as the policy reads it; None where it reads none."""
+        if not self.settings.reads_state:
             return None
         if observation.state is None:
             raise InputError("this policy reads the robot's state (proprioception); give it with the observation")
@@ -196,7 +196,7 @@ class Processor:
             raise InputError(
                 f"the state must be ({length},), as the statistics of {observation.dataset} have it, not {state.shape}"
             )
-        return self.settings.backbone.scale_state(state, proprioception)
+        return self.settings.scale_state(state, proprioception)
 
     def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
         most = max(len(sample.masks) for sample in samples)

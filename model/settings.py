@@ -3,15 +3,18 @@
 A checkpoint carries its settings, so a policy is always rebuilt as it was trained. This module imports no torch.
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.backbones import BACKBONES
 from model.backbones.settings import (
     OPENVLA_7B,
     PI0_BASE,
+    STATE_SIZE,
     BackboneSettings,
     DinoSettings,
     FusedVisionSettings,
@@ -19,8 +22,10 @@ from model.backbones.settings import (
     OpenVLASettings,
     SiglipSettings,
     Size,
+    scale_state,
     spread_levels,
 )
+from pixel160k.errors import InputError
 from pixel160k.settings import Settings
 
 
@@ -46,7 +51,27 @@ class ModelSettings(Settings):
     level_norms: bool = False  # normalise each level of the vision tower before the pixel-aware encoder's projections
     prompt_features: bool = True  # E_s also says what is seen where a prompt points, not only where that is
     mask_places: bool = True  # E_p also says where a mask is, not only what is seen under it
+    proprioception: bool = (
+        False  # a token of the robot's state before the action queries; π0 reads the state without it
+    )
     random_crop: bool = True  # trained on random crops of 0.9 of the area, so that it acts on the central one
+
+    @model_validator(mode="after")
+    def _state_is_read_once(self) -> Self:
+        if self.proprioception and self.backbone.reads_state:
+            raise InputError(f"{self.backbone.kind} reads proprioception by itself; leave proprioception=true out")
+        return self
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether the policy reads the robot's proprioception."""
+        return self.proprioception or self.backbone.reads_state
+
+    def scale_state(self, state: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarray:
+        """Proprioception as the policy reads it, see `BackboneSettings.scale_state`; only called where `reads_state` is true."""
+        if self.backbone.reads_state:
+            return self.backbone.scale_state(state, statistics)
+        return scale_state(state, statistics, STATE_SIZE)
 
 
 PRESETS: dict[str, ModelSettings] = {

@@ -157,7 +157,7 @@ class PolicyServer:
             "name": name,
             "chunk": policy.settings.chunk,
             "datasets": sorted(known),
-            "reads_state": policy.settings.backbone.reads_state,
+            "reads_state": policy.settings.reads_state,
         }
         self._actor = Actor(act, settings.batch, settings.batch_wait_ms / 1000)
         self._clicks = Clicks(pointing, settings) if pointing else None
@@ -208,7 +208,7 @@ def _blank(policy: PixelVLA, dataset: str, pointed: bool = False, followed: bool
     """An observation of nothing, of the kind that the policy reads."""
     image = np.zeros((*_SIZE, 3), np.uint8)
     proprioception = policy.processor.statistics_of(dataset).get("proprio", {"mean": []})
-    state = np.array(proprioception["mean"], np.float32) if policy.settings.backbone.reads_state else None
+    state = np.array(proprioception["mean"], np.float32) if policy.settings.reads_state else None
     masks, prompts = [np.ones(_SIZE, bool)] if followed else [], [point(*_CENTRE)] if pointed else []
     return Observation(image, "wait", masks, prompts, state, dataset)
 

@@ -48,7 +48,7 @@ class Stub:
         self.acted = []  # the instructions, batch by batch
         self.told = []  # all observations
         self.busy, self.release = threading.Event(), threading.Event()
-        self.settings = SimpleNamespace(chunk=8, backbone=SimpleNamespace(reads_state=False))
+        self.settings = SimpleNamespace(chunk=8, reads_state=False)
         self.processor = SimpleNamespace(
             statistics=STATISTICS, statistics_of=lambda name: Processor.statistics_of(self.processor, name)
         )

@@ -417,6 +417,25 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
         act(policy, state=np.zeros(8, np.float32))
 
 
+def test_openvla_reads_a_state_through_a_token_of_its_own(policy, tmp_path):
+    reading = make(ModelSettings.load(base=SMALLER.model_dump(), overrides=["proprioception=true"]))
+    added = reading.state_dict().keys() - policy.state_dict().keys()
+    assert {name.partition(".")[0] for name in added} == {"state_encoder"}
+    states = [np.full(7, 0.1, np.float32), np.full(7, 0.6, np.float32)]
+    np.testing.assert_array_equal(
+        *(act(reading, state=state, **EVERYTHING) for state in states)
+    )  # untrained it says nothing
+    torch.nn.init.normal_(reading.state_encoder.token_mlp[-1].weight)
+    first, second = (act(reading, state=state, **EVERYTHING) for state in states)
+    assert first.shape == (8, 7) and np.abs(first - second).max() > 1e-5
+    reading.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(act(PixelVLA.from_pretrained(tmp_path), state=states[0], **EVERYTHING), first)
+    with pytest.raises(InputError, match="proprioception"):
+        act(reading)
+    with pytest.raises(InputError, match="pi0 reads proprioception by itself"):
+        ModelSettings.load(base=PI0.model_dump(), overrides=["proprioception=true"])
+
+
 @pytest.mark.parametrize("dataset", [None, "fractal20220817_data"])
 def test_acting_needs_the_right_statistics(policy, dataset):
     with pytest.raises(InputError, match="statistics of: bridge_orig"):

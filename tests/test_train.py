@@ -152,6 +152,13 @@ def test_pue_moves_adapters_and_modules_alone(trained, shards):
     assert "adapters 0 of" not in stages.describe(policy) and "backbone 0 of" in stages.describe(policy)
 
 
+def test_pue_learns_every_module_around_the_backbone():
+    policy = PixelVLA.start("tiny", {}, ["proprioception=true"])
+    stages.prepare(policy, load_recipe("tiny-sample", ("stage=pue",)))
+    frozen = {name.split(".")[0] for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"backbone"} and "state encoder" in stages.describe(policy)
+
+
 def test_merged_predictions_are_those_of_the_adapter(trained, shards, tmp_path):
     settings = load_recipe("tiny-sample", (*QUICK, "stage=pue", f"init={trained / 'cat'}"))
     statistics = ShardDirectory(shards).statistics

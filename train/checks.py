@@ -86,9 +86,9 @@ def check_policy(settings: TrainSettings, shards: Sequence[str]) -> None:
     policy, tokenizer = _settings_of_start(settings)
     for of_one in open_sets(shards, None, None):
         check_chunk(policy.chunk, of_one.horizon, str(of_one.folder))
-        if policy.backbone.reads_state:
+        if policy.reads_state:
             proprio = of_one.statistics["proprio"]
-            policy.backbone.scale_state(np.zeros(len(proprio["mean"])), proprio)
+            policy.scale_state(np.zeros(len(proprio["mean"])), proprio)
         if tokenizer is not None:
             _check_instructions(settings, policy, tokenizer, of_one)
 

@@ -23,7 +23,7 @@ class FlopCount:
 
     def __init__(self, policy: PixelVLA) -> None:
         """Count the matrices of a policy that is prepared for its stage."""
-        self._chunk = policy.settings.chunk
+        self._queries = policy.settings.chunk + policy.settings.proprioception  # the state's token goes their way
         self._patches = policy.settings.backbone.vision.grid**2
         read = policy.backbone.token_readers()
         encoders = [policy.pixel_encoder, policy.prompt_encoder]
@@ -32,16 +32,18 @@ class FlopCount:
         self._flops_per_token = _step_flops(_matrices(read.sequence), learns_to_read)
         self._flops_per_query_read = _step_flops(_matrices(read.sequence))
         self._flops_per_query = _step_flops(_matrices([*read.queries, policy.action_decoder]))
+        own = [] if policy.state_encoder is None else [policy.state_encoder]
+        self._flops_per_sample = _step_flops(_matrices(own))
         # The null token is no matrix, but earlier accounts have it, and a resumed run adds to its own.
         self._flops_per_mark = _step_flops([*_matrices(encoders), policy.pixel_encoder.null_tokens])
 
     def __call__(self, batch: Batch) -> int:
         """FLOPs of a step on a batch. Every mask and prompt counts as read by both of their encoders."""
         samples = len(batch.input_ids)
-        queries = samples * self._chunk
+        queries = samples * self._queries
         marks = int(batch.mask_used.sum()) + int(batch.prompt_used.sum())
         return (
-            self._flops_per_patch * samples * self._patches
+            (self._flops_per_sample + self._flops_per_patch * self._patches) * samples
             + self._flops_per_token * batch.token_count
             + (self._flops_per_query_read + self._flops_per_query) * queries
             + self._flops_per_mark * marks

@@ -44,7 +44,7 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
             add_adapter(policy, settings.lora)
         for name, parameter in policy.backbone.named_parameters():
             parameter.requires_grad_(".lora_" in name)
-        for module in (policy.pixel_encoder, policy.prompt_encoder, policy.action_decoder):
+        for module in policy.own_modules().values():
             module.requires_grad_(True)
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -120,9 +120,7 @@ def describe(policy: PixelVLA) -> str:
     parts = {
         "adapters": [p for n, p in policy.backbone.named_parameters() if ".lora_" in n],
         "backbone": [p for n, p in policy.backbone.named_parameters() if ".lora_" not in n],
-        "pixel-aware encoder": list(policy.pixel_encoder.parameters()),
-        "prompt encoder": list(policy.prompt_encoder.parameters()),
-        "action decoder": list(policy.action_decoder.parameters()),
+        **{name: list(module.parameters()) for name, module in policy.own_modules().items()},
     }
     told = []
     for name, parameters in parts.items():

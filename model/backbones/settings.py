@@ -16,6 +16,26 @@ from pixel160k.settings import Settings
 
 Size = Annotated[int, Field(ge=1)]
 
+STATE_SIZE = 32
+"""Numbers of proprioception that a policy reads: shorter states are padded with zeros. It is π0's `max_state_dim`."""
+
+
+def scale_state(state: np.ndarray, statistics: Mapping[str, Any], size: int) -> np.ndarray:
+    """Proprioception (S,) in robot units, scaled by mean and standard deviation and padded with zeros: float32 (size,).
+
+    Args:
+        state: of a robot.
+        statistics: of its data set's proprioception, each (S,), in OpenVLA's names ("mean", "std").
+        size: how many numbers are read.
+
+    Raises:
+        InputError: the state is longer.
+    """
+    if len(state) > size:
+        raise InputError(f"the state has {len(state)} numbers, and this policy reads at most {size}")
+    scaled = (state - np.array(statistics["mean"])) / (np.array(statistics["std"]) + 1e-8)
+    return np.pad(scaled, (0, size - len(state))).astype(np.float32)
+
 
 def spread_levels(blocks: int) -> tuple[int, ...]:
     """Four block indices spread evenly over a tower, the last block's among them; fewer in a tower of fewer blocks."""
@@ -250,7 +270,7 @@ class Pi0Settings(BackboneSettings):
     num_key_value_heads: Size = 1
     head_dim: Size = 256
     vocab_size: Size = 257152
-    state_size: Size = 32  # max_state_dim: shorter states are padded with zeros
+    state_size: Size = STATE_SIZE  # max_state_dim: shorter states are padded with zeros
 
     @property
     def max_positions(self) -> int:
@@ -264,10 +284,7 @@ class Pi0Settings(BackboneSettings):
 
     def scale_state(self, state: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarray:
         """The state scaled by mean and standard deviation and padded with zeros: float32 (state_size,)."""
-        if len(state) > self.state_size:
-            raise InputError(f"the state has {len(state)} numbers, and this policy reads at most {self.state_size}")
-        scaled = (state - np.array(statistics["mean"])) / (np.array(statistics["std"]) + 1e-8)
-        return np.pad(scaled, (0, self.state_size - len(state))).astype(np.float32)
+        return scale_state(state, statistics, self.state_size)
 
 
 _SO400M = SiglipSettings(hidden_size=1152, depth=27, heads=16, mlp_ratio=3.7362)  # vit_so400m_patch14_siglip_224
