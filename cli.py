@@ -812,7 +812,10 @@ def study_command(
 @click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(
-    "--mishap", "mishaps", multiple=True, help="What goes wrong: miss, beside, drop, push, nudge, never; repeatable."
+    "--mishap",
+    "mishaps",
+    multiple=True,
+    help="What goes wrong: miss, beside, drop, push, nudge, never, none; repeatable.",
 )
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Successful demonstrations to record.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws tasks and initial states.")

@@ -4,12 +4,13 @@ Each is a script for an attempt (policy.py): a mishap, and then the whole task. 
 The truth's `grasp_step` says which close is the right one: the first after which the fingers lift the target.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
 from simulation.environment import CLOSE, OPEN
 from simulation.grasping import (
@@ -137,6 +138,31 @@ Mishap = Callable[[Arm, GraspVariation, np.random.Generator], None]
 MISHAPS: dict[str, Mishap] = {
     "miss": _miss, "beside": _beside, "drop": _drop, "push": _push, "nudge": _nudge, "never": _never,
 }  # fmt: skip
+
+
+NO_MISHAP = "none"
+"""The word, among mishaps that come in turn, for a demonstration in which nothing goes wrong."""
+
+
+def mishap_of(number: int, mishaps: Sequence[str]) -> str:
+    """The mishap of one of several demonstrations that take turns, "" for none.
+
+    Args:
+        number: of the demonstration.
+        mishaps: the turns, of `MISHAPS` and `NO_MISHAP`; without any nothing goes wrong.
+    """
+    mishap = mishaps[number % len(mishaps)] if mishaps else NO_MISHAP
+    return "" if mishap == NO_MISHAP else mishap
+
+
+def check_mishaps(mishaps: Sequence[str]) -> None:
+    """Check that there are such mishaps.
+
+    Raises:
+        InputError: there is no such one; lists those there are.
+    """
+    if unknown := sorted(set(mishaps) - {*MISHAPS, NO_MISHAP}):
+        raise InputError(f"unknown mishap {unknown[0]!r}: choose from {', '.join(MISHAPS)}, {NO_MISHAP}")
 
 
 def _pushes(random: np.random.Generator) -> Iterator[np.ndarray]:

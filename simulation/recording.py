@@ -17,7 +17,7 @@ from simulation import truth
 from simulation.demonstration import attempt_until_solved, render_demonstration
 from simulation.environment import CONTROL_HZ, TaskEnvironment
 from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS, check_suite, import_libero, simulator_versions
-from simulation.mishaps import MISHAPS
+from simulation.mishaps import check_mishaps, mishap_of
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
@@ -96,7 +96,7 @@ def record_sample(
         tasks: suite -> the task ids to draw from, of `PICK_AND_PLACE_TASKS` and `HANDLE_TASKS`; by default all of the
             former.
         initial_states: the initial states to draw from. Training and evaluation sets must not share a scene.
-        mishaps: what goes wrong in the demonstrations (`simulation.mishaps.MISHAPS`), in turn; by default nothing does.
+        mishaps: what goes wrong in the demonstrations, in turn (`simulation.mishaps.mishap_of`); by default nothing does.
 
     Raises:
         InputError: an argument is out of range, `out` is not empty, there are fewer scenes than episodes, or LIBERO is
@@ -120,7 +120,7 @@ def record_sample(
         EpisodeGroup(
             scenes[number % len(scenes)],
             {"": episode_id},
-            mishaps[number // len(scenes) % len(mishaps)] if mishaps else "",
+            mishap_of(number // len(scenes), mishaps),
         )
         for number, episode_id in enumerate(ids)
     ]
@@ -172,16 +172,6 @@ def check_request(episodes: int, out: Path, files: int, hz: int) -> None:
     if hz < 1 or CONTROL_HZ % hz:
         raise InputError(f"cannot record at {hz} Hz: the simulator acts at {CONTROL_HZ} Hz, choose a divisor such as 5")
     check_new_folder(out)
-
-
-def check_mishaps(mishaps: Sequence[str]) -> None:
-    """Check that there are such mishaps.
-
-    Raises:
-        InputError: there is no such one; lists those there are.
-    """
-    if unknown := sorted(set(mishaps) - set(MISHAPS)):
-        raise InputError(f"unknown mishap {unknown[0]!r}: choose from {', '.join(MISHAPS)}")
 
 
 def _check_scenes(

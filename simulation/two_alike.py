@@ -11,11 +11,11 @@ from pathlib import Path
 from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
 from simulation.libero import import_libero
+from simulation.mishaps import check_mishaps, mishap_of
 from simulation.recording import (
     EpisodeGroup,
     Progress,
     RecordingSummary,
-    check_mishaps,
     check_request,
     draw_scenes,
     episode_ids,
@@ -75,6 +75,6 @@ def record_two_alike(
         scenes = draw_scenes(SUITE, seed, TASKS, INITIAL_STATES[split])
         for number, (first_id, second_id) in enumerate(zip(ids[::2], ids[1::2], strict=True)):
             heads = seeded_generator("two alike", seed, first_id).integers(2)
-            mishap = mishaps[number % len(mishaps)] if mishaps else ""
-            groups.append(EpisodeGroup(scenes, {TARGETS[heads]: first_id, TARGETS[1 - heads]: second_id}, mishap))
+            of_both = {TARGETS[heads]: first_id, TARGETS[1 - heads]: second_id}
+            groups.append(EpisodeGroup(scenes, of_both, mishap_of(number, mishaps)))
     return record_data_set(out, name, splits, groups, hz, progress, INSTRUCTION)
