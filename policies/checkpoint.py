@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from model.policy import PixelVLA
 from model.processor import Observation
@@ -21,18 +22,25 @@ class CheckpointPolicy:
         self._policy, self._dataset = policy, dataset
 
     @classmethod
-    def load(cls, model: str | Path, device: str = "cpu", dataset: str | None = None) -> "CheckpointPolicy":
+    def load(
+        cls,
+        model: str | Path,
+        device: str = "cpu",
+        dataset: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "CheckpointPolicy":
         """Load a checkpoint or the last one of a run.
 
         Args:
             model: hub id, or the folder of a checkpoint or of a run.
             device: such as "cuda:1".
             dataset: whose robot acts; by default the only one that the checkpoint has statistics of.
+            dtype: of the parameters; by default each as it is stored.
 
         Raises:
             InputError: it cannot be loaded, or `dataset` must be named.
         """
-        policy = on_device(load_policy(model), device)
+        policy = on_device(load_policy(model, dtype), device)
         known = sorted(policy.processor.statistics)
         if dataset is None and len(known) != 1:
             raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from pixel160k.packages import require_packages
 from policies.base import Policy
 from policies.simple import RandomPolicy
 
-RANDOM = "random"
+RANDOM, TINY = "random", "tiny"
+SHIPPED = Path(__file__).parent / TINY  # tiny_models/policy.py trains it
 KEY_VARIABLE = "PIXELVLA_API_KEY"  # what a server wants of its clients
 
 
@@ -17,7 +19,7 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
     """Open a policy for as long as the block runs.
 
     Args:
-        name: "random"; the address of a server, as ws://127.0.0.1:8000 (openpi's protocol) or http://127.0.0.1:8000/act
+        name: "random"; "tiny", the policy that ships, which knows one task of the simulator; the address of a server, as ws://127.0.0.1:8000 (openpi's protocol) or http://127.0.0.1:8000/act
             (OpenVLA's); else a hub id, or the folder of a checkpoint or of a run. An OpenVLA checkpoint acts as it is, by its own
             action tokens.
         device: of a checkpoint, such as "cuda:1".
@@ -37,6 +39,12 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
         act = name.startswith("http")
         with closing(ActPolicy(name, dataset, api_key=key) if act else OpenpiPolicy(name, key)) as server:
             yield server
+    elif name == TINY:
+        import torch
+
+        from policies.checkpoint import CheckpointPolicy
+
+        yield CheckpointPolicy.load(SHIPPED, device, dataset, torch.float32)  # stored in half of it
     else:
         from policies.checkpoint import CheckpointPolicy
         from policies.openvla import OpenVLAPolicy, is_openvla

@@ -68,9 +68,9 @@ def run_stages(shards: Path, out: Path, seed: int, model: Sequence[str] = (), st
 
 
 def ship(run: Path, out: Path) -> None:
-    """Write the merged policy of a run in the place of the shipped one; only a README.md in `out` stays."""
+    """Write the merged policy of a run, in fp16, in the place of the shipped one; only a README.md in `out` stays."""
     with new_folder(out, replace=True) as folder:
-        checkpoints.load_policy(run).save_pretrained(folder)
+        checkpoints.load_policy(run).half().save_pretrained(folder)
         if (out / "README.md").exists():
             (folder / "README.md").write_bytes((out / "README.md").read_bytes())
 
