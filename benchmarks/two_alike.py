@@ -1,12 +1,13 @@
 """Does pointing help? The tiny policy on scenes with two alike bowls, where only a prompt says which one is meant.
 
-    python benchmarks/two_alike.py --out DIR [--episodes 400] [--seeds 0 1 2] [--model prompt_features=false]
+    python benchmarks/two_alike.py --out DIR [--episodes 400] [--mishaps none nudge] [--steps 1500 60 3500] [--seeds 0 1 2]
+                                   [--model prompt_features=false]
 
 Records the scenes, builds shards and trains the three stages from nothing for each seed, as tiny_models/policy.py does, and
-compares held-out x and y errors before the gripper closes: with the right object's prompt, with none,
-with the wrong one's. What DIR already holds is used again, so once the shards are there seeds may run beside each other, each
-as a command of its own, and a last one prints the table. Settings of the policy may be changed, each choice in folders of its
-own. Needs the extras [sim] and [train]; on two idle cores about 30 minutes to record.
+compares held-out x and y errors before the gripper closes: with the right object's prompt, with none, with the wrong one's.
+What DIR already holds is used again, so once the shards are there seeds may run beside each other, each as a command of its
+own, and a last one prints the table. Settings of the policy may be changed, each choice in folders of its own. Needs the
+extras [sim] and [train]; 400 episodes take about an hour of one core to record.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rich.table import Table
 from evaluation.actions import evaluate
 from pixel160k.files import read_json_object
 from pixel160k.format.prompts import PIXEL_MASK, PROMPT_KINDS
-from tiny_models.policy import EPISODES, STEPS, prepare, run_stages
+from tiny_models.policy import EPISODES, MISHAPS, STEPS, prepare, run_stages
 
 POINTING = (*PROMPT_KINDS, PIXEL_MASK)
 
@@ -40,14 +41,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", nargs="+", default=[], help="settings of the policy, key=value")
-    parser.add_argument("--pue", type=int, default=STEPS["pue"], help="optimizer steps of pue, for another --out")
+    parser.add_argument("--mishaps", nargs="+", default=MISHAPS, help="what goes wrong in the demonstrations, in turn")
+    parser.add_argument("--steps", type=int, nargs=len(STEPS), default=STEPS.values(), help=f"of {', '.join(STEPS)}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shards = prepare(arguments.out, arguments.episodes)
+    shards = prepare(arguments.out, arguments.episodes, arguments.mishaps)
     results = []
     for seed in arguments.seeds:
         folder = arguments.out / "_".join([f"seed_{seed}", *arguments.model])
-        run = run_stages(shards, folder, seed, arguments.model, {**STEPS, "pue": arguments.pue})
+        run = run_stages(shards, folder, seed, arguments.model, dict(zip(STEPS, arguments.steps, strict=True)))
         results.append(measure(shards, run, folder / "evaluation"))
     before = [{name: one["before_close"] for name, one in result.items()} for result in results]
     table = Table("condition", *(f"seed {seed}: x, y before the close" for seed in arguments.seeds), "mean", "all, L1")

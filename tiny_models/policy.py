@@ -28,7 +28,7 @@ from train.settings import load_recipe
 
 EPISODES = 400  # each bowl in all scenes that there are, 320 of them for training
 MISHAPS = (NO_MISHAP, "nudge")
-STEPS = {"pretrain": 3000, "cat": 60, "pue": 5000}
+STEPS = {"pretrain": 1500, "cat": 60, "pue": 3500}
 RECIPE = "tiny-two-alike"
 SHIPPED = Path("policies/tiny")
 
@@ -71,6 +71,7 @@ def ship(run: Path, out: Path) -> None:
     """Write the merged policy of a run, in fp16, in the place of the shipped one; only a README.md in `out` stays."""
     with new_folder(out, replace=True) as folder:
         checkpoints.load_policy(run).half().save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)  # it is written readable for its owner only
         if (out / "README.md").exists():
             (folder / "README.md").write_bytes((out / "README.md").read_bytes())
 
