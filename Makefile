@@ -34,7 +34,7 @@ demo: $(VENV)/.demo  ## annotate the embedded sample, build and verify its shard
 	$(PIXELCLI) evaluate libero --policy tiny $(TWO_ALIKE) --prompts none,point,wrong_point --film --out demo/evaluation/libero
 
 test: $(VENV)/.all lint  ## run every test, the slow ones too
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-lerobot: $(VENV)/.all $(LEROBOT)/.all  ## load our export with the lerobot package itself: 8 GB to install, CI does it
 	$(VENV)/bin/python -m pytest -k lerobot tests/test_export_lerobot.py tests/test_splits.py

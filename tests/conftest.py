@@ -12,7 +12,13 @@ from annotate.sources.rlds import list_files, read_episodes
 from simulation.rlds import write_rlds
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+LONGEST = ("test_train_fsdp.py", "test_kills.py", "test_closed_loop_processes.py", "test_closed_loop.py")
 SHARED = Path(os.environ.get("PIXELVLA_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes begin first: at the end, all other processes would wait for one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

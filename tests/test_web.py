@@ -126,12 +126,19 @@ def test_whole_shards_are_kept(directory, tmp_path):
 
 
 def bytes_of(folder):
-    """Bytes of the shards in a cache, where threads give the unfinished ones their names or delete others meanwhile."""
-    total = 0
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
+    """Bytes of the shards in a cache, where threads take room, give unfinished ones their names or delete others meanwhile.
+
+    It is counted until two counts agree: one alone may have a shard that was deleted since, and what took its room.
+    """
+    before = None
+    while True:
+        sizes = {}
+        for path in folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path.name] = path.stat().st_size
+        if sizes == before:
+            return sum(sizes.values())
+        before = sizes
 
 
 def test_the_cache_keeps_no_more_than_it_may(directory, tmp_path):
