@@ -30,7 +30,6 @@ Key = tuple[str, str]
 """Which episode an observation is of: what kind of name that is, and the name."""
 
 _OVER = 600  # seconds after which an episode that nobody asks for any more is over
-_PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
 _CLOSED = 0.5  # a gripper below it
 
 
@@ -63,8 +62,7 @@ class Click:
         async with self._lock:
             if self._take is not None and image is not self._image:
                 segment = await asyncio.get_running_loop().run_in_executor(self._thread, self._take, image)
-                # An empty mask says that the object is not to be seen.
-                self.masks = [segment.mask if segment.score >= _PRESENT else np.zeros_like(segment.mask)]
+                self.masks = [segment.seen]
                 self._image = image
             return self.masks
 

@@ -25,6 +25,7 @@ from simulation.policy import (
     CLOSING_STEPS,
     HOVER,
     LIFT,
+    NO_PUSH,
     OPENING_STEPS,
     Arm,
     AttemptFailed,
@@ -168,7 +169,7 @@ def check_mishaps(mishaps: Sequence[str]) -> None:
 def _pushes(random: np.random.Generator) -> Iterator[np.ndarray]:
     """What pushes the hand, m (3,) at each control step: nothing for a while, then in one direction for a while."""
     while True:
-        yield from repeat(np.zeros(3), int(random.integers(*PUSH_PAUSE)))
+        yield from repeat(NO_PUSH, int(random.integers(*PUSH_PAUSE)))
         direction = random.normal(size=3)
         push = direction / np.linalg.norm(direction) * random.uniform(*PUSH)
         yield from repeat(push, int(random.integers(*PUSH_STEPS)))

@@ -29,6 +29,7 @@ from simulation.thinning import ROTATION_UNIT, TRANSLATION_UNIT
 CLOSING_STEPS, OPENING_STEPS, RESTING_STEPS = 14, 10, 8
 HOME_TOLERANCE, LEAST_LIFT = 0.03, 0.03  # m
 HOVER, LIFT = 0.10, 0.12  # m above the grasp before the way down, and up after closing or opening the fingers
+NO_PUSH = np.zeros(3)
 LEAST_RISE = 0.05  # m, where the arm's reach allows no more
 
 Goal = np.ndarray | Callable[[], np.ndarray]
@@ -80,11 +81,9 @@ class Arm:
         self.environment = environment
         self.home = environment.tool_position()
         self.attempt = Attempt()
-        self.pushes: Iterator[np.ndarray] = repeat(np.zeros(3))  # what pushes the moving tool, m (3,) at each step
+        self.pushes: Iterator[np.ndarray] = repeat(NO_PUSH)  # what pushes the moving tool, m (3,) at each step
 
-    def step(
-        self, translation: np.ndarray, rotation: np.ndarray, gripper: float, push: np.ndarray | None = None
-    ) -> None:
+    def step(self, translation: np.ndarray, rotation: np.ndarray, gripper: float, push: np.ndarray = NO_PUSH) -> None:
         """One control step towards `translation` (m) and `rotation` (axis-angle, rad), both (3,).
 
         `push` (m) is carried out too, but it is no part of the action that is stored: what is demonstrated is the way back.
@@ -101,8 +100,7 @@ class Arm:
         attempt.actions.append(action)
         attempt.states.append(self.environment.state())
         carried_out = action.copy()
-        if push is not None:
-            carried_out[:3] = np.clip(action[:3] + push / TRANSLATION_UNIT, -1, 1)
+        carried_out[:3] = np.clip(action[:3] + push / TRANSLATION_UNIT, -1, 1)
         self.environment.step(carried_out)
         if not attempt.touched and (touched := self.environment.touched_object()):
             attempt.touched, attempt.touch_step = touched, len(attempt.actions) - 1

@@ -42,7 +42,7 @@ def export_detector(trained: Path, out: Path) -> None:
     """Write what is shipped of the detector, from the folder that train_detector wrote; only a README.md in `out` stays."""
     model = GroundingDinoForObjectDetection.from_pretrained(trained)
     tokenizer = BertTokenizer.from_pretrained(trained)
-    with _replaced(out) as folder:
+    with replaced(out) as folder:
         _write_model(model, folder)
         tokenizer.save_pretrained(folder)
         shutil.copyfile(trained / "vocab.txt", folder / "vocab.txt")
@@ -52,14 +52,13 @@ def export_detector(trained: Path, out: Path) -> None:
 def export_segmenter(trained: Path, out: Path) -> None:
     """Write what is shipped of the segmenter, from the folder that train_segmenter_memory wrote; as `export_detector`."""
     model = Sam2VideoModel.from_pretrained(trained)
-    with _replaced(out) as folder:
+    with replaced(out) as folder:
         _write_model(model, folder)
         _write_json(folder / "preprocessor_config.json", _PREPROCESSING | _SEGMENTER_PREPROCESSING)
 
 
 def _write_model(model: PreTrainedModel, folder: Path) -> None:
     model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # transformers writes it readable for its owner only
     path = folder / "config.json"
     _write_json(path, read_json(path) | {"dtype": "float32"})
 
@@ -69,10 +68,11 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
-def _replaced(out: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `out` when the block ends; the model card of `out` is kept."""
+def replaced(out: Path) -> Iterator[Path]:
+    """A temporary folder for a model, which replaces `out` when the block ends; the model card of `out` is kept."""
     with new_folder(out, replace=True) as folder:
         yield folder
+        (folder / "model.safetensors").chmod(0o644)  # it is written readable for its owner only
         if (out / "README.md").exists():
             shutil.copyfile(out / "README.md", folder / "README.md")
 

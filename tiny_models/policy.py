@@ -18,10 +18,10 @@ from annotate.jobs import annotate as annotate_job
 from annotate.jobs import shards as shards_job
 from annotate.jobs.beam import Execution
 from annotate.settings import AnnotateSettings
-from pixel160k.files import new_folder
 from simulation import truth
 from simulation.mishaps import NO_MISHAP
 from simulation.two_alike import record_two_alike
+from tiny_models.export import replaced
 from train import checkpoints
 from train.run import train
 from train.settings import load_recipe
@@ -69,11 +69,8 @@ def run_stages(shards: Path, out: Path, seed: int, model: Sequence[str] = (), st
 
 def ship(run: Path, out: Path) -> None:
     """Write the merged policy of a run, in fp16, in the place of the shipped one; only a README.md in `out` stays."""
-    with new_folder(out, replace=True) as folder:
+    with replaced(out) as folder:
         checkpoints.load_policy(run).half().save_pretrained(folder)
-        (folder / "model.safetensors").chmod(0o644)  # it is written readable for its owner only
-        if (out / "README.md").exists():
-            (folder / "README.md").write_bytes((out / "README.md").read_bytes())
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as SAM
 _BOX_CORNERS = [2, 3]  # the labels by which SAM's prompt encoder knows the two corners of a box
 _POINT = [1]
 _ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
+_PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
 _BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
 _CPU_FRAMES = 4  # encoded at once on a CPU, to the same bits as one by one
 _VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
@@ -43,6 +44,11 @@ class Segment:
 
     mask: np.ndarray
     score: float
+
+    @property
+    def seen(self) -> np.ndarray:
+        """The mask of an object that was followed; empty where it is not to be seen, by the bound that SAM 2 itself has."""
+        return self.mask if self.score >= _PRESENT else np.zeros_like(self.mask)
 
 
 class Segmenter:

@@ -19,8 +19,6 @@ from pixel160k.format.masks import RLE
 from pixel160k.format.table import EpisodeAnnotation
 from pixel160k.format.tracks import StepMasks
 
-_VISIBLE = 0.5  # SAM 2 itself counts an object as present from here on
-
 
 def track_episodes(
     episodes: Sequence[Episode], rows: Sequence[EpisodeAnnotation], segmenter: Segmenter
@@ -82,7 +80,7 @@ def _step_masks(
     """Per raw step the tracked mask, empty where the object is not visible, and whether it is; None where not `seen`."""
     followed: list[tuple[RLE | None, bool]] = [(None, False)] * num_steps
     for step, segment in zip(seen, segments, strict=True):
-        clean = tidy(segment.mask) if segment.score >= _VISIBLE else np.zeros_like(segment.mask)
+        clean = tidy(segment.seen)
         followed[step] = masks.encode(clean), bool(clean.any())
     followed[start] = (mask, True)  # where it started from, as it was found
     return followed

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Shown = tuple[list[np.ndarray], list[Prompt]]  # masks p_t, bool (256, 256), and visual prompts
 
-_PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
-
 
 class Pointing(Protocol):
     """What a policy is shown beside its image in one episode."""
@@ -105,8 +103,7 @@ class _Followed:
     def shown(self, image: np.ndarray, closed: bool) -> Shown:
         if closed:
             return [], []
-        segment = self._follow(image)
-        return [segment.mask if segment.score >= _PRESENT else np.zeros_like(segment.mask)], []
+        return [self._follow(image).seen], []
 
 
 def _found(image: np.ndarray, instruction: str, models: FoundationSettings) -> tuple[float, float, float, float]:

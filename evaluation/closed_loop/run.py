@@ -1,8 +1,8 @@
 """`pixelcli evaluate libero`: policies act in LIBERO's scenes by OpenVLA's protocol, and success is counted."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, product
@@ -23,7 +23,6 @@ from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
-from policies.base import Policy
 from policies.choose import device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
@@ -86,7 +85,7 @@ def evaluate(
         remove_leftovers(folder)
     progress(len(found), len(episodes))
     if units := _units(episodes, found.keys(), settings, workers):
-        with nullcontext(scripted) if scripted else _opened(policy, device, dataset, settings) as acting:
+        with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
             into = out / FILMS if films else None
             for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
                 found[result.scene, result.condition] = result
@@ -160,9 +159,3 @@ def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoS
             todo = [episode for episode in of_task if episode not in done]
             units += [Unit(tuple(todo[begin : begin + length])) for begin in range(0, len(todo), length)]
     return [unit for unit in units if unit.todo]
-
-
-@contextmanager
-def _opened(policy: str, device: str, dataset: str | None, settings: LiberoSettings) -> Iterator[Policy]:
-    with open_policy(policy, device, dataset, settings.seed) as acting:
-        yield acting
