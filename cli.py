@@ -815,7 +815,7 @@ def study_command(
     "tasks",
     type=int,
     multiple=True,
-    help="A task of the one suite; repeatable [default: all in which things are only carried].",
+    help="A task of the one suite; repeatable [default: the picks; of libero_10 all].",
 )
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(
@@ -852,7 +852,7 @@ def sample_command(
 
     \b
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
-    pixelcli sample --suite libero_10 --task 0 --task 7 --episodes 20 --seed 1 --out recorded
+    pixelcli sample --suite libero_10 --task 0 --task 3 --episodes 20 --seed 1 --out recorded
     pixelcli sample --two-alike --episodes 100 --seed 1 --out recorded
     """
     if bool(suites) == two_alike:

@@ -24,7 +24,9 @@ from simulation.policy import CLOSING_STEPS, HOVER, LIFT, OPENING_STEPS, Arm, At
 
 LEAST_LIFT = 0.03  # m
 LEAST_RISE = 0.05  # m, where the arm's reach allows no more
-SIDE_BY_SIDE, IN_DRAWER = 0.1, 0.02  # m between two things, and from a drawer's middle outwards
+SIDE_BY_SIDE, IN_DRAWER = 0.1, 0.02  # m between two things, and from a drawer's middle outwards and down
+OVER_DRAWER = 0.1  # m above where a thing is set down in it: over its front, which would be pushed in
+UP = np.array([0.0, 0.0, 1.0])
 
 
 def _up(height: float) -> np.ndarray:
@@ -100,7 +102,7 @@ def _place(arm: Arm, grasp: Grasp, subtask: Subtask) -> None:
     body = environment.root_body(thing)
     hanging = environment.tool_position()[2] - collision_points(environment, body)[:, 2].min()
     destination = _destination_in_reach(environment, subtask, hanging)
-    down = downward_rotation(0.0 if grasp.kind == "across" else grasp.yaw)
+    down = downward_rotation(_placing_yaw(environment, grasp, subtask))
 
     def object_over_destination(height: float) -> Callable[[], np.ndarray]:
         def tool() -> np.ndarray:
@@ -109,7 +111,8 @@ def _place(arm: Arm, grasp: Grasp, subtask: Subtask) -> None:
 
         return tool
 
-    carrying_height = max(destination[2] + hanging + 0.05, environment.tool_position()[2])
+    rise = OVER_DRAWER if environment.has_part(opening(subtask.place).thing) else 0.05
+    carrying_height = max(destination[2] + hanging + rise, environment.tool_position()[2])
     straight_up = np.array([*environment.tool_position()[:2], carrying_height])
     arm.move(straight_up, downward_rotation(grasp.yaw), CLOSE, 50, tolerance=0.02, max_translation=0.04)
     arm.move(object_over_destination(carrying_height), down, CLOSE, 70, tolerance=0.012)
@@ -122,10 +125,20 @@ def _place(arm: Arm, grasp: Grasp, subtask: Subtask) -> None:
     arm.move(above(environment, environment.tool_position(), LIFT), down, OPEN, 20, tolerance=0.02)
 
 
+def _placing_yaw(environment: TaskEnvironment, grasp: Grasp, subtask: Subtask) -> float:
+    """How the hand is turned while it places a thing, rad: over a drawer with the palm's narrow side towards the cabinet."""
+    handle = opening(subtask.place).thing
+    if environment.has_part(handle):
+        x, y, _ = outwards_of(environment, handle)
+        yaw = float(np.arctan2(y, x))
+        return min((yaw, yaw + np.pi, yaw - np.pi), key=lambda turned: abs(turned - grasp.yaw))
+    return 0.0 if grasp.kind == "across" else grasp.yaw
+
+
 def destination_of(environment: TaskEnvironment, subtask: Subtask) -> np.ndarray:
     """The middle of the place that a thing is carried to and the height of its top, (3,) m.
 
-    In a drawer it is a little before the middle, clear of the cabinet. Several things on one region stand side by side, where
+    In a drawer it is a little before and below the middle, clear of the cabinet. Several things on one region stand side by side, where
     the opening fingers of the second do not meet the first.
     """
     site = environment.site_position(subtask.place)
@@ -135,7 +148,7 @@ def destination_of(environment: TaskEnvironment, subtask: Subtask) -> np.ndarray
         return np.array([*((low + high)[:2] / 2), high[2]])
     handle = opening(subtask.place).thing
     if environment.has_part(handle):
-        site += IN_DRAWER * outwards_of(environment, handle)
+        site += IN_DRAWER * (outwards_of(environment, handle) - UP)
     together = [other.thing for other in environment.subtasks if other.place == subtask.place]
     if len(together) > 1:
         site[0] += (together.index(subtask.thing) - (len(together) - 1) / 2) * SIDE_BY_SIDE

@@ -178,7 +178,8 @@ class TaskEnvironment:
             geom: part
             for part, mesh in self._part_geoms.items()
             for geom in np.flatnonzero(model.geom_bodyid == model.geom_bodyid[mesh]).tolist()
-            if model.geom_contype[geom] and model.geom_size[geom].max() <= model.geom_size[mesh].max()
+            if (model.geom_contype[geom] or model.geom_conaffinity[geom])
+            and model.geom_size[geom].max() <= model.geom_size[mesh].max()
         }
 
     def _is_finger(self, geom: int) -> bool:

@@ -12,7 +12,7 @@ from pixel160k.seeding import seeded_generator
 from simulation.environment import CLOSE, OPEN, TaskEnvironment
 from simulation.goals import Subtask
 from simulation.grasping import GraspVariation, downward_rotation
-from simulation.policy import CLOSING_STEPS, HOVER, LIFT, OPENING_STEPS, Arm
+from simulation.policy import CLOSING_STEPS, HOVER, LIFT, OPENING_STEPS, Arm, AttemptFailed
 from simulation.rotations import matrix_from_vector
 
 _SLIDE = 2  # mjtJoint
@@ -23,13 +23,12 @@ _BAR_BEFORE_MIDDLE = 0.006  # m, from the middle of a handle's mesh to its bar
 _TILTS = (1.34, 1.42)
 _ALONG_BAR = 0.012  # m, at most, from the middle of the bar
 _BEYOND = 0.01  # m, pulled beyond the end of the drawer's way
-_PUSHING_TILTS = (0.9, 1.1)  # rad: the palm stays clear of the table and of the handles above
-_BEFORE, _AHEAD = 0.05, 0.03  # m: where the fingers close before what they push, and how far beyond it they are sent
+_PUSHING_TILTS = (0.55, 0.7)  # rad: the palm stays clear of the handles above, the wrist of what stands before
+_BEFORE, _AHEAD = 0.04, 0.03  # m: where the fingers close before what they push, and how far beyond it they are sent
 _PUSHING_STEPS = 90  # at most
 _BLADE_ABOVE_MIDDLE = 0.012  # m: the finger tips stay above the knob's dish
 _YAW_ON_BLADE = 0.15  # rad, at most, between fingers and blade
 _TURNS = (0.9, 1.2)  # rad: a stove is on from 0.5 on
-_TURNED_BEYOND = 0.15  # rad, beyond where a stove is off
 _TURNING_STEPS = 33
 # The handle of a microwave's door, m: from the hinge along the door; behind the door's middle in the way it closes; above.
 _DOOR_HANDLE = (0.241, -0.032, 0.03)
@@ -41,7 +40,7 @@ def move_part(arm: Arm, variation: GraspVariation, subtask: Subtask) -> None:
     The initial state and the attempt decide where exactly it is held; equal ones give equal demonstrations.
 
     Raises:
-        AttemptFailed: the fingers touched something else.
+        AttemptFailed: it was not moved far enough, or the fingers touched something else.
     """
     environment = arm.environment
     random = seeded_generator(
@@ -56,8 +55,10 @@ def move_part(arm: Arm, variation: GraspVariation, subtask: Subtask) -> None:
     elif wanted == "close":
         _push_shut(arm, random, subtask)
     else:
-        _turn(arm, random, subtask)
+        _turn(arm, random, subtask.thing)
     arm.check_touched(subtask.thing if environment.has_part(environment.target) else "")
+    if not environment.holds(subtask.predicate):
+        raise AttemptFailed(f"{subtask.thing} was not moved far enough")
 
 
 def _pull(arm: Arm, random: np.random.Generator, part: str) -> None:
@@ -92,7 +93,7 @@ def _push_in(arm: Arm, random: np.random.Generator, subtask: Subtask) -> None:
     def before_bar(distance: float) -> np.ndarray:
         return environment.part_position(part) + (_BAR_BEFORE_MIDDLE + distance) * outwards + shift * along_bar
 
-    arm.move(before_bar(_BEFORE) - HOVER * pointing, hand, OPEN, 80)
+    arm.move(before_bar(_BEFORE) + HOVER * _UP, hand, OPEN, 80, tolerance=0.012)
     arm.move(before_bar(_BEFORE), hand, OPEN, 50, tolerance=0.012, max_translation=0.04)
     _push(arm, subtask, lambda: (before_bar(-_AHEAD), hand))
     arm.move(environment.tool_position() - HOVER * pointing, hand, OPEN, 30, tolerance=0.02)
@@ -137,17 +138,14 @@ def outwards_of(environment: TaskEnvironment, handle: str) -> np.ndarray:
     return environment.data.xaxis[joint] * np.sign(max(environment.model.jnt_range[joint], key=abs))
 
 
-def _turn(arm: Arm, random: np.random.Generator, subtask: Subtask) -> None:
-    """Close the fingers on both sides of a knob's blade, and turn it about its axis, on or off."""
-    environment, part = arm.environment, subtask.thing
+def _turn(arm: Arm, random: np.random.Generator, part: str) -> None:
+    """Close the fingers on both sides of a knob's blade, and turn it about its axis."""
+    environment = arm.environment
     joint = environment.part_joint(part)
     axis = environment.data.xaxis[joint] * np.sign(max(environment.model.jnt_range[joint], key=abs))
     middle = environment.part_position(part)
     blade = np.array([*environment.data.xanchor[joint][:2], middle[2] + _BLADE_ABOVE_MIDDLE])
     yaw, turn = random.uniform(-_YAW_ON_BLADE, _YAW_ON_BLADE), random.uniform(*_TURNS)
-    if subtask.predicate[0] == "turnoff":
-        turned = float(environment.data.qpos[environment.model.jnt_qposadr[joint]])
-        yaw, turn = yaw + turned, -turned - _TURNED_BEYOND
     hand = downward_rotation(yaw)
     arm.move(blade + HOVER * _UP, hand, OPEN, 60, tolerance=0.012)
     arm.move(blade, hand, OPEN, 50, tolerance=0.006, max_translation=0.03)

@@ -32,12 +32,12 @@ PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_goal": (1, 2, 4, 6, 8),
 }
 
-# All tasks that the scripted demonstrator does; benchmarks/coverage.py measures how often.
+# All tasks that the scripted demonstrator does; benchmarks/scripted_tasks.py measures how often.
 SCRIPTED_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     "libero_spatial": tuple(range(10)),
-    "libero_goal": (0, 1, 2, 4, 6, 7, 8),
-    "libero_10": (0, 1, 4, 6, 7),
+    "libero_goal": (0, 1, 2, 3, 4, 6, 7, 8),
+    "libero_10": (0, 2, 3, 4, 6, 8),
 }
 
 # The wording of these suites differs from that of the suite that they vary, and stands in the scenes' descriptions alone.

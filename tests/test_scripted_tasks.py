@@ -13,6 +13,7 @@ from simulation.environment import CLOSE, TaskEnvironment
 from simulation.goals import subtasks_of, target_of
 from simulation.libero import PICK_AND_PLACE_TASKS, SCRIPTED_TASKS, drawn_by_default
 from simulation.recording import draw_scenes, record_sample
+from simulation.script import left_to_do
 from simulation.truth import phrase_of
 
 with_libero = pytest.mark.skipif(
@@ -100,4 +101,18 @@ def test_two_things_are_carried_and_the_truth_is_that_of_the_first():
         closes = np.flatnonzero(~closed[:-1] & closed[1:]) + 1
         assert len(closes) == 2 and attempt.grasp_step == closes[0]
         assert attempt.touch_step < closes[1] < attempt.home_step
+        assert replayed(environment, attempt, 0)
+
+
+@with_libero
+@pytest.mark.slow
+def test_a_closed_drawer_is_opened_first_and_the_truth_is_that_of_what_is_put_into_it():
+    with TaskEnvironment("libero_goal", 3) as environment:
+        environment.reset(0)
+        assert [subtask.thing for subtask in left_to_do(environment)] == ["top_drawer_handle", "akita_black_bowl_1"]
+        attempt = attempt_until_solved(environment, 0)[-1]
+        assert attempt.solved and attempt.touched == environment.target == "akita_black_bowl_1"
+        closed = np.array([action[6] for action in attempt.actions]) == CLOSE
+        closes = np.flatnonzero(~closed[:-1] & closed[1:]) + 1
+        assert len(closes) == 2 and attempt.grasp_step == closes[1]  # the first is that on the handle
         assert replayed(environment, attempt, 0)

@@ -1,6 +1,6 @@
 """Which tasks of a suite the scripted demonstrator does, and in how many initial states: attempts alone, nothing is rendered.
 
-    python benchmarks/coverage.py --suite libero_10 --states 0 10 20 30 40
+    python benchmarks/scripted_tasks.py --suite libero_10 --states 0 10 20 30 40
 
 Prints a row per task as it is done: in how many initial states one of the attempts was solved, in how many the first, the
 control steps of the longest solved attempt, and why attempts failed. `--tasks` chooses; by default all those of the suite.
