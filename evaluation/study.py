@@ -130,7 +130,7 @@ def run_study(
         progress: called with how many policies are measured, and how many there will be.
 
     Returns:
-        What study.json holds: `conditions`, `seeds`, `steps`, and `rows`: for each combination, data set measured on and data
+        What study.json holds: the study's `recipe`, `init`, `overrides`, `conditions`, `seeds`, `steps`, and `rows`: for each combination, data set measured on and data
         sets trained on, `values`, `measured_on`, `trained_on`, `scaled_as` (the data set whose statistics scale states and
         actions: the one measured on where the policy was trained on it, else the one trained on), `episodes` measured, and
         in `measures`, by condition and for the policy that always gives `scaled_as`'s mean action, `xy` (the mean absolute
@@ -138,8 +138,9 @@ def run_study(
         `over_seeds`.
 
     Raises:
-        InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, or a condition is unknown, which is said
-            before anything is trained; `out` holds policies of another recipe or other steps; or as `train.run.train`.
+        InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, or a condition is
+            unknown, which is said before anything is trained; `out` holds policies of another recipe or of other steps; or
+            as `train.run.train`.
     """
     check_prompts(study.conditions)
     combinations = study.combinations()
@@ -160,9 +161,9 @@ def run_study(
             for seed in study.seeds:
                 folder = out / _folder(values) / "+".join(trained_on) / f"seed_{seed}"
                 run = _trained(stages, {name: sources[name] for name in trained_on}, folder, seed)
-                for name, directory in sources.items():
+                for name, of_one in sources.items():
                     scaled_as = name if name in trained_on else trained_on[0]
-                    one = _measured(study, run, directory, folder / f"on_{name}", scaled_as)
+                    one = _measured(study, run, of_one, folder / f"on_{name}", scaled_as)
                     found.setdefault((name, trained_on), []).append(one)
                 progress(done := done + 1, total)
         rows += [
@@ -172,6 +173,9 @@ def run_study(
             for trained_on in trained
         ]
     result = {
+        "recipe": study.recipe,
+        "init": study.init,
+        "overrides": list(study.overrides),
         "conditions": list(study.conditions),
         "seeds": list(study.seeds),
         "steps": dict(study.steps),
@@ -219,7 +223,7 @@ def _folder(values: Mapping[str, str]) -> str:
     return "+".join(f"{key}={re.sub(r'[^0-9A-Za-z.,_-]', '', value)}" for key, value in values.items()) or "as it is"
 
 
-def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, ShardDirectory], folder: Path, seed: int) -> Path:
+def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, AnyPath], folder: Path, seed: int) -> Path:
     """The run of the last stage of one policy, trained as far as it is not yet."""
     shards = [str(directory) for directory in sources.values()]
     init = stages[0].init
@@ -229,7 +233,7 @@ def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, ShardDirecto
         before = checkpoints.recipe_of(last) if last else None
         if (
             before and before.max_steps != settings.max_steps
-        ):  # a longer run's later stages would stand on a shorter one's
+        ):  # going on, later stages would stand on what is no longer there
             raise InputError(
                 f"{run} is of a study with {before.max_steps} steps of {settings.stage}, and this one has "
                 f"{settings.max_steps}: choose another --out"
