@@ -16,6 +16,8 @@ from evaluation.study import STEPS as STAGES
 from evaluation.study import Study, over_seeds, read_grid, run_study, stages_after, summary_table
 from pixel160k.errors import InputError
 from train import checkpoints
+from train.run import train
+from train.settings import load_recipe
 
 STEPS = {"pretrain": 2, "cat": 1, "pue": 1}
 FAST = ("workers=0", "batch_size=2", "held_out_share=0.5", "evaluate_every=100", "evaluate_batches=1", "report_to=[]")
@@ -96,15 +98,15 @@ def test_across_data_sets_each_policy_is_measured_on_all_and_acts_by_what_it_was
         "drawn": str(write_shards(tmp_path / "drawn", [[6] * 8])),
         "other": str(write_shards(tmp_path / "other", [[9] * 8], dataset="other")),
     }
-    begun = Study({}, [0], STEPS, overrides=FAST, conditions=("none",))
-    run_study(begun, [shards["drawn"]], tmp_path / "begun")
-    seed = tmp_path / "begun" / "as it is" / "drawn" / "seed_0"
+    seed, init = tmp_path / "seed", "tiny"
+    for stage in ("pretrain", "cat"):
+        changed = {"stage": stage, "init": init, "max_steps": STEPS[stage]}
+        train(load_recipe("tiny-sample", FAST, changed), [shards["drawn"]], seed / stage)
+        init = str(seed / stage)
     assert [stages_after(init) for init in ("", "tiny", str(seed / "pretrain"), str(seed / "cat"), "openvla-7b")] == [
         tuple(STAGES), tuple(STAGES), ("cat", "pue"), ("pue",), ("cat", "pue")
     ]  # fmt: skip
-    with pytest.raises(InputError, match="one of pue, the last"):
-        stages_after(str(seed / "pue"))
-    study = replace(begun, init=str(seed / "cat"), steps={"pue": 1}, cross=True)
+    study = Study({}, [0], {"pue": 1}, init=str(seed / "cat"), cross=True, overrides=FAST, conditions=("none",))
     with pytest.raises(InputError, match="fixed"):
         run_study(replace(study, grid={"multiscale": ["on", "off"]}), [*shards.values()], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -119,3 +121,5 @@ def test_across_data_sets_each_policy_is_measured_on_all_and_acts_by_what_it_was
     trivial = [row["measures"][MEAN_ACTION]["xy"]["mean"] for row in result["rows"]]
     assert trivial[0] == trivial[2] != trivial[1] and trivial[4] == trivial[5] != trivial[3]
     assert not list((tmp_path / "out").rglob("cat")) and summary_table(result).row_count == 6
+    with pytest.raises(InputError, match="one of pue, the last"):
+        stages_after(str(tmp_path / "out" / "as it is" / "drawn" / "seed_0" / "pue"))
