@@ -329,7 +329,7 @@ def _draw(result: dict[str, Any], file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("mean absolute error of x and y before the gripper closes, robot units")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(conditions) + 1, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with written_atomically(file) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
