@@ -93,19 +93,6 @@ def replayed(environment, attempt, initial_state):
 
 @with_libero
 @pytest.mark.slow
-def test_two_things_are_carried_and_the_truth_is_that_of_the_first():
-    with TaskEnvironment("libero_10", 0) as environment:
-        attempt = attempt_until_solved(environment, 0)[-1]
-        assert attempt.solved and attempt.touched == environment.target == "alphabet_soup_1"
-        closed = np.array([action[6] for action in attempt.actions]) == CLOSE
-        closes = np.flatnonzero(~closed[:-1] & closed[1:]) + 1
-        assert len(closes) == 2 and attempt.grasp_step == closes[0]
-        assert attempt.touch_step < closes[1] < attempt.home_step
-        assert replayed(environment, attempt, 0)
-
-
-@with_libero
-@pytest.mark.slow
 def test_a_closed_drawer_is_opened_first_and_the_truth_is_that_of_what_is_put_into_it():
     with TaskEnvironment("libero_goal", 3) as environment:
         environment.reset(0)
