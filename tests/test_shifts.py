@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("libero", reason="needs the extra [sim]")
 
+from annotate.annotators.grammar import target_object
 from evaluation.closed_loop import results
 from evaluation.closed_loop.degradation import by_shift
 from evaluation.closed_loop.episode import EpisodeResult
@@ -207,6 +208,9 @@ def test_instructions_are_worded_farther_at_each_level():
             new = [len(set(words.lower().split()) - set(said.split())) for words in worded]
             assert all(less <= more for less, more in pairwise(new)), worded
             assert new[1] > 0 and new[5] > new[2] > new[1], worded
+            assert target_object(worded[5]) == target_object(worded[4]), (
+                worded
+            )  # the sentence before names nothing to grasp
 
 
 def test_sides_that_name_an_object_are_kept():
