@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
+from pixel160k.files import only_writer
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
 from pixel160k.paths import AnyPath, open_path
@@ -825,9 +826,10 @@ def study_command(
         overrides,
         tuple(prompts.split(",")),
     )
-    result = run_study(
-        study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
-    )
+    with only_writer(out):
+        result = run_study(
+            study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
+        )
     _print(summary_table(result))
     click.echo(f"the plot: {out / 'study.png'}")
 
