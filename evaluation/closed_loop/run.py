@@ -22,7 +22,7 @@ from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
-from pixel160k.files import only_writer, write_text
+from pixel160k.files import only_writer, working_folder, write_text
 from policies.choose import device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
@@ -80,7 +80,7 @@ def evaluate(
     episodes = [(scene, condition) for scene in scenes for condition in settings.prompts]
     made_with = _made_with(policy, settings, device)
     other = results.read(against) if against is not None else None
-    with only_writer(out):
+    with only_writer(out), working_folder(out, "simulators") as scratch:
         found = _kept(out, made_with)
         (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
         for folder in (out, out / FILMS):  # what a killed evaluation did not finish
@@ -89,7 +89,7 @@ def evaluate(
         if units := _units(episodes, found.keys(), settings, workers):
             with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
                 into = out / FILMS if films else None
-                for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
+                for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log", scratch):
                     found[result.scene, result.condition] = result
                     results.write(found.values(), made_with, out)
                     progress(len(found), len(episodes))
