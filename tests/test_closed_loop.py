@@ -351,5 +351,5 @@ def test_a_killed_evaluation_goes_on_to_the_same_table_with_any_number_of_proces
     assert all((tmp_path / "killed" / "films" / row.video).stat().st_size > 1000 for row in ours)
     assert "films/libero_spatial_task_02_state_00_none.mp4" in (tmp_path / "killed" / "libero.html").read_text()
     assert json.loads((tmp_path / "killed" / "evaluation.json").read_text())["made_with"]["versions"]["mujoco"]
-    other = subprocess.run([*command, "--set", "seed=1"], capture_output=True, text=True)
-    assert other.returncode == 1 and "holds another evaluation, with another settings" in other.stderr
+    with pytest.raises(InputError, match="holds another evaluation, with another settings"):
+        evaluate("random", LiberoSettings.load(overrides=[*OPTIONS, "seed=1"]), tmp_path / "killed")
