@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,9 @@ from pixel160k.format.masks import TARGET, box_of  # noqa: E402
 from pixel160k.format.prompts import PIXEL_MASK, PROMPT_KINDS  # noqa: E402
 from pixel160k.read.episodes import ShardDirectory  # noqa: E402
 from train import checkpoints, run, stages  # noqa: E402
-from train.data import draw_prompts, masks_and_prompts  # noqa: E402
+from train.data import draw_prompts, is_trained_on, masks_and_prompts  # noqa: E402
 from train.settings import RECIPES, PromptMixture, load_recipe  # noqa: E402
-from train.stream import HeldOut, statistics_of  # noqa: E402
+from train.stream import HeldOut, open_stream, statistics_of  # noqa: E402
 
 SMALL = (
     "model=[backbone.vision.image_size=48, backbone.vision.patch_size=16]",
@@ -285,6 +286,28 @@ def test_nothing_points_at_the_place_that_the_object_left(shards):
     own = [next(prompt for prompt in first.prompts if prompt.kind == kind) for kind in PROMPT_KINDS]
     assert [by_kind[kind][1] for kind in PROMPT_KINDS] == [[prompt] for prompt in own]
     assert by_kind[PIXEL_MASK][0][0] is own[-1].mask
+
+
+def test_fewer_samples_that_nothing_marks_leave_all_the_others(tmp_path):
+    """Which are left depends on the epoch and the seed; other stages, which point at nothing, train on everything."""
+    shards = str(write_shards(tmp_path / "shards", [[20] * 4] * 2, close_step=5))
+    directory = ShardDirectory(shards)
+    first = observe(shards)
+    marked, unmarked = directory.sample(first.episode_id, 4), directory.sample(first.episode_id, 5)
+
+    def trained_on(sample, epoch, *overrides):
+        settings = load_recipe("tiny-sample", ("stage=pue", "prompts.unmarked=0.3", *overrides))
+        return [is_trained_on(replace(sample, key=f"{number}"), epoch, settings) for number in range(1000)]
+
+    assert all(trained_on(marked, 0)) and sum(trained_on(unmarked, 0)) == pytest.approx(300, abs=45)
+    assert all(trained_on(unmarked, 0, "stage=cat")) and all(trained_on(unmarked, 0, "prompts.unmarked=1"))
+    seen = trained_on(unmarked, 0)
+    assert trained_on(unmarked, 0) == seen != trained_on(unmarked, 1) and seen != trained_on(unmarked, 0, "seed=1")
+
+    settings = load_recipe("tiny-sample", (*QUICK, "stage=pue", "prompts.unmarked=0.000001"))
+    processor = PixelVLA.start("tiny", statistics_of([shards]), settings.model, seed=0).processor
+    keys = [key for batch in islice(open_stream(processor, settings, [shards]), 8) for key in batch["keys"]]
+    assert len(keys) == 16 and all(int(key.rpartition("-")[2]) < 5 for key in keys)
 
 
 def test_the_held_out_loss_is_of_what_the_stage_trains(shards):

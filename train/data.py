@@ -72,6 +72,18 @@ def with_actions(batch: Batch, samples: Sequence[Sample], processor: Processor) 
     return batch._replace(actions=torch.from_numpy(np.stack(actions)), action_mask=torch.from_numpy(np.stack(masks)))
 
 
+def is_trained_on(sample: Sample, epoch: int, settings: TrainSettings) -> bool:
+    """Whether an epoch trains on a sample: in `pue` of those whose target nothing marks only the share `prompts.unmarked` is.
+
+    They are most of an episode, as the way home is longer than the way to the object, and nothing about pointing is learned
+    from them. What is drawn depends on the sample's key, the epoch and the seed alone.
+    """
+    share = settings.prompts.unmarked
+    if settings.stage != "pue" or share == 1 or _is_marked(sample):
+        return True
+    return bool(seeded_generator("unmarked", settings.seed, epoch, sample.key).random() < share)
+
+
 def draw_prompts(
     sample: Sample, mixture: PromptMixture, generator: np.random.Generator
 ) -> tuple[list[np.ndarray], list[Prompt]]:
@@ -127,6 +139,12 @@ def target_prompts(sample: Sample) -> Sequence[Prompt]:
         return ()
     drawn = sample_prompts(mask, 1, seeded_generator("carried along", sample.key))
     return point(*drawn.points[0]), line(drawn.line), region(drawn.region), mask_prompt(mask)
+
+
+def _is_marked(sample: Sample) -> bool:
+    """Whether a prompt or a mask can mark a sample's target on its own image."""
+    mask = sample.object_mask
+    return bool(sample.prompts) if not _has_closed(sample) else mask is not None and bool(mask.any())
 
 
 def _has_closed(sample: Sample) -> bool:

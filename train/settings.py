@@ -32,6 +32,8 @@ left in another order. `max_steps` may also grow."""
 class PromptMixture(Settings):
     """How often a training sample gets which prompts. The paper uses all four kinds and does not say how it mixes them."""
 
+    # Of the samples whose target nothing marks, as after the close without tracks: the share that is trained on.
+    unmarked: Annotated[float, Field(gt=0, le=1)] = 1.0
     text_only: Share = 0.5  # of the samples that can be pointed at: text alone, so that plain instructions still work
     pixel_mask: Share = 0.5  # of the others: with p_t, the target's mask on the image of this step
     mask_alone: Share = 0.5  # of those with p_t: without a visual prompt beside it, so that each alone is enough

@@ -19,7 +19,7 @@ from pixel160k.paths import AnyPath
 from pixel160k.read.loader import ShardLoader, open_shards
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
-from train.data import Collator
+from train.data import Collator, is_trained_on
 from train.settings import TrainSettings
 
 
@@ -126,7 +126,8 @@ class _Endless(IterableDataset):
             for sample in self._loader:
                 if is_instruction(sample.instruction) and not is_held_out(sample.episode_id, self._settings):
                     given = True
-                    yield self._loader.epoch, sample
+                    if is_trained_on(sample, self._loader.epoch, self._settings):
+                        yield self._loader.epoch, sample
             if not given and not before:  # the rest of a resumed epoch may be empty, a whole one may not
                 raise InputError("every sample that this process reads is held out; lower held_out_share")
             self._loader.set_epoch(self._loader.epoch + 1)
