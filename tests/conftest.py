@@ -27,10 +27,10 @@ def pytest_collection_modifyitems(items):
 def temporary_files(tmp_path_factory):
     """What tests and the processes that they start, also those that they kill, leave in the folder for temporary files goes."""
     folder = tmp_path_factory.mktemp("t")  # a short name: sockets lie in it
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    os.environ["TMPDIR"] = str(folder)
-    yield
-    tempfile.tempdir = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        patch.setenv("TMPDIR", str(folder))
+        yield
     shutil.rmtree(folder, ignore_errors=True)
 
 

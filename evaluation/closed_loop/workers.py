@@ -181,7 +181,7 @@ def _work(
     scratch: Path | None,
 ) -> None:
     """What a worker process does."""
-    tempfile.tempdir = scratch and str(scratch)
+    tempfile.tempdir = None if scratch is None else str(scratch)
     try:
         _try_units(pipe, unit, settings, beside, films)
     except (EOFError, ConnectionError):  # the command is gone: nobody wants to know
