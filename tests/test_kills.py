@@ -123,7 +123,7 @@ def test_two_commands_make_one_run(data_dir, undisturbed, tmp_path, parts):
     shared = parts == ["1/1", "1/1"]
     for command, last in (("annotate", "stats.json"), ("build-shards", "manifest.json"))[: 2 if shared else 1]:
         clients = [start(command, data_dir, tmp_path, "--shard", part) for part in parts]
-        said = [client.communicate(timeout=120)[0] for client in clients]
+        said = [client.communicate(timeout=300)[0] for client in clients]
         assert [client.returncode for client in clients] == [0, 0], said
         assert len(list(tmp_path.rglob(last))) == 1, said
         if not shared:
