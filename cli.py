@@ -682,17 +682,30 @@ def evaluate_annotations_command(
     help="What is pointed at: none, point, line, region, mask, pixel_mask, and each with wrong_ before it.",
 )
 @click.option(
+    "--scaled-as", metavar="NAME", help="Whose statistics scale states and actions [default: the shards' own]."
+)
+@click.option(
     "--unmerged", is_flag=True, help="Keep LoRA beside the weights: bfloat16 weights then round nothing away."
 )
 @click.option("--out", type=_directory, required=True, help="Where evaluation.json and actions.html go.")
 @_device
 def evaluate_actions_command(
-    checkpoint: str, shards: AnyPath, split: str | None, prompts: str, unmerged: bool, out: AnyPath, device: str
+    checkpoint: str,
+    shards: AnyPath,
+    split: str | None,
+    prompts: str,
+    scaled_as: str | None,
+    unmerged: bool,
+    out: AnyPath,
+    device: str,
 ) -> None:
     """Compare a policy's actions with the demonstrators' on held-out episodes, with and without pointing.
 
+    On shards of a data set that the policy was not trained on, --scaled-as names the one that it was.
+
     \b
     pixelcli evaluate actions --checkpoint runs/pue --shards shards --out evaluation
+    pixelcli evaluate actions --checkpoint runs/pue --shards fractal --split val --scaled-as bridge_orig --out evaluation
     """
     from train.settings import check_packages
 
@@ -706,7 +719,8 @@ def evaluate_actions_command(
     def show(episodes: Sequence[str]) -> Iterable[str]:
         return track(episodes, "episodes", console=Console(stderr=True))
 
-    _print(summary_table(evaluate(checkpoint, shards, out, prompts.split(","), split, device, show, not unmerged)))
+    kinds = prompts.split(",")
+    _print(summary_table(evaluate(checkpoint, shards, out, kinds, split, device, show, not unmerged, scaled_as)))
     click.echo(f"the page: {out / 'actions.html'}")
 
 
@@ -784,10 +798,12 @@ def evaluate_libero_command(
 
 
 @main.command("study")
-@click.option("--shards", multiple=True, required=True, help="To train on; the first is measured on; repeatable.")
-@click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=V,V...", help="What to vary; repeatable.")
+@click.option("--shards", multiple=True, required=True, help="To train on and to measure on; repeatable.")
+@click.option("--grid", "grids", multiple=True, metavar="KEY=V,V...", help="What to vary; repeatable.")
+@click.option("--cross", is_flag=True, help="Train on each of the data sets alone too; measure each policy on all.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies of each combination.")
-@click.option("--steps", default="300,100,300", show_default=True, help="Of pretrain, cat and pue.")
+@click.option("--init", default="", help="A checkpoint or run to train from [default: the recipe's preset].")
+@click.option("--steps", help="Of pretrain, cat and pue, or of those after --init [default: 300,100,300].")
 @click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--prompts", default="none,point,pixel_mask", show_default=True, help="As in evaluate actions.")
 @_overrides
@@ -795,8 +811,10 @@ def evaluate_libero_command(
 def study_command(
     shards: tuple[str, ...],
     grids: tuple[str, ...],
+    cross: bool,
     seeds: int,
-    steps: str,
+    init: str,
+    steps: str | None,
     recipe: str,
     prompts: str,
     overrides: tuple[str, ...],
@@ -804,25 +822,34 @@ def study_command(
 ) -> None:
     """Train a policy for every combination of a grid and every seed, and compare their held-out action errors.
 
-    What --out already holds is kept. A grid takes settings of the policy and of the recipe, and multiscale=on,off.
+    What --out already holds is kept. A grid takes settings of the policy and of the recipe, and multiscale=on,off. With
+    --init only the stages after that checkpoint are trained, and the settings of its policy stay.
 
     \b
     pixelcli study --shards shards --grid decoder_blocks=1,2,3 --grid multiscale=on,off --seeds 3 --out study
+    pixelcli study --shards shards --init runs/cat --grid lora.alpha=16,32 --steps 300 --out study
+    pixelcli study --shards bridge --shards fractal --cross --out study
     """
     from train.settings import check_packages
 
     check_packages()
     require_packages("notebook", "matplotlib")
-    from evaluation.study import STAGES, Study, read_grid, run_study, summary_table
+    from evaluation.study import STEPS, Study, read_grid, run_study, stages_after, summary_table
 
-    counts = [int(count) if count.isdecimal() else 0 for count in steps.split(",")]
-    if len(counts) != len(STAGES) or not all(counts):
-        raise click.UsageError(f"--steps takes three numbers, of {', '.join(STAGES)}, not {steps!r}")
+    if not grids and not cross:
+        raise click.UsageError("say what to compare, with --grid or --cross")
+    stages = stages_after(init)
+    numbers = [str(STEPS[stage]) for stage in stages] if steps is None else steps.split(",")
+    counts = [int(number) if number.isdecimal() else 0 for number in numbers]
+    if len(counts) != len(stages) or not all(counts):
+        raise click.UsageError(f"--steps takes {len(stages)} numbers, of {', '.join(stages)}, not {steps!r}")
     study = Study(
         read_grid(grids),
         range(seeds),
-        dict(zip(STAGES, counts, strict=True)),
+        dict(zip(stages, counts, strict=True)),
         recipe,
+        init,
+        cross,
         overrides,
         tuple(prompts.split(",")),
     )

@@ -86,6 +86,7 @@ def evaluate(
     device: str = "cpu",
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
     merged: bool = True,
+    scaled_as: str | None = None,
 ) -> dict[str, Any]:
     """Measure a trained policy on held-out episodes of a shard directory, and write evaluation.json and actions.html.
 
@@ -93,7 +94,7 @@ def evaluate(
         checkpoint: hub id, or the folder of a checkpoint or of a run.
         shards: output of `pixelcli build-shards`.
         out: the folder to write to.
-        prompts, progress: see `measure_policy`.
+        prompts, progress, scaled_as: see `measure_policy`.
         split: the episodes of this split; by default those that training held out.
         device: of the policy, such as "cuda:1".
         merged: see `train.checkpoints.load_policy`.
@@ -104,11 +105,11 @@ def evaluate(
     Raises:
         InputError: checkpoint or shards cannot be read, no episode is held out, or as `measure_policy`.
     """
-    _check_prompts(prompts)
+    check_prompts(prompts)
     episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
     policy = on_device(load_policy(checkpoint, merged=merged), device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
-    return measure_policy(policy, directory, episodes, prompts, out, progress)
+    return measure_policy(policy, directory, episodes, prompts, out, progress, scaled_as)
 
 
 def measure_policy(
@@ -118,11 +119,12 @@ def measure_policy(
     prompts: Sequence[str],
     out: AnyPath | None = None,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    scaled_as: str | None = None,
 ) -> dict[str, Any]:
     """Measure a policy on episodes of a shard directory.
 
     Args:
-        policy: with statistics of the shards' data set.
+        policy: with statistics of the shards' data set, or of `scaled_as`.
         directory: opened with all members and the policy's chunk.
         episodes: ids; those without any prompt are left out and counted, so that all conditions have the same episodes.
         prompts: the conditions, names of `PROMPTS`. Each is shown where its prompt still marks the object, as in training
@@ -131,9 +133,11 @@ def measure_policy(
             drawn by the id.
         out: the folder that evaluation.json and actions.html go to; None writes nothing.
         progress: wraps the loop over episode ids, to show a bar.
+        scaled_as: the data set whose statistics scale states and actions, and whose mean action the trivial policy gives;
+            by default the shards' own. A policy that was not trained on these shards has only those of others.
 
     Returns:
-        What evaluation.json holds: `dataset`, `episodes`, `left_out`, and `conditions`: by name, the two trivial policies
+        What evaluation.json holds: `dataset`, `scaled_as`, `episodes`, `left_out`, and `conditions`: by name, the two trivial policies
         among them, `all` and `before_close`, each with the mean absolute error of each dimension (`error`, 7) and of x and
         y together (`xy`, with `xy_95`), in robot units (m and rad where the source has them, the gripper in [0, 1]).
 
@@ -141,9 +145,10 @@ def measure_policy(
         InputError: a prompt is unknown, no episode is left, a wrong object is asked for and there is one episode only, or
             the policy has no statistics of the data set.
     """
-    _check_prompts(prompts)
+    check_prompts(prompts)
     dataset = directory.manifest["dataset"]
-    mean = np.array(policy.processor.statistics_of(dataset)["action"]["mean"])
+    scaled_as = scaled_as or dataset
+    mean = np.array(policy.processor.statistics_of(scaled_as)["action"]["mean"])
     firsts = {episode: directory.sample(episode, directory.steps(episode)[0]) for episode in episodes}
     pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
     if not pointed:
@@ -160,13 +165,14 @@ def measure_policy(
         for kind in prompts:
             source = pointed[wrong[episode]] if kind.startswith(WRONG) else None
             shown = [_shown(sample, kind.removeprefix(WRONG), source) for sample in samples]
-            predicted = _predict(policy, samples, shown, unprompted)
+            predicted = _predict(policy, samples, shown, unprompted, scaled_as)
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]
         if len(examples) < EXAMPLES:
             examples.append(Example(samples[0], directory.image(episode, samples[0].step), moves))
     result = {
         "dataset": dataset,
+        "scaled_as": scaled_as,
         "episodes": len(pointed),
         "left_out": len(firsts) - len(pointed),
         "conditions": {name: _summary(errors) for name, errors in found.items()},
@@ -178,7 +184,12 @@ def measure_policy(
     return result
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Check that all of these are names of `PROMPTS`.
+
+    Raises:
+        InputError: names one that is not.
+    """
     if unknown := sorted(set(prompts) - set(PROMPTS)):
         raise InputError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
 
@@ -205,7 +216,11 @@ def _shown(sample: Sample, kind: str, source: Sample | None) -> _Shown:
 
 
 def _predict(
-    policy: PixelVLA, samples: Sequence[Sample], shown: Sequence[_Shown], unprompted: dict[int, np.ndarray]
+    policy: PixelVLA,
+    samples: Sequence[Sample],
+    shown: Sequence[_Shown],
+    unprompted: dict[int, np.ndarray],
+    scaled_as: str,
 ) -> list[np.ndarray]:
     """The action chunk of each sample, (N_c, 7) in robot units, with `shown` beside its image.
 
@@ -216,15 +231,15 @@ def _predict(
     pointed: dict[int, np.ndarray] = {}
     for begin in range(0, len(todo), _BATCH):
         batch = todo[begin : begin + _BATCH]
-        chunks = policy.act([_observation(sample, *one) for sample, one in batch])
+        chunks = policy.act([_observation(sample, *one, scaled_as) for sample, one in batch])
         for (sample, one), chunk in zip(batch, chunks, strict=True):
             (pointed if any(one) else unprompted)[sample.step] = chunk
     return [(pointed if any(one) else unprompted)[sample.step] for sample, one in told]
 
 
-def _observation(sample: Sample, masks: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> Observation:
+def _observation(sample: Sample, masks: Sequence[np.ndarray], prompts: Sequence[Prompt], scaled_as: str) -> Observation:
     assert sample.image is not None
-    return Observation(sample.image, sample.instruction, masks, prompts, sample.state, sample.dataset)
+    return Observation(sample.image, sample.instruction, masks, prompts, sample.state, scaled_as)
 
 
 def _repeated(samples: Sequence[Sample]) -> Iterator[np.ndarray]:

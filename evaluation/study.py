@@ -1,8 +1,10 @@
 """`pixelcli study`: what a choice is worth. A policy is trained for every combination of a grid and every seed, and measured.
 
-Each combination is trained from nothing through all three stages, on the same shards, and its held-out action error is measured under
-the same conditions (`evaluation.actions`). What is finished is kept, so a study that was stopped goes on. Tables and plots give
-95% intervals over seeds: those of few episodes or of one seed would say less than they seem to.
+Each combination is trained on the same shards through the same stages, from nothing or from one checkpoint, and its held-out
+action error is measured under the same conditions (`evaluation.actions`). Of several data sets all are trained on together, in
+a study across data sets each alone too, and every policy is measured on each. What is finished is kept, so a study that was
+stopped goes on. Tables and plots give 95% intervals over seeds: those of few episodes or of one seed would say less than they
+seem to.
 """
 
 import difflib
@@ -19,17 +21,23 @@ import yaml
 from rich.table import Table
 from scipy.stats import t
 
-from evaluation.actions import evaluate
+from evaluation.actions import MEAN_ACTION, check_prompts, evaluate
+from model.presets import PUBLISHED
 from model.settings import PRESETS, ModelSettings
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object, write_text, written_atomically
+from pixel160k.paths import AnyPath, open_path
+from pixel160k.read.episodes import ShardDirectory
 from train import checkpoints
+from train.checks import check_policy
+from train.mixture import check_mixture
 from train.run import train
 from train.settings import TrainSettings, load_recipe
 
-STAGES = ("pretrain", "cat", "pue")
+STEPS = {"pretrain": 300, "cat": 100, "pue": 300}
+"""The stages in their order, each with its optimizer steps where nothing else is said."""
 MULTISCALE = "multiscale"
-"""A name in a grid for `backbone.vision.levels`: "on" are the preset's levels of the vision tower, "off" is its last one alone."""
+"""A name in a grid for `backbone.vision.levels`: "on" are the policy's levels of the vision tower, "off" is its last one alone."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,10 @@ class Study:
     Attributes:
         grid: settings of the policy, of the recipe, or `MULTISCALE`, each with the values to try.
         seeds: of each combination.
-        steps: optimizer steps of each stage.
-        recipe: a shipped recipe's name, or a YAML file; its `init` is the preset that all start from.
+        steps: optimizer steps of each stage that is trained, in their order; those of `stages_after`.
+        recipe: a shipped recipe's name, or a YAML file.
+        init: the preset or checkpoint that all start from; "": the recipe's. A trained policy's own settings are fixed.
+        cross: train on each data set alone, and on all together; else on all together only.
         overrides: texts `key=value`, for all of them.
         conditions: what points at the target when they are measured.
     """
@@ -49,12 +59,34 @@ class Study:
     seeds: Sequence[int]
     steps: Mapping[str, int]
     recipe: str = "tiny-sample"
+    init: str = ""
+    cross: bool = False
     overrides: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ("none", "point", "pixel_mask")
 
     def combinations(self) -> list[dict[str, str]]:
         """Each combination of the grid's values, by setting."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+
+def stages_after(init: str) -> tuple[str, ...]:
+    """The stages that a study trains which starts from `init`.
+
+    Args:
+        init: as in `Study`.
+
+    Raises:
+        InputError: it is a checkpoint of the last stage.
+    """
+    stages = tuple(STEPS)
+    if not init or (init in PRESETS and init not in PUBLISHED):
+        return stages
+    recipe = checkpoints.recipe_of(init)
+    if recipe is None:  # published, or merged: a pretrained VLA
+        return stages[1:]
+    if recipe.stage == stages[-1]:
+        raise InputError(f"a study trains the stages after a checkpoint, and {init} is one of {recipe.stage}, the last")
+    return stages[stages.index(recipe.stage) + 1 :]
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -93,36 +125,57 @@ def run_study(
 
     Args:
         study: what to compare.
-        shards: to train on; the first is measured on, by what training held out.
+        shards: shard directories, each of another data set. On each is measured, by the episodes that training holds out.
         out: a folder.
         progress: called with how many policies are measured, and how many there will be.
 
     Returns:
-        What study.json holds: `conditions`, and `rows`: for each combination `values`, and by condition `xy` (the mean absolute
-        error of x and y before the gripper closes, in robot units) and `all` (of every dimension and step), each as `over_seeds`.
+        What study.json holds: the study's `recipe`, `init`, `overrides`, `conditions`, `seeds`, `steps`, and `rows`: for each combination, data set measured on and data
+        sets trained on, `values`, `measured_on`, `trained_on`, `scaled_as` (the data set whose statistics scale states and
+        actions: the one measured on where the policy was trained on it, else the one trained on), `episodes` measured, and
+        in `measures`, by condition and for the policy that always gives `scaled_as`'s mean action, `xy` (the mean absolute
+        error of x and y before the gripper closes, in robot units) and `all` (of every dimension and step), each as
+        `over_seeds`.
 
     Raises:
-        InputError: a setting is unknown or wrong, which is said before anything is trained; or as `train.run.train`.
+        InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, or a condition is
+            unknown, which is said before anything is trained; `out` holds policies of another recipe or of other steps; or
+            as `train.run.train`.
     """
+    check_prompts(study.conditions)
     combinations = study.combinations()
-    recipes = [[_recipe(study, values, stage) for stage in STAGES] for values in combinations]
-    total = len(combinations) * len(study.seeds)
+    recipes = [_recipes(study, values) for values in combinations]
+    sources = _sources(shards)
+    for stages in recipes:
+        check_policy(stages[0], shards)
+        check_mixture(stages[-1], shards)
+    if study.cross and len(sources) == 1:
+        raise InputError("a study across data sets needs two of them or more: repeat --shards")
+    trained = [*([(name,) for name in sources] if study.cross else ()), tuple(sources)]
+    total = len(combinations) * len(trained) * len(study.seeds)
     rows: list[dict[str, Any]] = []
+    done = 0
     for values, stages in zip(combinations, recipes, strict=True):
-        folder = out / _folder(values)
-        found = []
-        for seed in study.seeds:
-            found.append(_measured(study, stages, shards, folder / f"seed_{seed}", seed))
-            progress(len(rows) * len(study.seeds) + len(found), total)
-        measures = {
-            condition: {
-                "xy": over_seeds([one[condition]["before_close"]["xy"] for one in found]),
-                "all": over_seeds([float(np.mean(one[condition]["all"]["error"])) for one in found]),
-            }
-            for condition in study.conditions
-        }
-        rows.append({"values": values, "measures": measures})
+        found: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
+        for trained_on in trained:
+            for seed in study.seeds:
+                folder = out / _folder(values) / "+".join(trained_on) / f"seed_{seed}"
+                run = _trained(stages, {name: sources[name] for name in trained_on}, folder, seed)
+                for name, of_one in sources.items():
+                    scaled_as = name if name in trained_on else trained_on[0]
+                    one = _measured(study, run, of_one, folder / f"on_{name}", scaled_as)
+                    found.setdefault((name, trained_on), []).append(one)
+                progress(done := done + 1, total)
+        rows += [
+            {"values": values, "measured_on": name, "trained_on": list(trained_on)}
+            | _summary(study, found[name, trained_on])
+            for name in sources
+            for trained_on in trained
+        ]
     result = {
+        "recipe": study.recipe,
+        "init": study.init,
+        "overrides": list(study.overrides),
         "conditions": list(study.conditions),
         "seeds": list(study.seeds),
         "steps": dict(study.steps),
@@ -133,9 +186,16 @@ def run_study(
     return result
 
 
-def _recipe(study: Study, values: Mapping[str, str], stage: str) -> TrainSettings:
-    """The recipe of a stage of one combination."""
-    base = load_recipe(study.recipe, study.overrides)
+def _sources(shards: Sequence[str]) -> dict[str, AnyPath]:
+    """The folder of each data set, by its name. That a data set lies in two is found by `check_mixture`."""
+    directories = [ShardDirectory(open_path(folder)) for folder in shards]
+    return {directory.manifest["dataset"]: directory.directory for directory in directories}
+
+
+def _recipes(study: Study, values: Mapping[str, str]) -> list[TrainSettings]:
+    """The recipe of each stage of one combination. Settings of the policy belong to the first one: later they are fixed."""
+    start = {"init": study.init} if study.init else {}
+    base = load_recipe(study.recipe, study.overrides, start)
     model, overrides = list(base.model), list(study.overrides)
     for key, value in values.items():
         if key == MULTISCALE:
@@ -143,46 +203,66 @@ def _recipe(study: Study, values: Mapping[str, str], stage: str) -> TrainSetting
             if not isinstance(switched, bool):
                 raise InputError(f"{MULTISCALE} is on or off, not {value!r}")
             if not switched:
-                model.append(f"backbone.vision.levels=[{_start(base).backbone.vision.levels[-1]}]")
+                model.append(f"backbone.vision.levels=[{_policy_of(base).backbone.vision.levels[-1]}]")
         elif _kind(key) == "model":
             model.append(f"{key}={value}")
         else:
             overrides.append(f"{key}={value}")
-    _start(base, model)  # a wrong one is found before anything is trained
-    fixed: dict[str, Any] = {"stage": stage, "max_steps": study.steps[stage]}
-    return load_recipe(study.recipe, tuple(overrides), fixed | ({"model": model} if stage == "pretrain" else {}))
+    of_stages = [{"stage": stage, "max_steps": steps, "model": []} for stage, steps in study.steps.items()]
+    of_stages[0]["model"] = model
+    return [load_recipe(study.recipe, tuple(overrides), {**start, **fixed}) for fixed in of_stages]
 
 
-def _start(recipe: TrainSettings, model: Sequence[str] = ()) -> ModelSettings:
-    """The settings of the policy that a combination begins with."""
-    if recipe.init not in PRESETS:
-        raise InputError(f"a study starts from a preset, one of {', '.join(PRESETS)}, not from {recipe.init}")
-    return ModelSettings.load(base=PRESETS[recipe.init].model_dump(), overrides=model)
+def _policy_of(recipe: TrainSettings) -> ModelSettings:
+    """The settings of the policy that a recipe starts from."""
+    known = PRESETS.get(recipe.init) or checkpoints.settings_of(checkpoints.run_or_checkpoint(recipe.init))[0]
+    return ModelSettings.load(base=known.model_dump(), overrides=recipe.model)
 
 
 def _folder(values: Mapping[str, str]) -> str:
     return "+".join(f"{key}={re.sub(r'[^0-9A-Za-z.,_-]', '', value)}" for key, value in values.items()) or "as it is"
 
 
-def _measured(
-    study: Study, stages: Sequence[TrainSettings], shards: Sequence[str], folder: Path, seed: int
-) -> dict[str, Any]:
-    """The held-out errors of one policy by condition; it is trained as far as it is not yet."""
-    if not (folder / "evaluation.json").exists():
-        init = stages[0].init
-        for settings in stages:
-            run = folder / settings.stage
-            last = checkpoints.latest(run)
-            if last is None or checkpoints.steps_of(last) < settings.max_steps:
-                train(settings.model_copy(update={"init": init, "seed": seed}), shards, run, resume=last is not None)
-            init = str(run)
-        evaluate(folder / STAGES[-1], Path(shards[0]), folder, study.conditions)
-    found: dict[str, Any] = read_json_object(folder / "evaluation.json")["conditions"]
-    if missing := [condition for condition in study.conditions if condition not in found]:
-        raise InputError(
-            f"{folder} was measured without {', '.join(missing)}; delete its evaluation.json to do it again"
-        )
-    return found
+def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, AnyPath], folder: Path, seed: int) -> Path:
+    """The run of the last stage of one policy, trained as far as it is not yet."""
+    shards = [str(directory) for directory in sources.values()]
+    init = stages[0].init
+    for settings in stages:
+        run = folder / settings.stage
+        last = checkpoints.latest(run)
+        before = checkpoints.recipe_of(last) if last else None
+        if (
+            before and before.max_steps != settings.max_steps
+        ):  # going on, later stages would stand on what is no longer there
+            raise InputError(
+                f"{run} is of a study with {before.max_steps} steps of {settings.stage}, and this one has "
+                f"{settings.max_steps}: choose another --out"
+            )
+        mixture = {name: weight for name, weight in settings.mixture.items() if name in sources}
+        changed = {"init": init, "seed": seed, "mixture": mixture}
+        train(settings.model_copy(update=changed), shards, run, resume=last is not None)
+        init = str(run)
+    return run
+
+
+def _measured(study: Study, run: Path, shards: AnyPath, out: Path, scaled_as: str) -> dict[str, Any]:
+    """What `evaluation.actions.evaluate` says of a run on one data set; it is measured if it is not yet."""
+    known = read_json_object(out / "evaluation.json") if (out / "evaluation.json").exists() else {}
+    if not {*study.conditions} <= {*known.get("conditions", ())}:
+        known = evaluate(run, shards, out, study.conditions, scaled_as=scaled_as)
+    return known
+
+
+def _summary(study: Study, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a row of a study says of its policies, one a seed."""
+    measures = {}
+    for condition in (*study.conditions, MEAN_ACTION):
+        of_seeds = [one["conditions"][condition] for one in found]
+        measures[condition] = {
+            "xy": over_seeds([one["before_close"]["xy"] for one in of_seeds]),
+            "all": over_seeds([float(np.mean(one["all"]["error"])) for one in of_seeds]),
+        }
+    return {"scaled_as": found[0]["scaled_as"], "episodes": found[0]["episodes"], "measures": measures}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -196,13 +276,22 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """A study for the terminal: one row a combination, the x, y error before the close under each condition."""
-    keys = list(result["rows"][0]["values"])
+    """A study for the terminal: one row a combination and data sets, the x, y error before the close under each condition."""
+    shown = [*result["conditions"], MEAN_ACTION]
     title = f"x, y error before the close [95% over {len(result['seeds'])} seeds]"
-    table = Table(*keys, *result["conditions"], title=title)
+    caption = f"{MEAN_ACTION}: always that of the data set whose statistics scale the actions"
+    table = Table(*_columns(result), *shown, title=title, caption=caption)
     for row in result["rows"]:
-        table.add_row(*row["values"].values(), *(_told(row["measures"][name]["xy"]) for name in result["conditions"]))
+        table.add_row(*_columns(result, row), *(_told(row["measures"][name]["xy"]) for name in shown))
     return table
+
+
+def _columns(result: dict[str, Any], row: dict[str, Any] | None = None) -> list[str]:
+    """What tells rows apart: the names, or with a row its values. Data sets are named where there are several."""
+    several = len({row["measured_on"] for row in result["rows"]}) > 1
+    if row is None:
+        return [*result["rows"][0]["values"], *(["measured on", "trained on"] if several else [])]
+    return [*row["values"].values(), *([row["measured_on"], " + ".join(row["trained_on"])] if several else [])]
 
 
 def _told(measure: dict[str, Any]) -> str:
@@ -211,11 +300,11 @@ def _told(measure: dict[str, Any]) -> str:
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:
-    """One group of points a combination, one colour a condition, bars for intervals, small points for seeds."""
+    """One group of points a row, one colour a condition, bars for intervals, small points for seeds, a cross for the mean action."""
     from matplotlib.figure import Figure
 
     rows, conditions = result["rows"], result["conditions"]
-    figure = Figure(figsize=(8, 1.6 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for number, condition in enumerate(conditions):
         colour, shift = f"C{number}", 0.5 * ((number + 0.5) / len(conditions) - 0.5)
@@ -226,11 +315,21 @@ def _draw(result: dict[str, Any], file: Path) -> None:
             axes.plot(measure["seeds"], [place + shift] * len(measure["seeds"]), "|", color=colour, alpha=0.6)
             if measure["interval"]:
                 axes.plot(measure["interval"], [place + shift] * 2, color=colour, linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [", ".join(f"{k}={v}" for k, v in row["values"].items()) for row in rows])
+    trivial = [row["measures"][MEAN_ACTION]["xy"]["mean"] for row in rows]
+    axes.plot(trivial, range(len(rows)), "x", color="0.4", label=MEAN_ACTION)
+    names = _columns(result)
+    axes.set_yticks(
+        range(len(rows)),
+        [
+            "\n".join(f"{name} {value}" for name, value in zip(names, _columns(result, row), strict=True))
+            for row in rows
+        ],
+        fontsize="small",
+    )
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("mean absolute error of x and y before the gripper closes, robot units")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(conditions) + 1, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with written_atomically(file) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

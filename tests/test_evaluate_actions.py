@@ -76,6 +76,14 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     assert summary_table(result).row_count == 5
 
 
+def test_a_policy_of_another_data_set_acts_by_its_own_statistics(directory):
+    oracle = Oracle(directory)
+    oracle.statistics_of = lambda name: {"home": {"action": {"mean": [9] * 7}}}[name]
+    result = measure_policy(oracle, directory, directory.episode_ids, ["none"], scaled_as="home")
+    assert {one.dataset for one in oracle.asked} == {"home"} and result["scaled_as"] == "home"
+    assert result["conditions"][MEAN_ACTION]["all"]["error"][6] > 8
+
+
 def test_the_trivial_policies(directory):
     """y is the step: the last action is one step behind at first, and further with every row of the chunk."""
     result = measure_policy(Oracle(directory), directory, directory.episode_ids, ["none"])
