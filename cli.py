@@ -1,24 +1,27 @@
 """`pixelcli`: the commands, each a few lines that call one function.
 
 Exit codes: 0 done; 1 the data, the settings or the machine are not as they should be: one line says what and how to mend
-it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies. A job that
+it; 2 wrong usage; 3 a bug of pixelvla: one line says where its traceback lies; 143 ended by SIGTERM. A job that
 met bugs at single episodes keeps the results of all others and then ends with 3.
 """
 
 import errno
 import logging
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import click
 
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
+from pixel160k.files import only_writer
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
 from pixel160k.paths import AnyPath, open_path
@@ -47,12 +50,34 @@ class _Warnings(logging.Handler):
         click.echo(f"Warning: {' '.join(record.getMessage().split())}", err=True)
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as an error does, so that it removes what it made for the time of its work; a second one kills.
+
+    Not of processes of torchrun, which wait for each other in calls that no signal interrupts.
+    """
+    if "RANK" in os.environ or current_thread() is not main_thread():
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Commands(click.Group):
     """Turns exceptions into one line: of the input with exit code 1, any other with exit code 3."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _ended_by_sigterm():
+                return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -828,9 +853,10 @@ def study_command(
         overrides,
         tuple(prompts.split(",")),
     )
-    result = run_study(
-        study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
-    )
+    with only_writer(out):
+        result = run_study(
+            study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
+        )
     _print(summary_table(result))
     click.echo(f"the plot: {out / 'study.png'}")
 

@@ -71,7 +71,6 @@ _BEFORE = (
     "Nothing here is in a hurry.",
 )
 _SIDES = r"(?! (?:left|right|front|back)\b)"  # "the mug on the left": a name, not a place
-LEVELS = 5
 
 
 def reworded(instruction: str, level: int, rng: np.random.Generator) -> str:
@@ -96,4 +95,4 @@ def reworded(instruction: str, level: int, rng: np.random.Generator) -> str:
         instruction = re.sub(rf"\b(?:{pattern})\b", lambda found: chosen[found[0]], instruction)
     if level >= 2:
         instruction = polite.format(instruction)
-    return f"{before} {instruction}" if level >= LEVELS else instruction
+    return f"{before} {instruction}" if level >= 5 else instruction

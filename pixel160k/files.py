@@ -5,8 +5,10 @@ uploaded, each appearing whole; of several files that belong together, the one t
 """
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,6 +21,8 @@ from pixel160k.errors import InputError, one_line
 from pixel160k.owner import TEMPORARY, temporary_name
 from pixel160k.paths import AnyPath
 from pixel160k.stores import WEB, StorePath
+
+_log = logging.getLogger(__name__)
 
 
 def sha256_of(path: AnyPath) -> str:
@@ -93,6 +97,37 @@ def check_new_folder(out: AnyPath) -> None:
         raise InputError(f"{out}: the web can only be read; choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty; choose a new --out")
+
+
+@contextmanager
+def only_writer(out: Path, lock: Path | None = None) -> Iterator[None]:
+    """Let no other process write to a folder while the block runs, where two would overwrite each other's work.
+
+    The lock is the system's, on a file: it ends with this process, however that ends, also where processes forked from it live
+    on; network file systems know it, too. Within one process it refuses nothing.
+
+    Args:
+        out: a local folder; it is made where there is none.
+        lock: the file; by default `.lock` in the folder. It is removed when the block ends.
+
+    Raises:
+        InputError: another process writes there now.
+    """
+    lock = lock or out / ".lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                raise BlockingIOError  # the one that held it has just ended and removed it
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"another process writes to {out}: wait for it, or choose another --out") from None
+        except OSError as error:
+            _log.warning("%s has no locks (%s): see to it that no other process writes there", out, one_line(error))
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -177,7 +212,7 @@ def new_folder(out: AnyPath, replace: bool = False, last: str = "") -> Iterator[
 
     Raises:
         InputError: `out` exists and is not an empty folder (unless `replace`), or is a mount point, which no folder
-            can replace.
+            can replace; or another process fills one for it now.
     """
     if isinstance(out, StorePath):
         assert not replace
@@ -194,14 +229,15 @@ def new_folder(out: AnyPath, replace: bool = False, last: str = "") -> Iterator[
     if out.is_mount():
         raise InputError(f"{out} is a mount point; choose a folder inside it")
     unfinished, old = (out.with_name(f"{TEMPORARY}{kind}{out.name}") for kind in ("", "old-"))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if replace and out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.replace(old)
-        unfinished.replace(out)  # an empty folder may be there
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+    with only_writer(out, out.with_name(f"{TEMPORARY}{out.name}.lock")):
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            if replace and out.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                out.replace(old)
+            unfinished.replace(out)  # an empty folder may be there
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -10,6 +10,7 @@ import binascii
 import hmac
 import ipaddress
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -89,7 +90,7 @@ class _Door:
             self._inside -= 1
 
     def _check(self, connection: HTTPConnection) -> None:
-        _check_site(connection)
+        _check_site(connection, self._service.settings.host_names)
         scheme, _, given = connection.headers.get("authorization", "").partition(" ")
         scheme, given = scheme.lower(), given.strip()
         if scheme == _PASSWORD and _is_page(connection.url.path):
@@ -101,17 +102,22 @@ class _Door:
             raise Refused(503, f"this server has {self._inside} clients already; come back later")
 
 
-def _check_site(connection: HTTPConnection) -> None:
+def _check_site(connection: HTTPConnection, host_names: Collection[str]) -> None:
     """Refuse pages of other sites, which a browser that may reach this server could show as well.
 
     Browsers say whose page asks, robots' clients say nothing. A site may have its own name point here, and is then asked as
-    the same site: a name is nothing that we answer to, where a browser may have asked.
+    the same site: where a browser may have asked, we answer to no name but those that the settings say. A proxy either passes
+    on by which name it was asked, or puts our address there; then the page's own origin has the name.
     """
-    origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
+    origin, host = connection.headers.get("origin"), connection.headers.get("host", "").lower()
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Refused(403, f"a page of another site ({origin[:80]}) may not use this server")
-    if (origin is not None or _is_page(connection.url.path)) and not _by_address(host):
-        raise Refused(403, f"open the page by this machine's address or as localhost, not as {host[:80]!r}")
+        scheme, _, name = origin.partition("://")
+        if scheme not in ("http", "https") or name not in host_names:
+            raise Refused(403, f"a page of another site ({origin[:80]}) may not use this server")
+    known = _by_address(host) or _name_of(host) in map(_name_of, host_names)
+    if (origin is not None or _is_page(connection.url.path)) and not known:
+        way = "open the page by this machine's address or as localhost"
+        raise Refused(403, f"{way}, not as {host[:80]!r}; or start the server with --set host_names=[NAME]")
 
 
 def _is_page(path: str) -> bool:
@@ -120,10 +126,18 @@ def _is_page(path: str) -> bool:
 
 def _by_address(host: str) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _name_of(host)
         return name == "localhost" or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
+
+
+def _name_of(host: str) -> str:
+    """A host without its port; "" where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _password(credentials: str) -> str:

@@ -22,6 +22,8 @@ class ServeSettings(Settings):
         act_gripper: the same over `/act`.
         replan: actions of a chunk that clients carry out before they ask again, 0: all; only to know whether the gripper closed.
         point_wait_s: how long the first observation of an episode waits for somebody to point at something.
+        host_names: by which browsers may come, beside addresses and localhost: `robot.lan`; `policy.example:8443` where a proxy
+            listens at another port than its scheme's own.
     """
 
     batch: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -34,6 +36,7 @@ class ServeSettings(Settings):
     act_gripper: Gripper = "unit"
     replan: Annotated[int, Field(ge=0)] = 0
     point_wait_s: Annotated[float, Field(ge=0, le=3600)] = 0
+    host_names: tuple[Annotated[str, Field(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]+)?$")], ...] = ()
 
     @property
     def message_bytes(self) -> int:

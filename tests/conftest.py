@@ -1,6 +1,8 @@
 """What the tests share: the real records, and data sets written in the sources' own schemas."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,17 @@ SHARED = Path(os.environ.get("PIXELVLA_SHARED", Path(__file__).parents[2] / "sha
 def pytest_collection_modifyitems(items):
     """Files that take minutes begin first: at the end, all other processes would wait for one of them."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """What tests and the processes that they start, also those that they kill, leave in the folder for temporary files goes."""
+    folder = tmp_path_factory.mktemp("t")  # a short name: sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        patch.setenv("TMPDIR", str(folder))
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

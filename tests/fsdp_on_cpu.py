@@ -1,11 +1,14 @@
 """`pixelcli` with FSDP on CPUs, for the tests: torch shards there as well, accelerate alone keeps it to accelerators.
 
 accelerate takes its branch of FSDP for the distributed types of a list, and MULTI_CPU is not in it (accelerate/state.py). Here
-one name of that list, of hardware that no test has, means MULTI_CPU. Everything else is the real path, looked at.
+one name of that list, of hardware that no test has, means MULTI_CPU. Everything else is the real path, looked at. With COPIES=1
+each process reads a copy of the weights as it starts, as the real path does not, to see what that would take.
 """
 
 import os
 import sys
+from contextlib import nullcontext
+from resource import RUSAGE_SELF, getrusage
 
 import accelerate.state
 import torch
@@ -38,13 +41,18 @@ class _Watched(PolicyTrainer):
         parameters = list(self.policy.parameters())
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
         here, whole = (sum(p.numel() for p in some) for some in ([p.to_local() for p in parameters], parameters))
-        print(f"process {self.args.process_index}: holds {here / whole:.1f} of the policy")
+        peak = getrusage(RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            f"process {self.args.process_index}: holds {here / whole:.1f} of the policy, and {peak:.2f} GiB at most until then"
+        )
         return prepared
 
 
 if __name__ == "__main__":
     accelerate.state.DistributedType = _WithCpus()
     run.PolicyTrainer = _Watched
+    if os.environ.get("COPIES"):
+        run._once_a_machine = lambda _: nullcontext()
     try:
         main()
     except SystemExit as ended:

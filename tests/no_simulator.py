@@ -11,6 +11,7 @@ which there are not without.
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class NoSimulator:
 
     def __init__(self, suite, task_id, target="", reflections=False, hard_reset=False, added=()):
         self.suite, self.task_id, self._resets = suite, task_id, 0
+        tempfile.mkdtemp()  # what a simulator that is killed leaves
 
     def __enter__(self):
         return self

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from test_policy import STATISTICS
 
 from model.policy import PixelVLA
 from model.processor import Processor
@@ -14,19 +15,7 @@ from model.tokenizer import byte_tokenizer
 from serve.server import PolicyServer, bind
 from serve.settings import ServeSettings
 
-STATISTICS = {
-    "bridge_orig": {
-        "action": {
-            "mask": [True] * 6 + [False],
-            "q01": [-0.02] * 6 + [0.0],
-            "q99": [0.03] * 6 + [1.0],
-            "min": [-0.1] * 6 + [0.0],
-            "max": [0.1] * 6 + [1.0],
-        }
-    }
-}
 SMALLEST = ["backbone.vision.image_size=64", "backbone.vision.patch_size=16", "backbone.language.num_hidden_layers=2"]
-HEIGHT, WIDTH = 96, 128
 
 
 def small_policy():
@@ -34,10 +23,6 @@ def small_policy():
     torch.manual_seed(0)
     settings = ModelSettings.load(base=PRESETS["tiny"].model_dump(), overrides=SMALLEST)
     return PixelVLA(settings, byte_tokenizer(), STATISTICS).eval()
-
-
-def picture(seed=0):
-    return np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
 
 
 class Stub:

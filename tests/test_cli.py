@@ -1,6 +1,8 @@
 """The command line itself: help with an example everywhere, light to start, a doctor that knows this machine."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,30 @@ def test_rooms_keep_their_borders():
     for room, rooms in expected.items():
         result = subprocess.run([sys.executable, "-c", code.format(room)], capture_output=True, text=True, check=True)
         assert result.stdout.strip() == str(rooms)
+
+
+# A command that works, with what it makes for the time of its work, in a process of its own.
+WORKS = """
+import tempfile, time
+from pixel160k.read import verify
+def work(*_):
+    with tempfile.TemporaryDirectory():
+        print("begun", flush=True)
+        time.sleep(60)
+verify.verify = work
+from cli import main
+main(["verify", "--shards", "."])
+"""
+
+
+def test_a_command_that_is_ended_by_sigterm_leaves_no_temporary_files(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = subprocess.Popen([sys.executable, "-c", WORKS], stdout=subprocess.PIPE, env=environment)
+    assert command.stdout.readline() == b"begun\n" and len(list(tmp_path.iterdir())) == 1
+    command.send_signal(signal.SIGTERM)
+    command.communicate(timeout=30)
+    assert command.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_warnings_of_our_own_are_one_line_on_stderr(monkeypatch, tmp_path):

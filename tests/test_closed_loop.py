@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("libero", reason="needs the extra [sim]")
@@ -115,6 +116,24 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     (tmp_path / results.FILE_NAME).write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"cannot read .*episodes\.parquet"):
         results.read(tmp_path)
+
+
+@pytest.mark.parametrize("noise", [None, 0, 12])
+def test_rows_from_before_there_were_shifts_are_of_scenes_as_they_are(noise, tmp_path):
+    """Settings had the noise before the camera then, or not yet."""
+    now = settings(episodes=2).model_dump(mode="json")
+    results.write([row(0, True), row(1, False)], {"policy": "random", "settings": now}, tmp_path)
+    table = pq.read_table(tmp_path / results.FILE_NAME)
+    then = {key: value for key, value in now.items() if key != "shifts"} | ({} if noise is None else {"noise": noise})
+    metadata = {b"pixelvla": json.dumps({"policy": "random", "settings": then}).encode()}
+    pq.write_table(table.drop_columns("shift").replace_schema_metadata(metadata), tmp_path / results.FILE_NAME)
+    if noise:
+        with pytest.raises(InputError, match=r"cannot read .*: noise was before its camera"):
+            results.read(tmp_path)
+        return
+    rows, made_with = results.read(tmp_path)
+    assert [(row.success, row.shift) for row in rows] == [(True, "none"), (False, "none")]
+    assert made_with == {"policy": "random", "settings": now}  # so that it goes on
 
 
 # --- how actions are carried out
@@ -332,5 +351,5 @@ def test_a_killed_evaluation_goes_on_to_the_same_table_with_any_number_of_proces
     assert all((tmp_path / "killed" / "films" / row.video).stat().st_size > 1000 for row in ours)
     assert "films/libero_spatial_task_02_state_00_none.mp4" in (tmp_path / "killed" / "libero.html").read_text()
     assert json.loads((tmp_path / "killed" / "evaluation.json").read_text())["made_with"]["versions"]["mujoco"]
-    other = subprocess.run([*command, "--set", "seed=1"], capture_output=True, text=True)
-    assert other.returncode == 1 and "holds another evaluation, with another settings" in other.stderr
+    with pytest.raises(InputError, match="holds another evaluation, with another settings"):
+        evaluate("random", LiberoSettings.load(overrides=[*OPTIONS, "seed=1"]), tmp_path / "killed")

@@ -35,7 +35,7 @@ def start(out, workers, *, settings=SETTINGS, **environment):
 def finish(out, workers, **more):
     """The rows of an evaluation that comes to its end, without what no two runs have alike."""
     running = start(out, workers, **more)
-    _, told = running.communicate(timeout=120)
+    _, told = running.communicate(timeout=300)
     assert running.returncode == 0, told
     return rows(out), told
 
@@ -64,8 +64,10 @@ def wait_for(condition, seconds=60):
 
 def test_the_number_of_processes_changes_nothing(whole, tmp_path):
     """Nor does it matter to a policy that draws whether it is shown images, nor that an evaluation has nothing left to do."""
+    (tmp_path / "temporary").mkdir()
     for _ in range(2):
-        assert finish(tmp_path / "two", 2)[0] == whole
+        assert finish(tmp_path / "two", 2, TMPDIR=str(tmp_path / "temporary"))[0] == whole
+        assert not list((tmp_path / "temporary").iterdir()) and not list((tmp_path / "two").glob(f"{TEMPORARY}*"))
     assert finish(tmp_path / "three", 3, LOOKS="1")[0] == whole
 
 

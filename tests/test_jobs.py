@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import tracemalloc
 
@@ -423,6 +424,29 @@ def test_a_card_that_the_user_changed_stays_and_ours_is_brought_up_to_date(finis
     assert readme.read_text() == ours
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The machine's folder for temporary files, to which nobody else writes."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def list_temporary(file, folder, device):
+    (folder / f"{file.name}.txt").write_text(str(os.listdir(tempfile.gettempdir())))
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_makes_no_folder_for_temporary_files_that_a_kill_would_leave(temporary, drawn, tmp_path, workers):
+    files = list_files(SOURCES["libero"], drawn)
+    run_job("test", list_temporary, files, tmp_path / "out", {}, Execution(workers=workers))
+    assert {path.read_text() for path in (tmp_path / "out").glob("*.txt")} == {"[]"}
+    assert not list(temporary.iterdir())
+
+
 def test_a_runner_that_is_not_there_is_one_line(drawn, tmp_path):
     with pytest.raises(InputError, match=r"^--runner no\.such\.Runner: [^\n]+$"):
         annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner="no.such.Runner"))
@@ -438,8 +462,9 @@ def test_a_runner_that_is_not_there_is_one_line(drawn, tmp_path):
     ],
     ids=["value", "none", "choice", "address"],
 )
-def test_a_wrong_option_of_a_runner_is_one_line(drawn, tmp_path, options, fault):
+def test_a_wrong_option_of_a_runner_is_one_line(drawn, tmp_path, options, fault, temporary):
     pytest.importorskip("distributed", reason="needs the extra [dask]")
     runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
     with pytest.raises(InputError, match=rf"^--runner {runner}: {fault}[^\n]*$"):
         annotate("libero", drawn, tmp_path / "out", SETTINGS, Execution(runner=runner, options=options))
+    assert not list(temporary.iterdir())

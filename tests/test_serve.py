@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from served import HEIGHT, WIDTH, Stub, picture, serving, small_policy
+from served import Stub, serving, small_policy
+from test_policy import HEIGHT, WIDTH, picture
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import serve as websocket_server
@@ -501,7 +502,10 @@ def test_the_settings_are_documented():
         (ROOT / "docs" / "serving.md").read_text("utf-8").split("| setting | default | meaning |")[1].split("\n\n")[0]
     )
     rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", table, re.MULTILINE)
-    assert rows == [(name, f"{value:g}" if not isinstance(value, str) else value) for name, value in ServeSettings()]
+    assert rows == [
+        (name, str(list(value)) if isinstance(value, tuple) else f"{value:g}" if not isinstance(value, str) else value)
+        for name, value in ServeSettings()
+    ]
     with pytest.raises(InputError, match="unknown setting 'bach'; did you mean 'batch'"):
         ServeSettings.load(overrides=["bach=3"])
 

@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from served import Stub, picture, small_policy
+from served import Stub, small_policy
+from test_policy import picture
 
 from pixel160k.format.prompts import point, region
 from policies.base import Seen

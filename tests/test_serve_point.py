@@ -16,7 +16,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from click.testing import CliRunner
 from PIL import Image
-from served import HEIGHT, WIDTH, Stub, picture, serving, small_policy
+from served import Stub, serving, small_policy
+from test_policy import HEIGHT, WIDTH, picture
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -25,12 +26,14 @@ from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
 from cli import main
+from pixel160k.errors import InputError
 from pixel160k.format.prompts import point
 from policies.base import Seen
 from policies.framing import pack, to_json
 from policies.remote import ActPolicy, OpenpiPolicy
 from serve import clicks
 from serve.clicks import Pointing
+from serve.settings import ServeSettings
 from simulation import truth
 from simulation.rlds import find_dataset, read_libero_episodes
 
@@ -429,6 +432,52 @@ def test_no_page_of_another_site_may_look_or_point(served):
         assert request(server, "/point", body, Origin=f"http://{name}", Host=name)[0] == 200
     assert client.ask() == POINT
     assert request(server, "/act", act, Host="robot.lan")[0] == 200  # a robot may know us by any name
+
+
+def test_browsers_may_come_by_the_names_that_the_settings_say_and_by_no_other():
+    names = ("robot.lan", "policy.example:8443")
+    with page(host_names=names) as (server, stub):
+        client = Client(server, stub)
+        client.ask()
+        port = server.page_address.removesuffix("/point").rpartition(":")[2]
+        own, body = f"127.0.0.1:{port}", {"episode": seen(server)["number"], **CLICK}
+        allowed = [
+            (f"http://robot.lan:{port}", f"robot.lan:{port}"),  # asked directly
+            (f"http://ROBOT.lan:{port}".lower(), f"Robot.lan:{port}"),
+            ("https://robot.lan", "robot.lan"),  # through a proxy that says by which name it was asked
+            ("https://policy.example:8443", "policy.example:8443"),
+            ("https://robot.lan", own),  # and through one that puts our address there
+            ("https://policy.example:8443", own),
+        ]
+        for origin, host in allowed:
+            assert request(server, "/point", Host=host)[0] == 200  # as a browser asks for a page
+            assert request(server, "/point", body, Origin=origin, Host=host)[0] == 200, (origin, host)
+            assert request(server, "/point", {"episode": body["episode"]}, Origin=origin, Host=host)[0] == 200
+        refused = [
+            ("https://elsewhere.example", own),
+            ("https://elsewhere.example", "robot.lan"),
+            ("https://elsewhere.example", "elsewhere.example"),  # its name points here
+            ("https://robot.lan.elsewhere.example", "robot.lan.elsewhere.example"),
+            ("https://xrobot.lan", own),
+            ("https://robot.lan:9000", own),  # another program behind a name of ours
+            ("https://policy.example", own),
+            ("ftp://robot.lan", own),
+            ("robot.lan", own),
+            ("null", "robot.lan"),
+        ]
+        for origin, host in refused:
+            status, _, text = request(server, "/point", body, Origin=origin, Host=host, X_Forwarded_Host="robot.lan")
+            assert status == 403 and len(json.loads(text)["error"].splitlines()) == 1, (origin, host)
+        status, _, text = request(server, "/point", Host="elsewhere.example")
+        assert status == 403 and "--set host_names=[NAME]" in text
+        assert client.ask() == NOTHING
+        client.close()
+
+
+@pytest.mark.parametrize("name", ["*", "*.lan", "https://robot.lan", "robot.lan/", "Robot.lan:x", "", "a..b"])
+def test_a_name_that_is_none_is_one_line(name):
+    with pytest.raises(InputError, match="host_names"):
+        ServeSettings.load(overrides=[f"host_names=[{json.dumps(name)}]"])
 
 
 def test_the_page_holds_nothing_of_clients_and_no_frame_may_hold_it(served):

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("libero", reason="needs the extra [sim]")
 
+from annotate.annotators.grammar import target_object
 from evaluation.closed_loop import results
 from evaluation.closed_loop.degradation import by_shift
 from evaluation.closed_loop.episode import EpisodeResult
@@ -207,6 +208,9 @@ def test_instructions_are_worded_farther_at_each_level():
             new = [len(set(words.lower().split()) - set(said.split())) for words in worded]
             assert all(less <= more for less, more in pairwise(new)), worded
             assert new[1] > 0 and new[5] > new[2] > new[1], worded
+            assert target_object(worded[5]) == target_object(worded[4]), (
+                worded
+            )  # the sentence before names nothing to grasp
 
 
 def test_sides_that_name_an_object_are_kept():
@@ -257,6 +261,10 @@ def test_an_evaluation_tries_each_scene_under_each_shift(tmp_path):
     assert again["shifts"][1]["between"]["scenes"] == 1 and again["shifts"][1]["lost"]["scenes"] == 1
     page = (tmp_path / "one" / "libero.html").read_text("utf-8")
     assert "Shifts of the domain" in page and "distractors-1" in page
-    plain = evaluate("random", LiberoSettings.load(overrides=options), tmp_path / "plain")
+    unshifted = LiberoSettings.load(overrides=options)
+    made_with = seen["made_with"] | {"settings": unshifted.model_dump(mode="json")}
+    (tmp_path / "plain").mkdir()
+    results.write([found for found in rows if found.shift == "none"], made_with, tmp_path / "plain")
+    plain = evaluate("random", unshifted, tmp_path / "plain")  # nothing is left to do
     assert plain["shifts"] == [] and plain["conditions"] == seen["conditions"]
     assert json.loads((tmp_path / "plain" / "evaluation.json").read_text("utf-8"))["shifts"] == []

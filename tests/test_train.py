@@ -347,35 +347,37 @@ def losses(out):
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
-def start(out, shards, stage, init, *more):
-    code = "import torch; torch.set_num_threads(1); from cli import main; main()"
-    arguments = ["train", "--stage", stage, "--init", init, "--shards", shards, "--out", str(out), *more]
-    arguments += [part for change in LONG for part in ("--set", change)]
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "cat", "pue"])
 def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
-    """On two data sets that are mixed by weights."""
+    """On two data sets that are mixed by weights; in another process than the one that was killed."""
     init = {"pretrain": "tiny", "cat": str(trained / "pretrain"), "pue": str(trained / "cat")}[stage]
-    other = write_shards(tmp_path / "other", [[6] * 4] * 2, dataset="other")
-    mixed = ["--shards", str(other), "--set", "mixture.drawn=1", "--set", "mixture.other=2"]
-    whole = start(tmp_path / "whole", shards, stage, init, *mixed)
-    assert whole.wait(300) == 0, whole.stderr.read().decode()[-2000:]
-    killed = start(tmp_path / "killed", shards, stage, init, *mixed)
+    both = [shards, str(write_shards(tmp_path / "other", [[6] * 4] * 2, dataset="other"))]
+    changes = (*LONG, f"stage={stage}", f"init={init}", "mixture.drawn=1", "mixture.other=2")
+    settings = load_recipe("tiny-sample", changes)
+    run.train(settings, both, tmp_path / "whole")
+    code = "import torch; torch.set_num_threads(1); from cli import main; main()"
+    arguments = [
+        "train",
+        "--out",
+        str(tmp_path / "killed"),
+        *(word for folder in both for word in ("--shards", folder)),
+    ]
+    arguments += [word for change in changes for word in ("--set", change)]
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while not (tmp_path / "killed" / "checkpoint-10").exists():
         assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
-    resumed = start(tmp_path / "killed", shards, stage, init, "--resume", *mixed)
-    assert resumed.wait(300) == 0, resumed.stderr.read().decode()[-2000:]
+    run.train(settings, both, tmp_path / "killed", resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 20
     for name in ("modules.safetensors", "adapter/adapter_model.safetensors", "model.safetensors"):
-        first, second = (tmp_path / run / "checkpoint-20" / name for run in ("whole", "killed"))
+        first, second = (tmp_path / folder / "checkpoint-20" / name for folder in ("whole", "killed"))
         assert first.exists() == second.exists()
         if first.exists():
             assert first.read_bytes() == second.read_bytes()

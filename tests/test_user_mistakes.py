@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from scene import episode, write_scenes
+from test_files import another_process
 
 from cli import main
+from pixel160k.files import new_folder, only_writer
 
 KNOWN_NAMES = """manifest.json index.parquet dataset_statistics.json croissant.json config.json recipe.yaml run.json stats.json
     features.json dataset_info.json part-train-00000.parquet model.safetensors modules.safetensors truth.parquet tokenizer.json
@@ -129,6 +131,24 @@ def test_an_unusable_out_gets_one_line(command, to, valid, tmp_path):
     check(run(*arguments, "--out", out))
     mine = out if to == "a file" else out / "mine.txt"
     assert mine.read_text() == "mine" or command in ("browse",)  # browse writes the one file that it was told to
+
+
+def test_a_second_command_that_would_overwrite_the_work_of_one_that_runs_is_refused(valid, tmp_path):
+    right = ["--shards", valid / "shards"]
+    few = [part for setting in ("held_out_share=0.5", "batch_size=2", "workers=0") for part in ("--set", setting)]
+    commands = {
+        "train": (only_writer, ["train", "--stage", "pretrain", *right, *few]),
+        "study": (only_writer, ["study", *right, *few, "--grid", "decoder_blocks=1", "--seeds", "1"]),
+        "libero": (only_writer, ["evaluate", "libero", "--policy", "random", "--episodes", "1"]),
+        "export": (new_folder, ["export", "--to", "coco", *right]),
+        "refilter": (new_folder, ["annotate", "--refilter", valid / "a"]),
+        "sample": (new_folder, ["sample", "--suite", "libero_object", "--episodes", "1"]),
+    }
+    with another_process(*((how, tmp_path / name) for name, (how, _) in commands.items())):
+        for name, (_, command) in commands.items():
+            result = run(*command, "--out", tmp_path / name)
+            said = f"Error: another process writes to {tmp_path / name}: wait for it, or choose another --out"
+            assert result.exit_code == 1 and said in result.output, result.output
 
 
 @pytest.mark.parametrize("command", ["predict on", "evaluate actions of", "evaluate libero of", "serve"])

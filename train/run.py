@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from model.policy import PixelVLA
 from model.weights import reading
 from pixel160k.errors import InputError, one_line
+from pixel160k.files import only_writer
 from train import checkpoints, stages
 from train.checks import check_machine, check_policy, longest_sequence, say, start_of
 from train.memory import choose_checkpointing, step_memory
@@ -32,8 +33,8 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
             all steps, that is said and nothing is written.
 
     Raises:
-        InputError: recipe, start, shards or `out` are not right, which is said before anything is trained; or the loss
-            was not finite.
+        InputError: recipe, start, shards or `out` are not right, or another process trains into `out` now, which is said
+            before anything is trained; or the loss was not finite.
     """
     check_machine(settings)
     last = checkpoints.latest(out)
@@ -56,6 +57,15 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
     statistics = statistics_of(shards)
     check_mixture(settings, shards)
     check_policy(settings, shards)
+    first = os.environ.get("RANK", "0") == "0"  # of the run's processes the one that writes
+    with only_writer(out) if first else nullcontext():
+        return _train(settings, shards, out, statistics, last)
+
+
+def _train(
+    settings: TrainSettings, shards: Sequence[str], out: Path, statistics: dict[str, Any], last: Path | None
+) -> Path:
+    """The run itself, from the checkpoint `last` on; everything that can be said before it was said."""
     torch.manual_seed(settings.seed)
     try:
         with _once_a_machine(settings):

@@ -9,6 +9,9 @@ preposition, a conjunction, an adverb, a side such as "left", punctuation). Two 
 to the noun phrase whatever else it could be ("the back burner", "the stack"), and so does an "and" between two colours
 ("yellow and white mug").
 
+A clause that says what others do or what was done ("the cook opened the window", "the floor has been swept") counts only
+where none says what to do; where it is about no handling that the grammar knows ("guests will come this evening"), never.
+
 The target is the object of the first clause whose verb carries something away: knobs are turned and drawers pulled
 before anything is grasped to be carried ("turn on the stove and put the pan on it" -> "pan"). Where no clause carries, it
 is the first clause's object, or the tool where one is named ("wipe the table with the cloth" -> "cloth"). Pronouns stand for
@@ -55,13 +58,18 @@ class _Run(NamedTuple):
     before: str  # the word before all of it
     after: str  # the word after it
     doubt: str = ""
+    is_told: bool = False  # it says what others do, or what was done
+    sentence: int = 0  # the number of its sentence or subordinate clause
 
 
 def read(instruction: str) -> Reading:
     """Read an instruction."""
     words = _words(instruction)
     runs = list(_runs(words))
+    idle = {run.sentence for run in runs if run.is_told and not run.verb}
+    runs = [run for run in runs if run.sentence not in idle or (run.verb and not run.is_told)]
     clauses = [run for run in runs if run.verb]
+    clauses = [clause for clause in clauses if not clause.is_told] or clauses
     # "pick and place the can": a verb without even a pronoun after it shares the next one's object.
     with_object = [clause for clause in clauses if clause.phrase] or clauses
     if _is_foreign(words):
@@ -168,7 +176,7 @@ def _is_robot(phrase: list[str]) -> bool:
 
 def _stands_alone(run: _Run) -> bool:
     """Can a noun phrase without any verb be the target ("carrot on plate")? Not if nothing or a statement follows."""
-    states = table.BE | table.NEGATIONS | {"and", "or"}
+    states = table.BE | table.HELPERS | table.NEGATIONS | {"and", "or"}
     return run.after[0].isalnum() and run.after not in states and bool(_named(run.phrase)) and not _is_robot(run.phrase)
 
 
@@ -195,22 +203,28 @@ def _foreign_runs(words: list[str]) -> Iterator[_Run]:
 
 def _runs(words: list[str]) -> Iterator[_Run]:
     """The clauses and the noun phrases elsewhere, in order."""
-    index, last = 0, _Run("", [], ".", ".")
+    index, last, is_told, sentence = 0, _Run("", [], ".", "."), False, 0
     while index < len(words):
         if words[index] in table.VERB_OF and _is_negated(words, index):
             index += 1
             continue
         verb, doubt = _verb_at(words, index)
+        before = _word(words, index - 1)
+        if verb:
+            is_told = (is_told and before in ("and", "or")) or _is_told(words, index)
+        elif not words[index][0].isalnum() or words[index] in table.SUBORDINATING:
+            is_told, sentence = False, sentence + 1
         start = _after_verb(words, index, verb) if verb else index
         phrase, end = _noun_phrase(words, start, elsewhere=not verb)
         if not verb and "of" in phrase and table.DIRECTIONS.issuperset(phrase[: (of := phrase.index("of"))]):
             phrase = [word for word in phrase[of + 1 :]]  # "to the left of the pot"
-        before = _word(words, index - 1)
         if verb and not phrase and before in table.BE and not last.verb:  # "the cup should be moved"
             phrase = last.phrase
         is_label = _word(words, end + _word(words, end).isdigit()) == ":"  # "step 1:"
         if verb or (phrase and not is_label):
-            last = _Run(verb, phrase, before, _word(words, end), doubt)
+            does = verb in table.VERB_CLASS and verb not in table.GOING
+            acts = verb if does or not is_told else ""  # "guests will come": nothing is done to anything
+            last = _Run(acts, phrase, before, _word(words, end), doubt, bool(verb) and is_told, sentence)
             yield last
         index = max(end, index + 1)
 
@@ -243,6 +257,22 @@ def _verb_at(words: list[str], index: int) -> tuple[str, str]:
     if with_determiner or (index == 0 and re.fullmatch(r"\w{3,}(ing|ed)", word) and not ends):
         return word, unsure
     return "", ""
+
+
+def _is_told(words: list[str], index: int) -> bool:
+    """Does the verb at `index` say what somebody else does, or what was done ("guests will come"), instead of what to do?"""
+    first = index
+    while _word(words, first - 1) in table.HELPERS | table.BE | {"just", "already", "soon"}:
+        first -= 1
+    verb, subject, helpers = words[index], _word(words, first - 1), words[first:index]
+    if not table.BE.isdisjoint(helpers[-1:]) and not verb.endswith("ing"):  # "the floor has been swept"
+        return not table.PAST.isdisjoint(helpers)
+    if subject in table.OTHERS or (helpers and subject in ("and", "or")):
+        return True
+    if subject in table.SPEAKERS:  # "I will cook", but "we should move the cup"
+        return not {"will", *table.PAST}.isdisjoint(helpers)
+    is_noun = subject[0].isalnum() and subject not in table.BOUNDARIES | table.OPENERS | table.DETERMINERS
+    return is_noun and (bool(helpers) or verb != table.VERB_OF.get(verb, verb))
 
 
 def _is_negated(words: list[str], index: int) -> bool:

@@ -86,10 +86,17 @@ REFERRING = set("it them this that these those one ones both each".split())
 BE = set("is are was were be been being isn't aren't wasn't".split())
 NEGATIONS = set("not never without avoid no don't doesn't didn't cannot".split())
 RECEIVERS = set("me us him".split())
+HELPERS = set("will would shall should could may might must has have had".split())
+"""What stands between a subject and its verb."""
+PAST = set("has have had was were".split())
+"""Helpers of what was done already ("has been swept", not "should be swept")."""
 _ASKING = RECEIVERS | set(
     "please kindly could would should will shall must may might let lets let's help try i you we he she they there "
     "now next first finally again also just ok okay so thanks thank simply start begin".split()
 )
+SUBORDINATING = set("before after while until if as because when where so".split())
+SPEAKERS = set("i we".split())
+OTHERS = set("they he she it this that these those there who which".split())
 SUBJECTS = set("robot robotic arm gripper hand end effector manipulator person human user someone hey hello hi".split())
 OPENERS = BE | _ASKING | SUBJECTS | set("and then or while after before by go can to".split())
 """Words after which a clause can begin; so can it after punctuation."""
@@ -104,7 +111,7 @@ STATES = {"open": "open", "opened": "open", "shut": "close", "closed": "close", 
 _OTHER_BOUNDARIES = set(
     "and or then upright that which who whose so until while if as because where when using it them located lying placed "
     "sitting standing back together apart vertical vertically horizontal horizontally clockwise counterclockwise "
-    "anticlockwise forward backward aside upside closer closest nearest further farther farthest far more "
+    "anticlockwise forward backward aside upside closer closest nearest further farther farthest far more has have had "
     "distractors cardboardfence".split()  # Bridge's labels of scenes, which end some instructions
 )
 COLOURS = set(

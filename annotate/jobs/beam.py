@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -139,6 +140,8 @@ def run_job(
             f"part {index} of {count} is done; of {len(files)} files {len(lost)} are missing, the first is "
             f"{lost[0].path.name}; the command that does the last one ends the run"
         )
+    if isinstance(out, StorePath):  # all went well, and its log would stay among this machine's temporary files
+        log_path(out).unlink(missing_ok=True)
     return [marker for marker in markers if marker is not None]
 
 
@@ -249,13 +252,17 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
     try:
         with redirect_stderr(complaint):
             created = beam.Pipeline(options=PipelineOptions(chosen))
+            # Only transforms in other languages use it, and it would stay where this process is killed.
+            shutil.rmtree(created.local_tempdir)
             created.options.get_all_options()  # reads all options, those of this runner included
     except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
         raise InputError(f"--runner {runner}: {one_line(error)}") from None
     except SystemExit:  # of argparse, which has printed its reason
         raise InputError(f"--runner {runner}: {complaint.getvalue().strip().rpartition('error: ')[2]}") from None
-    with created as pipeline:
-        _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
+    _ = created | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
+    created.run(
+        test_runner_api=False
+    ).wait_until_finish()  # without that test, which makes a second pipeline and its folder
 
 
 def _open_run(out: AnyPath, description: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """`pixelcli evaluate libero`: policies act in LIBERO's scenes by OpenVLA's protocol, and success is counted."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from evaluation.closed_loop.settings import LiberoSettings
 from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
-from pixel160k.files import write_text
+from pixel160k.files import only_writer, working_folder, write_text
 from policies.choose import device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
@@ -65,7 +65,8 @@ def evaluate(
         `made_with`.
 
     Raises:
-        InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation.
+        InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation, or another process
+            evaluates there now.
     """
     scripted = Scripted(Expert) if policy == EXPERT else None
     most_steps(settings)
@@ -78,23 +79,37 @@ def evaluate(
         raise InputError(f"the {policy.partition(':')[0]} policy acts at {CONTROL_HZ} Hz: leave hz as it is")
     episodes = [(scene, condition) for scene in scenes for condition in settings.prompts]
     made_with = _made_with(policy, settings, device)
-    found = _kept(out, made_with)
     other = results.read(against) if against is not None else None
-    (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
-    for folder in (out, out / FILMS):  # what a killed evaluation did not finish
-        remove_leftovers(folder)
-    progress(len(found), len(episodes))
-    if units := _units(episodes, found.keys(), settings, workers):
-        with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
-            into = out / FILMS if films else None
-            for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log"):
-                found[result.scene, result.condition] = result
-                results.write(found.values(), made_with, out)
-                progress(len(found), len(episodes))
-    rows = [found[episode] for episode in episodes]
+    with only_writer(out), working_folder(out, "simulators") as scratch:
+        found = _kept(out, made_with)
+        (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
+        for folder in (out, out / FILMS):  # what a killed evaluation did not finish
+            remove_leftovers(folder)
+        progress(len(found), len(episodes))
+        if units := _units(episodes, found.keys(), settings, workers):
+            with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
+                into = out / FILMS if films else None
+                for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log", scratch):
+                    found[result.scene, result.condition] = result
+                    results.write(found.values(), made_with, out)
+                    progress(len(found), len(episodes))
+        rows = [found[episode] for episode in episodes]
+        summary = _summary(rows, settings, made_with, other)
+        write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
+        write_page(summary, rows, out)
+    return summary
+
+
+def _summary(
+    rows: Sequence[EpisodeResult],
+    settings: LiberoSettings,
+    made_with: dict[str, Any],
+    other: tuple[list[EpisodeResult], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What `evaluate` returns."""
     first = settings.shifts[0]
     summary = {
-        "policy": policy,
+        "policy": made_with["policy"],
         "suite": settings.suite,
         "episodes": len(rows),
         **summarise([row for row in rows if row.shift == first], settings.prompts),
@@ -112,8 +127,6 @@ def evaluate(
             )
             names = {"first": f"{condition}, here", "second": f"{condition}, {other[1]['policy']}"}
             summary["paired"].append({**names, **paired(ours, theirs)})
-    write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
-    write_page(summary, rows, out)
     return summary
 
 

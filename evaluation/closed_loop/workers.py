@@ -7,6 +7,7 @@ bug, its episode has that as its error, and another process goes on.
 
 import logging
 import multiprocessing
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -71,6 +72,7 @@ def run_units(
     batch: int,
     films: Path | None = None,
     bugs: Path = Path("bugs.log"),
+    scratch: Path | None = None,
 ) -> Iterator[EpisodeResult]:
     """Try the episodes of all units, and yield each result as it ends.
 
@@ -82,6 +84,7 @@ def run_units(
         batch: for how many of them the policy is asked at once, at most. With 1 the results do not depend on `workers`.
         films: the folder for a film of each episode; None makes none.
         bugs: the file that the traceback of a bug is added to.
+        scratch: the folder for the simulators' temporary files, which those that are killed leave; None: the system's.
 
     Raises:
         InputError: as the policy.
@@ -91,7 +94,7 @@ def run_units(
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0), settings, beside, films))
+                running.append(_start(waiting.pop(0), settings, beside, films, scratch))
             asked: list[tuple[_Worker, Seen]] = []
             for ready in wait([worker.pipe for worker in running]):
                 worker = next(worker for worker in running if worker.pipe is ready)
@@ -132,11 +135,13 @@ def run_units(
             worker.process.join()
 
 
-def _start(unit: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None) -> _Worker:
+def _start(
+    unit: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None, scratch: Path | None
+) -> _Worker:
     """`beside`: what makes the worker's policy; or, of a shared one, whether it looks at images."""
     context = multiprocessing.get_context("spawn")  # a forked process would share torch's threads and the renderer
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, unit, settings, beside, films), daemon=True)
+    process = context.Process(target=_work, args=(theirs, unit, settings, beside, films, scratch), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours, unit, unit)
@@ -167,8 +172,16 @@ def _receive(worker: _Worker, bugs: Path) -> tuple[str, Any]:
     return message
 
 
-def _work(pipe: Connection, unit: Unit, settings: LiberoSettings, beside: Scripted | bool, films: Path | None) -> None:
+def _work(
+    pipe: Connection,
+    unit: Unit,
+    settings: LiberoSettings,
+    beside: Scripted | bool,
+    films: Path | None,
+    scratch: Path | None,
+) -> None:
     """What a worker process does."""
+    tempfile.tempdir = None if scratch is None else str(scratch)
     try:
         _try_units(pipe, unit, settings, beside, films)
     except (EOFError, ConnectionError):  # the command is gone: nobody wants to know
