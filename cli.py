@@ -862,7 +862,14 @@ def study_command(
 
 
 @main.command("sample")
-@click.option("--suite", "suites", multiple=True, help="libero_object, libero_spatial, libero_goal; repeatable.")
+@click.option("--suite", "suites", multiple=True, help="libero_object, _spatial, _goal, _10 or _90; repeatable.")
+@click.option(
+    "--task",
+    "tasks",
+    type=int,
+    multiple=True,
+    help="A task of the one suite; repeatable [default: the picks; of libero_10 all].",
+)
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(
     "--mishap",
@@ -880,6 +887,7 @@ def study_command(
 @click.option("--out", type=_local_directory, required=True, help="A new or empty directory.")
 def sample_command(
     suites: tuple[str, ...],
+    tasks: tuple[int, ...],
     two_alike: bool,
     mishaps: tuple[str, ...],
     episodes: int,
@@ -897,15 +905,19 @@ def sample_command(
 
     \b
     pixelcli sample --suite libero_object --episodes 20 --seed 1 --out recorded
+    pixelcli sample --suite libero_10 --task 0 --task 3 --episodes 20 --seed 1 --out recorded
     pixelcli sample --two-alike --episodes 100 --seed 1 --out recorded
     """
     if bool(suites) == two_alike:
         raise click.UsageError("name either the suites with --suite, or --two-alike")
+    if tasks and len(suites) != 1:
+        raise click.UsageError("--task chooses among the tasks of one --suite")
     require_packages("sim", "libero", "tensorflow_datasets")
     from simulation.recording import record_sample
     from simulation.two_alike import record_two_alike
 
-    record = record_two_alike if two_alike else partial(record_sample, list(suites))
+    chosen = {suite: tasks for suite in suites} if tasks else None
+    record = record_two_alike if two_alike else partial(record_sample, list(suites), tasks=chosen)
     with _progress("record", episodes) as show:
         counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done), mishaps=mishaps).total()
     click.echo(

@@ -9,12 +9,12 @@ from PIL import Image
 
 from pixel160k.format.masks import encode
 from simulation.environment import AGENT_VIEW, CONTROL_HZ, GRIPPER, WRIST_VIEW, TaskEnvironment
-from simulation.fixtures import operate_fixture
 from simulation.grasping import GRASP_VARIATIONS
 from simulation.libero import category_of
 from simulation.mishaps import script_of
-from simulation.policy import Attempt, Script, run_attempt
+from simulation.policy import Attempt, run_attempt
 from simulation.rlds import RldsEpisode
+from simulation.script import do_task
 from simulation.thinning import thin_actions, window_starts
 from simulation.truth import EpisodeTruth, StepTruth, phrase_of
 
@@ -36,13 +36,10 @@ def attempt_until_solved(environment: TaskEnvironment, initial_state: int, misha
     solved one, unless all of them failed.
     """
     attempts: list[Attempt] = []
+    seed = (environment.suite, environment.task_id, initial_state)
+    script = script_of(mishap, seed) if mishap else do_task
     for variation in GRASP_VARIATIONS:
-        script: Script | None = None
-        if mishap:
-            script = script_of(mishap, (environment.suite, environment.task_id, initial_state))
-        elif not environment.destination:
-            script = operate_fixture(initial_state)
-        attempts.append(run_attempt(environment, initial_state, variation, script))
+        attempts.append(run_attempt(environment, initial_state, script, variation))
         if attempts[-1].solved:
             break
     return attempts

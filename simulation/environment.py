@@ -15,13 +15,8 @@ from typing import Self
 
 import numpy as np
 
-from simulation.libero import (
-    HANDLE_TASKS,
-    described_with_objects,
-    described_with_target,
-    import_libero,
-    load_task,
-)
+from simulation.goals import subtasks_of, target_of
+from simulation.libero import described_with_objects, described_with_target, import_libero, load_task
 from simulation.textures import Textures
 
 IMAGE_SIZE = 256
@@ -37,12 +32,14 @@ STAND_STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], dtype=np.float32)
 _INSTANCE_PARTS = {"PandaGripper0": GRIPPER} | dict.fromkeys(
     ("Panda0", "MountedPanda0", "OnTheGroundPanda0", "RethinkMount0"), ROBOT_ARM
 )
-# Parts of fixtures that a hand takes hold of: they are instances of their own, told by how their meshes' names end.
+# Parts of fixtures that a hand moves: they are instances of their own, told by how their meshes' names end.
 _PART_OF_MESH = {
     "top_handle_vis": "top_drawer_handle",
     "middle_handle_vis": "middle_drawer_handle",
     "bottom_handle_vis": "bottom_drawer_handle",
     "stove_knob_button_vis": "stove_knob",
+    "microdoor": "microwave_door",
+    "microwindow": "microwave_door",
 }
 _FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.seed(0)` puts them
 _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image
@@ -60,9 +57,8 @@ _LOOKS = (
 class TaskEnvironment:
     """One task of a LIBERO suite in the simulator; a context manager, since it holds a rendering context.
 
-    Positions are in metres in the world frame (z up). `target` is the instance to pick up; `destination` is the instance,
-    or the region (a "site" of MuJoCo), to put it on. In a task of `HANDLE_TASKS`, `target` is the part of a fixture that
-    is to be moved, and `destination` is "".
+    Positions are in metres in the world frame (z up). `subtasks` are what the task's goal wants (goals.py). `target` is the
+    first instance to pick up or, where nothing is carried, the part of a fixture that is to be moved first.
 
     `change` takes the environment and the initial state's number at each reset, once the scene is in that state and before
     it settles: a shift of the domain, see looks.py and arrangement.py. The next reset undoes it.
@@ -115,9 +111,9 @@ class TaskEnvironment:
                 control_freq=CONTROL_HZ,
             )
         self._env.seed(_FIXTURE_SEED)
-        part, of_interest = HANDLE_TASKS.get(suite, {}).get(task_id, ""), self._env.obj_of_interest
-        self.target: str = part or of_interest[0]
-        self.destination: str = of_interest[1] if len(of_interest) == 2 and not part else ""
+        objects = {name for names in self._env.env.parsed_problem["objects"].values() for name in names}
+        self.subtasks = subtasks_of(self._env.env.parsed_problem["goal_state"], objects)
+        self.target: str = target_of(self.subtasks).thing
         self._look_at_model()
 
     def __enter__(self) -> Self:
@@ -182,7 +178,8 @@ class TaskEnvironment:
             geom: part
             for part, mesh in self._part_geoms.items()
             for geom in np.flatnonzero(model.geom_bodyid == model.geom_bodyid[mesh]).tolist()
-            if model.geom_contype[geom] and model.geom_size[geom].max() <= model.geom_size[mesh].max()
+            if (model.geom_contype[geom] or model.geom_conaffinity[geom])
+            and model.geom_size[geom].max() <= model.geom_size[mesh].max()
         }
 
     def _is_finger(self, geom: int) -> bool:
@@ -248,6 +245,14 @@ class TaskEnvironment:
     def succeeded(self) -> bool:
         """Whether the environment itself reports that the task is solved now."""
         return bool(self._env.check_success())
+
+    def holds(self, predicate: Sequence[str]) -> bool:
+        """Whether a predicate of LIBERO holds now; `predicate` are its name and its arguments."""
+        from libero.libero.envs.predicates import eval_predicate_fn
+
+        return bool(
+            eval_predicate_fn(predicate[0], *(self._env.env.object_states_dict[name] for name in predicate[1:]))
+        )
 
     def state(self) -> np.ndarray:
         """The whole state of the simulator (time, positions, velocities), float64 (n,), for `restore`."""
@@ -322,6 +327,10 @@ class TaskEnvironment:
     def body_position(self, instance: str) -> np.ndarray:
         """The position (3,) of an instance."""
         return self.data.xpos[self.root_body(instance)].copy()
+
+    def has_part(self, name: str) -> bool:
+        """Whether this is the name of a handle or knob in the scene."""
+        return name in self._part_geoms
 
     def part_position(self, part: str) -> np.ndarray:
         """The position (3,) of the middle of a handle or knob."""

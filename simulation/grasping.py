@@ -1,7 +1,7 @@
 """Where to grasp an object: computed from its collision geometry, so that no object needs a grasp written by hand.
 
-There are two kinds of grasp, both straight from above: `across` the object where it fits between the fingers, else at
-its `rim` (bowls). The cheapest candidate wins: it turns the hand little, and its fingers and palm keep clear of
+There are three kinds of grasp, all straight from above: `across` the object where it fits between the fingers, else at
+its `rim` where it is hollow (bowls), else at a `handle`, a side that is narrow enough. The cheapest candidate wins: it turns the hand little, and its fingers and palm keep clear of
 everything else in the scene.
 """
 
@@ -52,7 +52,7 @@ GRASP_VARIATIONS = (
 class Grasp:
     """A grasp from above, with the hand pointing down."""
 
-    kind: str  # "across" or "rim"
+    kind: str  # "across", "rim" or "handle"
     yaw: float  # of the hand about the vertical, rad
     tool: np.ndarray  # where the point between the finger tips goes, (3,) m in the world frame
 
@@ -121,7 +121,8 @@ def plan_grasp(
     `carry` (3,) leads from the object to its destination. The arm, whose shoulder is at `shoulder` (3,), should reach
     both ends of it. All lengths are in metres in the world frame.
     """
-    candidates = _across_grasps(target, variation) or _rim_grasps(target, variation)
+    others = _rim_grasps if _is_hollow(target) else _handle_grasps
+    candidates = _across_grasps(target, variation) or others(target, variation) or _rim_grasps(target, variation)
     random = np.random.default_rng(variation.randomness)
 
     def cost(candidate: tuple[float, Grasp]) -> float:
@@ -157,6 +158,29 @@ def _across_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[
 
 def _middle_and_width(values: np.ndarray) -> tuple[float, float]:
     return (values.max() + values.min()) / 2, values.max() - values.min()
+
+
+def _is_hollow(target: np.ndarray) -> bool:
+    """Whether nothing of an object is in the middle of its top."""
+    low, high = target.min(0), target.max(0)
+    top = target[target[:, 2] > high[2] - 0.012]
+    return bool(np.linalg.norm(top[:, :2] - (low + high)[:2] / 2, axis=1).min() > 0.2 * (high - low)[:2].min())
+
+
+def _handle_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[float, Grasp]]:
+    """(cost, grasp) for the sides of an object that fit between the fingers, as far out as these are broad."""
+    candidates = []
+    for yaw in np.deg2rad(np.arange(-90, 91, 15)):
+        along, across = downward_rotation(yaw)[:2, 0], downward_rotation(yaw)[:2, 1]
+        places = target[:, :2] @ along
+        for place in np.arange(places.min(), places.max(), 0.01):
+            side = target[np.abs(places - place) < FINGER_HALF_WIDTH + 0.002]
+            middle, width = _middle_and_width(side[:, :2] @ across)
+            if len(side) > 8 and width < WIDEST_GRASP / 2:
+                tool = np.array([*(along * place + across * middle), side[:, 2].max() - variation.rim_depth])
+                outside = float(np.linalg.norm(tool[:2] - (target.min(0) + target.max(0))[:2] / 2))
+                candidates.append((abs(yaw) * 0.02 + width * 0.3 + outside * 0.5, Grasp("handle", yaw, tool)))
+    return candidates
 
 
 def _rim_grasps(target: np.ndarray, variation: GraspVariation) -> list[tuple[float, Grasp]]:

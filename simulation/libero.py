@@ -24,16 +24,21 @@ from pixel160k.errors import InputError
 MUJOCO_VERSION = "3.3.2"
 ANY_MUJOCO = "PIXELVLA_ANY_MUJOCO"  # set to 1, this environment variable allows another version
 
-# The tasks in which one object is picked up once and put down once.
+# The tasks in which one object is picked up once and put down once. A recording of these suites draws from them, unless it
+# is told otherwise; they stay what they are, since the same seed shall draw the same scenes.
 PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     "libero_spatial": tuple(range(10)),
-    # Not 0, 3, 5, 7 (drawers, pushing, a knob), nor 9 (no scripted grasp lays the bottle into the wine rack).
     "libero_goal": (1, 2, 4, 6, 8),
 }
 
-# The tasks in which the hand takes hold of a part of a fixture, each with that part: nothing is carried away.
-HANDLE_TASKS: dict[str, dict[int, str]] = {"libero_goal": {0: "middle_drawer_handle", 7: "stove_knob"}}
+# All tasks that the scripted demonstrator does; benchmarks/scripted_tasks.py measures how often.
+SCRIPTED_TASKS: dict[str, tuple[int, ...]] = {
+    "libero_object": tuple(range(10)),
+    "libero_spatial": tuple(range(10)),
+    "libero_goal": (0, 1, 2, 3, 4, 6, 7, 8),
+    "libero_10": (0, 2, 3, 4, 6, 8),
+}
 
 # The wording of these suites differs from that of the suite that they vary, and stands in the scenes' descriptions alone.
 _WORDED_ANEW = ("_lan", "_task")
@@ -58,10 +63,15 @@ def check_suite(suite: str) -> None:
     """Check that demonstrations of a suite of LIBERO can be recorded.
 
     Raises:
-        InputError: it is none of `PICK_AND_PLACE_TASKS`; the message names those.
+        InputError: it is none of `SCRIPTED_TASKS`; the message names those.
     """
-    if suite not in PICK_AND_PLACE_TASKS:
-        raise InputError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(PICK_AND_PLACE_TASKS)}")
+    if suite not in SCRIPTED_TASKS:
+        raise InputError(f"unknown LIBERO suite {suite!r}: choose one of {', '.join(SCRIPTED_TASKS)}")
+
+
+def drawn_by_default(suite: str) -> tuple[int, ...]:
+    """The tasks of a suite of `SCRIPTED_TASKS` that a recording draws from, unless it is told which."""
+    return PICK_AND_PLACE_TASKS.get(suite, SCRIPTED_TASKS[suite])
 
 
 def import_libero() -> tuple[Any, Any, Any]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from pixel160k.errors import InputError
 from pixel160k.seeding import seeded_generator
+from simulation.carrying import above, destination_of, obstacles, pick_up, plan
 from simulation.environment import CLOSE, OPEN
+from simulation.goals import target_of
 from simulation.grasping import (
     FINGER_BELOW_TOOL,
     Grasp,
@@ -30,14 +32,9 @@ from simulation.policy import (
     Arm,
     AttemptFailed,
     Script,
-    above,
-    destination_of,
-    obstacles,
-    pick_and_place,
-    pick_up,
-    plan,
     return_home,
 )
+from simulation.script import do_task
 
 PUSH, PUSH_STEPS, PUSH_PAUSE = (0.01, 0.035), (3, 8), (4, 16)  # m at each control step, and how many of them
 MOST_MOVED = 0.02  # m that the target may move in a demonstration that never grasps it
@@ -48,6 +45,11 @@ def script_of(mishap: str, seed: tuple[Any, ...]) -> Script:
     """The script of a mishap, one of `MISHAPS`; equal seeds give equal mishaps."""
 
     def script(arm: Arm, variation: GraspVariation) -> None:
+        environment = arm.environment
+        if not target_of(environment.subtasks).place:
+            raise InputError(
+                f"task {environment.task_id} of {environment.suite} carries nothing: mishaps happen to what is carried"
+            )
         MISHAPS[mishap](arm, variation, seeded_generator("mishap", mishap, *seed, variation.randomness))
 
     return script
@@ -56,27 +58,27 @@ def script_of(mishap: str, seed: tuple[Any, ...]) -> Script:
 def _miss(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
     """Close on the air above the target, lift the empty hand, then do the task."""
     _close_above(arm, variation, random)
-    pick_and_place(arm, variation)
+    do_task(arm, variation)
 
 
 def _beside(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
     """Close beside the target, lift the empty hand, then do the task."""
     _close_beside(arm, variation, random)
-    pick_and_place(arm, variation)
+    do_task(arm, variation)
 
 
 def _drop(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
     """Pick up the target, let it fall on the way, then do the task from where it fell."""
     environment = arm.environment
-    grasp = pick_up(arm, variation)
+    grasp = pick_up(arm, variation, target_of(environment.subtasks))
     here = environment.tool_position()
-    way = (destination_of(environment) - here)[:2]
+    way = (destination_of(environment, target_of(environment.subtasks)) - here)[:2]
     shift = way / np.linalg.norm(way) * random.uniform(0.05, 0.10)
     low = here - [*-shift, random.uniform(0.06, 0.09)]
     arm.move(low, downward_rotation(grasp.yaw), CLOSE, 40, tolerance=0.015, max_translation=0.04)
     arm.hold(OPENING_STEPS, OPEN)
     arm.move(above(environment, low, LIFT), downward_rotation(grasp.yaw), OPEN, 30, tolerance=0.02)
-    pick_and_place(arm, variation)
+    do_task(arm, variation)
 
 
 def _push(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
@@ -88,7 +90,7 @@ def _push(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> N
     gripper = CLOSE if random.random() < 0.5 else OPEN
     reach = 0.025 if gripper == CLOSE else 0.03  # m, of the fingers along the way
     radius = float(np.linalg.norm((high - low)[:2])) / 2
-    away = _clearest(obstacles(environment), (low + high) / 2, radius + 0.06, random)
+    away = _clearest(obstacles(environment, environment.target), (low + high) / 2, radius + 0.06, random)
     start = np.array([*((low + high)[:2] / 2 + away * (radius + reach + MARGIN)), height])
     end = start - np.array([*away, 0]) * (MARGIN + random.uniform(0.03, 0.06))
     down = downward_rotation((float(np.arctan2(away[1], away[0])) + np.pi / 2) % np.pi - np.pi / 2)
@@ -100,7 +102,7 @@ def _push(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> N
     arm.move(above(environment, end, LIFT), down, gripper, 40, tolerance=0.02)
     if gripper == CLOSE:
         arm.hold(OPENING_STEPS, OPEN)
-    pick_and_place(arm, variation)
+    do_task(arm, variation)
 
 
 def _nudge(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
@@ -109,7 +111,7 @@ def _nudge(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> 
     As DART does it (arXiv 1703.09327): a policy that has only seen the straight way knows no way back to it.
     """
     arm.pushes = _pushes(random)
-    pick_and_place(arm, variation)
+    do_task(arm, variation)
 
 
 def _never(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
@@ -123,7 +125,9 @@ def _never(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> 
     miss = _close_above if random.random() < 0.5 else _close_beside
     miss(arm, variation, random, give_up=False)
     here = environment.tool_position()
-    way = np.array([*(destination_of(environment) - here)[:2], 0])  # half of it: the rest may be out of the arm's reach
+    way = np.array(
+        [*(destination_of(environment, target_of(environment.subtasks)) - here)[:2], 0]
+    )  # half of it: the rest may be out of the arm's reach
     arm.move(here + way / 2, downward_rotation(0.0), CLOSE, 70, tolerance=0.03)
     arm.hold(OPENING_STEPS, OPEN)
     return_home(arm)
@@ -176,8 +180,8 @@ def _pushes(random: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def _close_above(arm: Arm, variation: GraspVariation, random: np.random.Generator, give_up: bool = True) -> None:
-    grasp = plan(arm, variation)
     environment = arm.environment
+    grasp = plan(arm, variation, target_of(environment.subtasks))
     top = collision_points(environment, environment.root_body(environment.target))[:, 2].max()
     shift = random.uniform(-0.02, 0.02, 2)
     tool = np.array([*(grasp.tool[:2] + shift), top + FINGER_BELOW_TOOL + random.uniform(0.01, 0.03)])
@@ -186,10 +190,10 @@ def _close_above(arm: Arm, variation: GraspVariation, random: np.random.Generato
 
 def _close_beside(arm: Arm, variation: GraspVariation, random: np.random.Generator, give_up: bool = True) -> None:
     environment = arm.environment
-    grasp = plan(arm, variation)
+    grasp = plan(arm, variation, target_of(environment.subtasks))
     points = collision_points(environment, environment.root_body(environment.target))
     middle = (points.min(0) + points.max(0)) / 2
-    everything = np.concatenate([points, obstacles(environment)])
+    everything = np.concatenate([points, obstacles(environment, environment.target)])
     radius = np.linalg.norm((points.max(0) - points.min(0))[:2]) / 2
     places = []
     for angle in np.arange(0, 2 * np.pi, np.pi / 8):

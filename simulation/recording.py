@@ -16,12 +16,14 @@ from pixel160k.files import check_new_folder, new_folder
 from simulation import truth
 from simulation.demonstration import attempt_until_solved, render_demonstration
 from simulation.environment import CONTROL_HZ, TaskEnvironment
-from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS, check_suite, import_libero, simulator_versions
+from simulation.libero import SCRIPTED_TASKS, check_suite, drawn_by_default, import_libero, simulator_versions
 from simulation.mishaps import check_mishaps, mishap_of
 from simulation.rlds import encode_episode, libero_features, write_encoded_rlds
 
 VERSION = "1.0.0"
 ALL_INITIAL_STATES = range(50)  # those of every LIBERO task
+# A suite's place says what a seed draws of it: new ones come last.
+_SUITE_NUMBERS = ("libero_goal", "libero_object", "libero_spatial", "libero_10", "libero_90")
 
 Progress = Callable[[int, int], None]
 """A function that is told how far a recording is: (episodes recorded so far, episodes asked for)."""
@@ -93,21 +95,20 @@ def record_sample(
         files: how many TFRecord files to write.
         hz: frames per second: 20, the control rate, or a divisor of it.
         progress: called after every recorded episode.
-        tasks: suite -> the task ids to draw from, of `PICK_AND_PLACE_TASKS` and `HANDLE_TASKS`; by default all of the
-            former.
+        tasks: suite -> the task ids to draw from, of `SCRIPTED_TASKS`; by default those that are `drawn_by_default`.
         initial_states: the initial states to draw from. Training and evaluation sets must not share a scene.
         mishaps: what goes wrong in the demonstrations, in turn (`simulation.mishaps.mishap_of`); by default nothing does.
 
     Raises:
-        InputError: an argument is out of range, `out` is not empty, there are fewer scenes than episodes, or LIBERO is
-            not installed.
+        InputError: an argument is out of range, `out` is not empty, there are fewer scenes than episodes, a mishap shall
+            happen in a task that carries nothing, or LIBERO is not installed.
     """
     suites = [suites] if isinstance(suites, str) else list(suites)
-    chosen_tasks = {suite: tuple((tasks or {}).get(suite, PICK_AND_PLACE_TASKS.get(suite, ()))) for suite in suites}
     if not suites:
-        raise InputError(f"no suite given: choose from {', '.join(PICK_AND_PLACE_TASKS)}")
+        raise InputError(f"no suite given: choose from {', '.join(SCRIPTED_TASKS)}")
     for suite in suites:
         check_suite(suite)
+    chosen_tasks = {suite: tuple((tasks or {}).get(suite, drawn_by_default(suite))) for suite in suites}
     check_request(episodes, out, files, hz)
     check_mishaps(mishaps)
     _check_scenes(chosen_tasks, tasks or {}, initial_states)
@@ -181,7 +182,7 @@ def _check_scenes(
         if suite not in chosen_tasks:
             raise InputError(f"tasks are restricted for {suite!r}, which is not among the recorded suites")
     for suite, tasks in chosen_tasks.items():
-        possible = sorted({*PICK_AND_PLACE_TASKS[suite], *HANDLE_TASKS.get(suite, ())})
+        possible = sorted(SCRIPTED_TASKS[suite])
         if not set(tasks) <= set(possible) or not tasks or len(set(tasks)) < len(tasks):
             raise InputError(
                 f"cannot record tasks {list(tasks)} of {suite}: choose one or more of {possible}, each once"
@@ -197,8 +198,8 @@ def draw_scenes(
 
     `tasks` (by default all of the suite) and `initial_states` say which scenes. Equal seeds give equal orders.
     """
-    random = np.random.default_rng([seed, sorted(PICK_AND_PLACE_TASKS).index(suite)])
-    tasks = PICK_AND_PLACE_TASKS[suite] if tasks is None else tasks
+    random = np.random.default_rng([seed, _SUITE_NUMBERS.index(suite)])
+    tasks = drawn_by_default(suite) if tasks is None else tasks
     order_of_states = {task: random.permutation(initial_states) for task in tasks}
     for turn in range(len(initial_states)):
         for task in random.permutation(tasks):

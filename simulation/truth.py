@@ -95,14 +95,15 @@ class EpisodeTruth:
 def phrase_of(instance_category: str, instruction: str) -> str:
     """The words of an instruction that name an object: the longest run of words that all occur in its category's name.
 
-    `akita_black_bowl` in "pick up the black bowl between the plate and the ramekin" -> "black bowl". "" if there is none.
+    `akita_black_bowl` in "pick up the black bowl between the plate and the ramekin" -> "black bowl", `white_yellow_mug` in
+    "pick up the yellow and white mug" -> "yellow and white mug". "" if there is none.
     """
     names = set(instance_category.lower().split("_"))
     longest: list[str] = []
     run: list[str] = []
     for word in instruction.lower().split():
-        run = [*run, word] if word in names else []
-        if len(run) > len(longest):
+        run = [*run, word] if word in names or (word == "and" and run) else []
+        if len(run) > len(longest) and word in names:
             longest = run
     return " ".join(longest)
 

@@ -18,8 +18,9 @@ from pixel160k.files import read_json, write_json
 from pixel160k.format.masks import decode
 from simulation import truth
 from simulation.environment import GRIPPER
-from simulation.libero import HANDLE_TASKS, category_of
+from simulation.libero import category_of
 from simulation.rlds import find_dataset, read_libero_episodes
+from tiny_models.record import HANDLES
 
 SIZE = 256
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,9 +78,8 @@ class Frames:
         """The episodes of each suite, those of handles apart: one viewpoint, one kind of scene, one way to hold the hand."""
         kinds: dict[tuple[str, bool], list[EpisodeFrames]] = {}
         for episode in self.episodes:
-            kinds.setdefault((episode.suite, episode.task_id in HANDLE_TASKS.get(episode.suite, {})), []).append(
-                episode
-            )
+            held = episode.suite == "libero_goal" and episode.task_id in HANDLES
+            kinds.setdefault((episode.suite, held), []).append(episode)
         return [kinds[kind] for kind in sorted(kinds)]
 
     def draw_episode(self, random: np.random.Generator) -> EpisodeFrames:

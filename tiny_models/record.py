@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS
+from simulation.libero import PICK_AND_PLACE_TASKS
 from simulation.recording import record_sample
 
 HELD_OUT_TASKS = {"libero_object": (9,), "libero_spatial": (3,), "libero_goal": (2,)}
@@ -18,8 +18,7 @@ TASKS = {
     suite: tuple(task for task in tasks if task not in HELD_OUT_TASKS[suite])
     for suite, tasks in PICK_AND_PLACE_TASKS.items()
 }
-# Here the hand is tilted, as in no other task.
-HANDLES = tuple(HANDLE_TASKS["libero_goal"])
+HANDLES = (0, 7)  # of libero_goal: the drawer and the stove. Here the hand is tilted, as in no other task.
 TRAINING_STATES, MONITORING_STATES, EVALUATION_STATES = range(25), range(25, 30), range(30, 50)
 
 

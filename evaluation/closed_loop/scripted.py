@@ -18,7 +18,7 @@ from pixel160k.tfrecord import read_records
 from policies.base import Policy, Seen
 from simulation.demonstration import attempt_until_solved
 from simulation.environment import CLOSE, CONTROL_HZ, TaskEnvironment
-from simulation.libero import HANDLE_TASKS, PICK_AND_PLACE_TASKS
+from simulation.libero import SCRIPTED_TASKS
 from simulation.rlds import find_dataset
 
 Recorded = Mapping[tuple[int, int], np.ndarray]
@@ -68,7 +68,7 @@ class Expert(_Planned):
         """
         super().__init__()
         suite, task = environment.suite, environment.task_id
-        scripted = {*PICK_AND_PLACE_TASKS.get(suite, ()), *HANDLE_TASKS.get(suite, ())}
+        scripted = SCRIPTED_TASKS.get(suite, ())
         if task not in scripted:
             told = (
                 f"of {suite} it can do {', '.join(map(str, sorted(scripted)))}"
