@@ -38,8 +38,6 @@ _PART_OF_MESH = {
     "middle_handle_vis": "middle_drawer_handle",
     "bottom_handle_vis": "bottom_drawer_handle",
     "stove_knob_button_vis": "stove_knob",
-    "microdoor": "microwave_door",
-    "microwindow": "microwave_door",
 }
 _FIXTURE_SEED = 0  # LIBERO's evaluation protocol: fixtures stand where `env.seed(0)` puts them
 _GEOM = 5  # mjOBJ_GEOM, the object type of a geom in MuJoCo's segmentation image

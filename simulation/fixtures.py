@@ -1,10 +1,8 @@
-"""How a part of a fixture is moved, which is not carried away: drawers, stove knobs, the door of a microwave.
+"""How a part of a fixture is moved, which is not carried away: drawers and stove knobs.
 
 The joint and what is wanted of it say what to do. A drawer's handle is held by its bar from the front and pulled, or pushed
-with closed fingers; a knob is held across its blade from above and turned; a door is pushed shut by its handle.
+with closed fingers; a knob is held across its blade from above and turned.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -30,8 +28,6 @@ _BLADE_ABOVE_MIDDLE = 0.012  # m: the finger tips stay above the knob's dish
 _YAW_ON_BLADE = 0.15  # rad, at most, between fingers and blade
 _TURNS = (0.9, 1.2)  # rad: a stove is on from 0.5 on
 _TURNING_STEPS = 33
-# The handle of a microwave's door, m: from the hinge along the door; behind the door's middle in the way it closes; above.
-_DOOR_HANDLE = (0.241, -0.032, 0.03)
 
 
 def move_part(arm: Arm, variation: GraspVariation, subtask: Subtask) -> None:
@@ -42,23 +38,23 @@ def move_part(arm: Arm, variation: GraspVariation, subtask: Subtask) -> None:
     Raises:
         AttemptFailed: it was not moved far enough, or the fingers touched something else.
     """
-    environment = arm.environment
+    environment, part, wanted = arm.environment, subtask.thing, subtask.predicate[0]
     random = seeded_generator(
         "fixture", environment.suite, environment.task_id, arm.initial_state, variation.randomness
     )
-    slides = environment.model.jnt_type[environment.part_joint(subtask.thing)] == _SLIDE
-    wanted = subtask.predicate[0]
+    moves = environment.has_part(part)
+    slides = moves and environment.model.jnt_type[environment.part_joint(part)] == _SLIDE
     if slides and wanted == "open":
-        _pull(arm, random, subtask.thing)
+        _pull(arm, random, part)
     elif slides:
         _push_in(arm, random, subtask)
-    elif wanted == "close":
-        _push_shut(arm, random, subtask)
+    elif moves and wanted == "turnon":
+        _turn(arm, random, part)
     else:
-        _turn(arm, random, subtask.thing)
-    arm.check_touched(subtask.thing if environment.has_part(environment.target) else "")
+        raise AttemptFailed(f"there is no script to {wanted} {part}")
+    arm.check_touched(part if environment.has_part(environment.target) else "")
     if not environment.holds(subtask.predicate):
-        raise AttemptFailed(f"{subtask.thing} was not moved far enough")
+        raise AttemptFailed(f"{part} was not moved far enough")
 
 
 def _pull(arm: Arm, random: np.random.Generator, part: str) -> None:
@@ -95,41 +91,13 @@ def _push_in(arm: Arm, random: np.random.Generator, subtask: Subtask) -> None:
 
     arm.move(before_bar(_BEFORE) + HOVER * _UP, hand, OPEN, 80, tolerance=0.012)
     arm.move(before_bar(_BEFORE), hand, OPEN, 50, tolerance=0.012, max_translation=0.04)
-    _push(arm, subtask, lambda: (before_bar(-_AHEAD), hand))
-    arm.move(environment.tool_position() - HOVER * pointing, hand, OPEN, 30, tolerance=0.02)
-
-
-def _push_shut(arm: Arm, random: np.random.Generator, subtask: Subtask) -> None:
-    """Close the fingers before a door's handle, and push it along the door's arc."""
-    environment, part = arm.environment, subtask.thing
-    hinge = environment.data.xanchor[environment.part_joint(part)].copy()
-    along, behind, above = _DOOR_HANDLE + random.uniform(-1, 1, 3) * (0.01, 0, 0.008)
-
-    def at_handle(ahead: float) -> tuple[np.ndarray, np.ndarray]:
-        """A point ahead of the handle on its way, and the hand whose narrow side looks that way."""
-        door = (environment.part_position(part) - hinge) * (1, 1, 0)
-        door /= np.linalg.norm(door)
-        closing = np.cross(_UP, door)
-        hand = downward_rotation(float(np.arctan2(closing[1], closing[0])))
-        return hinge + along * door + (behind + ahead) * closing + above * _UP, hand
-
-    before, hand = at_handle(-_BEFORE)
-    arm.move(before + HOVER * _UP, hand, OPEN, 80, tolerance=0.012)
-    arm.move(before, hand, OPEN, 50, tolerance=0.012, max_translation=0.04)
-    _push(arm, subtask, lambda: at_handle(_AHEAD))
-    arm.move(environment.tool_position() - 0.05 * at_handle(0)[1][:, 0], at_handle(0)[1], OPEN, 30, tolerance=0.02)
-    arm.move(environment.tool_position() + HOVER * _UP, at_handle(0)[1], OPEN, 30, tolerance=0.02)
-
-
-def _push(arm: Arm, subtask: Subtask, ahead: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
-    """Close the fingers, and send them ahead of what they push until the subtask is done; then open them."""
-    _close(arm, subtask.thing)
+    _close(arm, part)
     for _ in range(_PUSHING_STEPS):
-        if arm.environment.holds(subtask.predicate):
+        if environment.holds(subtask.predicate):
             break
-        goal, hand = ahead()
-        arm.move(goal, hand, CLOSE, 1, tolerance=0, max_translation=0.04)
+        arm.move(before_bar(-_AHEAD), hand, CLOSE, 1, tolerance=0, max_translation=0.04)
     arm.hold(OPENING_STEPS, OPEN)
+    arm.move(environment.tool_position() - HOVER * pointing, hand, OPEN, 30, tolerance=0.02)
 
 
 def outwards_of(environment: TaskEnvironment, handle: str) -> np.ndarray:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 _PARTS = {
     r"_(top|middle|bottom)_region$": r"\1_drawer_handle",
     r"^flat_stove_\d+$": "stove_knob",
-    r"^microwave_\d+$": "microwave_door",
 }
 
 

@@ -37,7 +37,7 @@ SCRIPTED_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     "libero_spatial": tuple(range(10)),
     "libero_goal": (0, 1, 2, 3, 4, 6, 7, 8),
-    "libero_10": (0, 2, 3, 4, 6, 8),
+    "libero_10": (0, 2, 3, 4, 6, 7, 8),
 }
 
 # The wording of these suites differs from that of the suite that they vary, and stands in the scenes' descriptions alone.
