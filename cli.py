@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from threading import current_thread, main_thread
+from time import monotonic
 from typing import Any
 
 import click
@@ -191,13 +192,25 @@ def _refuse_with(option: str, *names: str) -> None:
 
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields what to call with the number that is done."""
+    """A progress bar on stderr; yields what to call with the number that is done.
+
+    It is drawn by these calls and not by a thread of its own: while tensorflow_datasets is imported, Python's import is another
+    one for all threads, and rich imports when it draws.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with Progress(console=Console(stderr=True), auto_refresh=False) as bar:
+        task, drawn = bar.add_task(title, total=total), 0.0
+
+        def show(done: int) -> None:
+            nonlocal drawn
+            bar.update(task, completed=done)
+            if monotonic() - drawn > 0.1:
+                bar.refresh()
+                drawn = monotonic()
+
+        yield show
 
 
 def _print(*tables: Any) -> None:

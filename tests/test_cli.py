@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -204,3 +206,24 @@ def test_doctor_knows_this_installation():
     assert findings["core"].well and findings["[dev]"].well
     assert all(finding.remedy for finding in findings.values() if not finding.well)
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+
+
+def test_a_bar_is_drawn_while_python_imports_otherwise(monkeypatch, tmp_path):
+    """tensorflow_datasets replaces Python's import, for all threads, while it is loaded: in `sample`, beside the bar."""
+    pytest.importorskip("libero", reason="needs the extra [sim]")
+    lazy_imports = pytest.importorskip("etils.epy").lazy_imports
+    from simulation.recording import Counts, RecordingSummary
+
+    def record(suites, episodes, seed, out, name, files, hz, progress, **_):
+        with lazy_imports():
+            time.sleep(0.5)
+        progress(1, 1)
+        return RecordingSummary({("libero_object", 0): Counts(recorded=1)})
+
+    failed = []
+    monkeypatch.setattr("simulation.recording.record_sample", record)
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    asked = ["sample", "--suite", "libero_object", "--episodes", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert result.exit_code == 0 and "1 episodes recorded" in result.output and "100%" in result.stderr
+    assert not failed
