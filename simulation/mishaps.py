@@ -70,9 +70,10 @@ def _beside(arm: Arm, variation: GraspVariation, random: np.random.Generator) ->
 def _drop(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> None:
     """Pick up the target, let it fall on the way, then do the task from where it fell."""
     environment = arm.environment
-    grasp = pick_up(arm, variation, target_of(environment.subtasks))
+    subtask = target_of(environment.subtasks)
+    grasp = pick_up(arm, variation, subtask)
     here = environment.tool_position()
-    way = (destination_of(environment, target_of(environment.subtasks)) - here)[:2]
+    way = (destination_of(environment, subtask) - here)[:2]
     shift = way / np.linalg.norm(way) * random.uniform(0.05, 0.10)
     low = here - [*-shift, random.uniform(0.06, 0.09)]
     arm.move(low, downward_rotation(grasp.yaw), CLOSE, 40, tolerance=0.015, max_translation=0.04)
@@ -125,10 +126,11 @@ def _never(arm: Arm, variation: GraspVariation, random: np.random.Generator) -> 
     miss = _close_above if random.random() < 0.5 else _close_beside
     miss(arm, variation, random, give_up=False)
     here = environment.tool_position()
-    way = np.array(
-        [*(destination_of(environment, target_of(environment.subtasks)) - here)[:2], 0]
-    )  # half of it: the rest may be out of the arm's reach
-    arm.move(here + way / 2, downward_rotation(0.0), CLOSE, 70, tolerance=0.03)
+    way = destination_of(environment, target_of(environment.subtasks)) - here
+    way[2] = 0
+    arm.move(
+        here + way / 2, downward_rotation(0.0), CLOSE, 70, tolerance=0.03
+    )  # the rest may be out of the arm's reach
     arm.hold(OPENING_STEPS, OPEN)
     return_home(arm)
     if np.linalg.norm(environment.body_position(environment.target) - place) > MOST_MOVED:

@@ -143,8 +143,10 @@ def target_prompts(sample: Sample) -> Sequence[Prompt]:
 
 def _is_marked(sample: Sample) -> bool:
     """Whether a prompt or a mask can mark a sample's target on its own image."""
+    if not _has_closed(sample):
+        return bool(sample.prompts)
     mask = sample.object_mask
-    return bool(sample.prompts) if not _has_closed(sample) else mask is not None and bool(mask.any())
+    return mask is not None and bool(mask.any())
 
 
 def _has_closed(sample: Sample) -> bool:
