@@ -22,7 +22,6 @@ from typing import Any
 import click
 
 from pixel160k.errors import InputError, JobBug, PartDone, one_line
-from pixel160k.files import only_writer
 from pixel160k.format.origins import ORIGINS
 from pixel160k.packages import require_packages
 from pixel160k.paths import AnyPath, open_path
@@ -820,6 +819,7 @@ def evaluate_libero_command(
 @click.option("--recipe", default="tiny-sample", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--prompts", default="none,point,pixel_mask", show_default=True, help="As in evaluate actions.")
 @_overrides
+@_device
 @click.option("--out", type=_local_directory, required=True, help="Where policies, study.json and study.png go.")
 def study_command(
     shards: tuple[str, ...],
@@ -831,6 +831,7 @@ def study_command(
     recipe: str,
     prompts: str,
     overrides: tuple[str, ...],
+    device: str,
     out: Path,
 ) -> None:
     """Train a policy for every combination of a grid and every seed, and compare their held-out action errors.
@@ -866,10 +867,9 @@ def study_command(
         overrides,
         tuple(prompts.split(",")),
     )
-    with only_writer(out):
-        result = run_study(
-            study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True)
-        )
+    result = run_study(
+        study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True), device
+    )
     _print(summary_table(result))
     click.echo(f"the plot: {out / 'study.png'}")
 

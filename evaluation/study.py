@@ -20,12 +20,14 @@ import numpy as np
 import yaml
 from rich.table import Table
 from scipy.stats import t
+from torch import nn
 
 from evaluation.actions import MEAN_ACTION, check_prompts, evaluate
 from model.presets import PUBLISHED
 from model.settings import PRESETS, ModelSettings
+from model.weights import on_device
 from pixel160k.errors import InputError
-from pixel160k.files import read_json_object, write_text, written_atomically
+from pixel160k.files import only_writer, read_json_object, write_text, written_atomically
 from pixel160k.paths import AnyPath, open_path
 from pixel160k.read.episodes import ShardDirectory
 from train import checkpoints
@@ -119,7 +121,11 @@ def _kind(key: str) -> str:
 
 
 def run_study(
-    study: Study, shards: Sequence[str], out: Path, progress: Callable[[int, int], None] = lambda done, of: None
+    study: Study,
+    shards: Sequence[str],
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train and measure everything that `out` does not hold yet; write `study.json` and `study.png`.
 
@@ -128,34 +134,59 @@ def run_study(
         shards: shard directories, each of another data set. On each is measured, by the episodes that training holds out.
         out: a folder.
         progress: called with how many policies are measured, and how many there will be.
+        device: on which policies are measured, such as "cuda"; training takes the GPU that it sees.
 
     Returns:
-        What study.json holds: the study's `recipe`, `init`, `overrides`, `conditions`, `seeds`, `steps`, and `rows`: for each combination, data set measured on and data
-        sets trained on, `values`, `measured_on`, `trained_on`, `scaled_as` (the data set whose statistics scale states and
-        actions: the one measured on where the policy was trained on it, else the one trained on), `episodes` measured, and
-        in `measures`, by condition and for the policy that always gives `scaled_as`'s mean action, `xy` (the mean absolute
-        error of x and y before the gripper closes, in robot units) and `all` (of every dimension and step), each as
-        `over_seeds`.
+        What study.json holds: the study's `recipe`, `init`, `overrides`, `conditions`, `seeds`, `steps`, and `rows`: for each
+        combination, data set measured on and data sets trained on, `values`, `measured_on`, `trained_on`, `scaled_as` (the
+        data set whose statistics scale states and actions: the one measured on where the policy was trained on it, else the
+        one trained on), `episodes` measured, and in `measures`, by condition and for the policy that always gives
+        `scaled_as`'s mean action, `xy` (the mean absolute error of x and y before the gripper closes, in robot units) and
+        `all` (of every dimension and step), each as `over_seeds`.
 
     Raises:
         InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, or a condition is
-            unknown, which is said before anything is trained; `out` holds policies of another recipe or of other steps; or
-            as `train.run.train`.
+            unknown, or the device cannot be used, which is said before anything is trained; `out` holds policies of another recipe or of other steps, or
+            another process writes there; or as `train.run.train`.
     """
     check_prompts(study.conditions)
-    combinations = study.combinations()
-    recipes = [_recipes(study, values) for values in combinations]
+    on_device(nn.Linear(1, 1), device)
+    plan = [(values, _recipes(study, values)) for values in study.combinations()]
     sources = _sources(shards)
-    for stages in recipes:
+    for _, stages in plan:
         check_policy(stages[0], shards)
         check_mixture(stages[-1], shards)
     if study.cross and len(sources) == 1:
         raise InputError("a study across data sets needs two of them or more: repeat --shards")
+    with only_writer(out):
+        result = {
+            "recipe": study.recipe,
+            "init": study.init,
+            "overrides": list(study.overrides),
+            "conditions": list(study.conditions),
+            "seeds": list(study.seeds),
+            "steps": dict(study.steps),
+            "rows": _rows(study, plan, sources, out, progress, device),
+        }
+        write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
+        _draw(result, out / "study.png")
+    return result
+
+
+def _rows(
+    study: Study,
+    plan: Sequence[tuple[dict[str, str], list[TrainSettings]]],
+    sources: Mapping[str, AnyPath],
+    out: Path,
+    progress: Callable[[int, int], None],
+    device: str,
+) -> list[dict[str, Any]]:
+    """What `run_study` says of each combination in `plan`, data set measured on and data sets trained on."""
     trained = [*([(name,) for name in sources] if study.cross else ()), tuple(sources)]
-    total = len(combinations) * len(trained) * len(study.seeds)
+    total = len(plan) * len(trained) * len(study.seeds)
     rows: list[dict[str, Any]] = []
     done = 0
-    for values, stages in zip(combinations, recipes, strict=True):
+    for values, stages in plan:
         found: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
         for trained_on in trained:
             for seed in study.seeds:
@@ -163,7 +194,7 @@ def run_study(
                 run = _trained(stages, {name: sources[name] for name in trained_on}, folder, seed)
                 for name, of_one in sources.items():
                     scaled_as = name if name in trained_on else trained_on[0]
-                    one = _measured(study, run, of_one, folder / f"on_{name}", scaled_as)
+                    one = _measured(study, run, of_one, folder / f"on_{name}", scaled_as, device)
                     found.setdefault((name, trained_on), []).append(one)
                 progress(done := done + 1, total)
         rows += [
@@ -172,18 +203,7 @@ def run_study(
             for name in sources
             for trained_on in trained
         ]
-    result = {
-        "recipe": study.recipe,
-        "init": study.init,
-        "overrides": list(study.overrides),
-        "conditions": list(study.conditions),
-        "seeds": list(study.seeds),
-        "steps": dict(study.steps),
-        "rows": rows,
-    }
-    write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
-    _draw(result, out / "study.png")
-    return result
+    return rows
 
 
 def _sources(shards: Sequence[str]) -> dict[str, AnyPath]:
@@ -231,9 +251,8 @@ def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, AnyPath], fo
         run = folder / settings.stage
         last = checkpoints.latest(run)
         before = checkpoints.recipe_of(last) if last else None
-        if (
-            before and before.max_steps != settings.max_steps
-        ):  # going on, later stages would stand on what is no longer there
+        # Going on, later stages would stand on what is no longer there.
+        if before and before.max_steps != settings.max_steps:
             raise InputError(
                 f"{run} is of a study with {before.max_steps} steps of {settings.stage}, and this one has "
                 f"{settings.max_steps}: choose another --out"
@@ -245,11 +264,11 @@ def _trained(stages: Sequence[TrainSettings], sources: Mapping[str, AnyPath], fo
     return run
 
 
-def _measured(study: Study, run: Path, shards: AnyPath, out: Path, scaled_as: str) -> dict[str, Any]:
+def _measured(study: Study, run: Path, shards: AnyPath, out: Path, scaled_as: str, device: str) -> dict[str, Any]:
     """What `evaluation.actions.evaluate` says of a run on one data set; it is measured if it is not yet."""
     known = read_json_object(out / "evaluation.json") if (out / "evaluation.json").exists() else {}
     if not {*study.conditions} <= {*known.get("conditions", ())}:
-        known = evaluate(run, shards, out, study.conditions, scaled_as=scaled_as)
+        known = evaluate(run, shards, out, study.conditions, device=device, scaled_as=scaled_as)
     return known
 
 

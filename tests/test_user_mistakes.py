@@ -151,11 +151,12 @@ def test_a_second_command_that_would_overwrite_the_work_of_one_that_runs_is_refu
             assert result.exit_code == 1 and said in result.output, result.output
 
 
-@pytest.mark.parametrize("command", ["predict on", "evaluate actions of", "evaluate libero of", "serve"])
+@pytest.mark.parametrize("command", ["predict on", "evaluate actions of", "evaluate libero of", "study", "serve"])
 @pytest.mark.parametrize("device", ["gpu", "cuda:97"])
 def test_a_device_that_is_not_there_is_one_line(command, device, valid, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    right = {"--checkpoint": valid / "run", "--policy": valid / "run", "--image": tmp_path / "image.png"}
+    run_of, image = valid / "run", tmp_path / "image.png"
+    right = {"--checkpoint": run_of, "--policy": run_of, "--image": image, "--shards": valid / "shards"}
     words = COMMANDS[command]
     arguments = [
         str(right[words[index - 1]]) if word == "WRONG" else word.replace("VALID", str(valid))
