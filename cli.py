@@ -94,6 +94,9 @@ class _Commands(click.Group):
 @click.version_option(package_name="pixelvla", prog_name="pixelcli")
 def main(debug: bool) -> None:
     """PixelVLA: pixel annotations for robot episodes, and policies that use them."""
+    # Threads of torch that wait for each other would spin: with another process on the same cores that makes training several
+    # times as slow, where sleeping costs a few percent.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Beam warns of Google libraries that nothing here needs, and the hub of each retry.
     for noisy in ("", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -14,6 +14,8 @@ from annotate.sources.rlds import list_files, read_episodes
 from simulation.rlds import write_rlds
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+# Processes of the suite share the cores, and which kernels torch takes, so the last bits, hangs on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 LONGEST = ("test_train_fsdp.py", "test_kills.py", "test_closed_loop_processes.py", "test_closed_loop.py")
 SHARED = Path(os.environ.get("PIXELVLA_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -32,12 +32,6 @@ from pixel160k.format.table import read_annotations  # noqa: E402
 from pixel160k.format.tracks import read_tracks  # noqa: E402
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As every annotating process has it: which kernels torch takes, and so the last bits, depends on the number of threads."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Random checkpoints of both models."""

@@ -40,11 +40,6 @@ ROOT = Path(__file__).parents[1]
 CUDA_RESIZES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def benchmark():
     """benchmarks/gpu.py as a module; the scripts are no part of the package."""

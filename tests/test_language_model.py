@@ -19,11 +19,6 @@ SPECIAL = ["<unk>", "<end>"]
 TEMPLATE = "{% for message in messages %}{{ message['role'] + ' : ' + message['content'] + ' ' }}{% endfor %}"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def save_tokenizer(folder, template):
     """A tokenizer of whole words, over those that the tests use."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -34,11 +34,6 @@ SIZES = Sizes(
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def openvla(tmp_path):
     """A folder with a random OpenVLA checkpoint."""

@@ -31,11 +31,6 @@ MISTAKES = ["q and k swapped", "tanh GELU", "transposed grid", "last block", "fi
 fixture = pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"no {FIXTURE}; PIXELVLA_SHARED names its folder")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def run(folder):
     """The command, in this process."""
     return CliRunner().invoke(main, [str(folder)])

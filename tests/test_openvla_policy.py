@@ -26,11 +26,6 @@ FIXTURE = SHARED / "data" / "openvla_tiny"
 fixture = pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"no {FIXTURE}; PIXELVLA_SHARED names its folder")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def test_an_image_is_seen_as_by_openvla():
     """The second image is what TensorFlow 2.21 made of the first with the functions of `run_libero_eval.py`."""
     image, theirs = (np.asarray(Image.open(DATA / f"openvla_{name}.png")) for name in ("image", "sees"))

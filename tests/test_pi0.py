@@ -33,11 +33,6 @@ SETTINGS = Pi0Settings(
 PATCHES, IMAGE_TOKEN = 4, 64
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def pi0():
     """transformers' own π0 with random weights."""

@@ -76,7 +76,6 @@ def test_tiny_s_tokenizer_knows_the_words_of_every_sequence():
 
 def test_tiny_learns_in_its_first_steps():
     """Its gradients reach everything that is trained, and a step down them helps."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = start("tiny", ["backbone.vision.image_size=56", "backbone.vision.patch_size=14"]).backbone.train()
     pixels, ids, queries = torch.randn(4, 6, 56, 56), torch.randint(3, 259, (4, 12)), torch.randn(4, 8, 128)

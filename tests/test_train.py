@@ -1,7 +1,6 @@
 """Training: what moves and what does not, resuming to the bit, and failures that are loud and cheap."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -48,11 +47,6 @@ SMALL = (
     "report_to=[]",
 )
 QUICK = (*SMALL, "max_steps=2", "save_every=2", "evaluate_every=2", "warmup_steps=0", "workers=0", "log_every=1")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +350,6 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
     changes = (*LONG, f"stage={stage}", f"init={init}", "mixture.drawn=1", "mixture.other=2")
     settings = load_recipe("tiny-sample", changes)
     run.train(settings, both, tmp_path / "whole")
-    code = "import torch; torch.set_num_threads(1); from cli import main; main()"
     arguments = [
         "train",
         "--out",
@@ -365,7 +358,7 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
     ]
     arguments += [word for change in changes for word in ("--set", change)]
     killed = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", "cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     while not (tmp_path / "killed" / "checkpoint-10").exists():
         assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
@@ -392,8 +385,7 @@ def launch(shards, out, steps, overrides, *more, program=PIXELCLI, folder=None):
     command = [str(SCRIPTS / "torchrun"), "--nproc-per-node", "2", "--standalone", *program]
     command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
     command += [part for override in overrides for part in ("--set", override)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
