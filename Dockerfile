@@ -1,5 +1,5 @@
 # A Beam worker image: the package, its system libraries and Beam's entry point, for runners that start containers
-# (--environment_type=DOCKER --environment_config=IMAGE). Also runs the commands: docker run IMAGE pixelcli --help
+# (--environment_type=DOCKER --environment_config=IMAGE). Also runs the commands: docker run --entrypoint pixelcli IMAGE --help
 FROM apache/beam_python3.11_sdk:2.77.0 AS beam
 
 FROM python:3.11-slim

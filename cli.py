@@ -471,10 +471,10 @@ def stats_command(shards: AnyPath, out: AnyPath, split: str | None) -> None:
 @click.option("--line", "lines", multiple=True, metavar="X,Y,X,Y...", help="A line through points.")
 @click.option("--region", "regions", multiple=True, metavar="X0,Y0,X1,Y1", help="A box.")
 @click.option("--mask", "mask_files", type=_file, multiple=True, help="The object's pixels: an image, black outside.")
-@click.option("--state", metavar="NUMBERS", help="Proprioception, separated by commas; read by policies over π0.")
+@click.option("--state", metavar="NUMBERS", help="Proprioception, separated by commas, for policies that read it.")
 @click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics, as bridge_orig.")
 @click.option("--json", "as_json", is_flag=True, help="Print the actions as JSON.")
-@click.option("--draw", "drawing", type=_new_local_file, help="Write what was pointed at.")
+@click.option("--draw", "drawing", type=_new_local_file, help="Write the image with masks and prompts drawn on it.")
 @_device
 def predict_command(
     checkpoint: str,
@@ -744,11 +744,14 @@ def evaluate_actions_command(
     "--policy",
     required=True,
     metavar="POLICY",
-    help="A trained policy or run, an OpenVLA checkpoint, ws://HOST:PORT, http://HOST:PORT/act, random, expert, replay:DIR.",
+    help="A trained policy or run, an OpenVLA checkpoint, ws://HOST:PORT, http://HOST:PORT/act, tiny, random, expert, replay:DIR.",
 )
 @click.option("--suite", help="libero_spatial, _object, _goal, _10, _90, or of LIBERO-PRO [default: libero_spatial].")
 @click.option("--episodes", type=click.IntRange(1), help="Initial states of each task [default: 50].")
-@click.option("--prompts", help="What points at the target: as in evaluate actions [default: none].")
+@click.option(
+    "--prompts",
+    help="What points at the target: as in evaluate actions; followed_point, followed_text [default: none].",
+)
 @click.option("--shifts", help="Of the domain: none, or a kind with a level, as camera-3 [default: none].")
 @click.option("--config", type=_new_local_file, help="YAML file of settings.")
 @_overrides
@@ -756,7 +759,11 @@ def evaluate_actions_command(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes with a simulator each."
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Ask the policy for so many of them at once."
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Episodes that the policy is asked for together.",
 )
 @click.option("--dataset", help="Whose robot acts: a key of the checkpoint's statistics.")
 @click.option("--film", is_flag=True, help="Make a film of each episode.")
@@ -878,13 +885,13 @@ def study_command(
 
 
 @main.command("sample")
-@click.option("--suite", "suites", multiple=True, help="libero_object, _spatial, _goal, _10 or _90; repeatable.")
+@click.option("--suite", "suites", multiple=True, help="libero_object, _spatial, _goal or _10; repeatable.")
 @click.option(
     "--task",
     "tasks",
     type=int,
     multiple=True,
-    help="A task of the one suite; repeatable [default: the picks; of libero_10 all].",
+    help="A task of the one suite; repeatable [default: the picks; of libero_10 all that are scripted].",
 )
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(
@@ -938,7 +945,7 @@ def sample_command(
         counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done), mishaps=mishaps).total()
     click.echo(
         f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "
-        f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --data-dir {out}"
+        f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --set annotators=motion --data-dir {out} --out OUT"
     )
 
 

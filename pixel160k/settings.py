@@ -35,9 +35,9 @@ class Settings(BaseModel):
         """Make settings of a YAML file and of what overrides it. Where nothing says a setting, it has its default.
 
         Args:
-            file: the YAML file; where there is one, `base` is not looked at.
+            file: a YAML file. It overrides `base`.
             overrides: texts `key=value`; the value is parsed as YAML. They override the file.
-            base: settings to start from where there is no file, as nested dictionaries.
+            base: settings to start from, as nested dictionaries.
             values: settings by their keys, taken as they are and never parsed: `{"init": "my run #2"}`. They override
                 all others.
 
@@ -48,7 +48,7 @@ class Settings(BaseModel):
         """
         settings = dict(copy.deepcopy(base)) if base else {}
         if file is not None:
-            settings = read_settings(Path(file))
+            settings = _over(settings, read_settings(Path(file)))
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
@@ -108,6 +108,15 @@ def _parse_yaml(text: str, fault: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date such as 2024-13-01
         raise InputError(f"{fault}: {one_line(error)}") from None
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one; where both have a value, that of `above` stands."""
+    merged = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:

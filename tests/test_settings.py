@@ -84,6 +84,9 @@ def test_defaults_by_source(tmp_path):
     shipped = load_settings("sample", None, ())
     assert (shipped.annotators, shipped.foundation.detector, shipped.target.method) == ("foundation", "tiny", "grammar")
     assert load_settings("sample", None, ("annotators=motion",)).annotators == "motion"
+    (tmp_path / "mine.yaml").write_text("foundation: {detector: mine}\nfilter: {min_evidence: 0.5}\n")
+    mine = load_settings("sample", tmp_path / "mine.yaml", ())
+    assert (mine.foundation.detector, mine.foundation.segmenter, mine.filter.min_evidence) == ("mine", "tiny", 0.5)
     assert load_settings("sample", None, ("tracks=none",), {"tracks": "accepted"}).tracks == "accepted"
     real = load_settings("fractal", None, ())
     assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")

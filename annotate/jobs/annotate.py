@@ -94,7 +94,7 @@ def default_data_dir(source: str, data_dir: str | AnyPath | None) -> AnyPath:
 
 
 # The sample must run anywhere, so it takes the shipped tiny checkpoints, which know its simulated world and no other.
-_SAMPLE_DEFAULTS = ("foundation.detector=tiny", "foundation.segmenter=tiny", "target.method=grammar")
+_SAMPLE_DEFAULTS = {"foundation": {"detector": "tiny", "segmenter": "tiny"}, "target": {"method": "grammar"}}
 
 
 def load_settings(
@@ -106,16 +106,15 @@ def load_settings(
 ) -> AnnotateSettings:
     """The settings of a run: the defaults, changed by a YAML file, `key=value` overrides, and values taken as they are.
 
-    For the source "sample" without a file the models are by default the tiny ones that ship with the package.
+    For the source "sample" the models are by default the tiny ones that ship with the package.
 
     On CUDA the models compute in bfloat16 unless a dtype is asked for.
 
     Raises:
         InputError: a setting is unknown or wrong.
     """
-    if source == "sample" and config is None:
-        overrides = (*_SAMPLE_DEFAULTS, *overrides)
-    settings = AnnotateSettings.load(config, overrides, values=values)
+    base = _SAMPLE_DEFAULTS if source == "sample" else None
+    settings = AnnotateSettings.load(config, overrides, base, values)
     if device.startswith("cuda") and "dtype" not in settings.foundation.model_fields_set:
         foundation = settings.foundation.model_copy(update={"dtype": "bfloat16"})
         settings = settings.model_copy(update={"foundation": foundation})
