@@ -21,7 +21,7 @@ from model.presets import start  # noqa: E402
 from model.tokenizer import byte_tokenizer  # noqa: E402
 from pixel160k.format.actions import unnormalise  # noqa: E402
 
-pi0, folder, one_thread = test_pi0.pi0, test_pi0.folder, test_pi0.one_thread
+pi0, folder = test_pi0.pi0, test_pi0.folder
 
 QUANTILES = {"q01": [-0.9] * 7, "q99": [0.9] * 7}
 FULL = {

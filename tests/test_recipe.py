@@ -91,7 +91,7 @@ from pixel160k.read import loader  # noqa: E402
 from train import mixture, run  # noqa: E402
 from train.stream import HeldOut, check_held_out  # noqa: E402
 
-shards, one_thread = test_train.shards, test_train.one_thread
+shards = test_train.shards
 
 
 def test_the_command_refuses_another_recipe(shards, tmp_path):

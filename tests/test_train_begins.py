@@ -31,7 +31,7 @@ from train.settings import load_recipe, shipped_recipes  # noqa: E402
 from train.stream import open_stream, statistics_of  # noqa: E402
 from train.trainer import PolicyTrainer  # noqa: E402
 
-shards, one_thread = test_train.shards, test_train.one_thread
+shards = test_train.shards
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from test_train import QUICK, act, launch, observe, tiny_pi0, train  # noqa: E40
 
 from train import checkpoints  # noqa: E402
 
-shards, trained, one_thread = test_train.shards, test_train.trained, test_train.one_thread
+shards, trained = test_train.shards, test_train.trained
 
 ON_CPU = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 TWO_STEPS = (*QUICK, "schedule=constant", "evaluate_every=1")
