@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
@@ -190,6 +191,8 @@ WRONG = {
     "flat line": ({"prompt/lines": [[1, 2], [3, 4]]}, "prompt/lines must be a list of lines"),
     "dot": ({"prompt/lines": [[[1, 2]]]}, "prompt/lines: a line needs two points"),
     "no lines": ({"prompt/lines": 7}, "prompt/lines must be a list of lines"),
+    "one number's line": ({"prompt/lines": np.array(7.0)}, "prompt/lines must be a list of lines"),
+    "a long name": ({"unnorm_key": "x" * 201}, "unnorm_key must be the name of a data set, of 200 characters"),
     "small mask": ({"mask": MASK[:9]}, r"mask must be bool, or uint8 of 0 and 1, \(96, 128\)"),
     "grey mask": ({"mask": MASK.astype(np.uint8) * 255}, "mask must be bool"),
     "empty prompt": ({"prompt/mask": MASK & False}, "prompt/mask: a mask prompt must mark something"),
@@ -202,6 +205,40 @@ def test_a_wrong_observation_gets_a_line_that_names_the_key(change, message):
     with pytest.raises(InputError, match=message) as error:
         read_observation(said | change if isinstance(change, dict) else change, ACT, "bridge_orig")
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
+LARGE = 300_000
+DEEP = [1]
+for _ in range(900):  # as msgpack lets it be
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"k" * LARGE: 1},
+        {b"k" * LARGE: 1},
+        {"instruction": "x" * LARGE},
+        {"instruction": b"x" * LARGE},
+        {"unnorm_key": "x" * LARGE},
+        {"unnorm_key": [1] * LARGE},
+        {"image": {str(number): number for number in range(LARGE // 10)}},
+        {"state": DEEP},
+        {"prompt/points": ["x" * LARGE, *[""] * 100]},
+        {"prompt/lines": [[["x" * LARGE, *[""] * 100]]]},
+    ],
+)
+def test_what_is_large_and_wrong_costs_no_more_than_itself(said):
+    """Of a key or value that is refused only the begin is looked at: other robots wait for the same thread."""
+    message = {"image": picture(), "instruction": "go"} | said
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as error:
+            read_observation(message, ACT, "bridge_orig")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < LARGE / 2 and len(str(error.value)) < 500 and len(str(error.value).splitlines()) == 1
 
 
 # --- one thread acts for all
