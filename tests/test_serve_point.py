@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -26,6 +26,7 @@ from annotate.annotators.segmenter import Segment, Segmenter
 from annotate.settings import FoundationSettings
 from annotate.timing import Stopwatch
 from cli import main
+from evaluation.simpler.client import Server
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import point
 from policies.base import Seen
@@ -214,8 +215,28 @@ def test_our_own_client_names_its_episodes_and_begins_them_anew(shared):
     policy = OpenpiPolicy(server.address)
     policy.reset("scene 7", "go")
     policy.act([Seen(picture(), "go", episode="scene 7")])
-    assert re.fullmatch(r"episode scene 7 \d\d:\d\d:\d\d", seen(server)["name"])
+    assert re.fullmatch(r"episode scene 7 \d\d:\d\d:\d\d\.\d{6}", seen(server)["name"])
     policy.close()
+
+
+def test_in_each_episode_of_our_own_clients_the_server_points_anew():
+    """The same instruction, over one connection or from one address, a few times in a second."""
+    stub, pointing = Stub(), Pointing(always=point(30.5, 40.5))
+    with (
+        serving(stub, pointing=pointing) as server,
+        closing(OpenpiPolicy(server.address)) as openpi,
+        closing(ActPolicy(server.act_address)) as act,
+        Server(server.address) as simpler,
+    ):
+        for number in range(3):
+            for policy in (openpi, act):
+                policy.reset("scene 7", "go")
+                for expected in (POINT, NOTHING):  # on a black image it closes the gripper
+                    policy.act([Seen(BLACK, "go", episode="scene 7")])
+                    assert told(stub) == expected
+            for expected in (POINT, NOTHING):
+                simpler.ask(BLACK, "go", f"scene {number}")
+                assert told(stub) == expected
 
 
 def test_episodes_that_nobody_asks_for_any_more_are_forgotten(monkeypatch):
