@@ -93,8 +93,10 @@ def evaluate(
         progress(len(found), len(episodes))
         if units := _units(episodes, found.keys(), settings, workers):
             with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
-                into = out / FILMS if films else None
-                for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log", scratch):
+                into, ended = out / FILMS if films else None, bool(found)
+                for result in run_units(
+                    units, settings, acting, workers, batch, into, out / "bugs.log", scratch, ended
+                ):
                     found[result.scene, result.condition] = result
                     results.write(found.values(), made_with, out)
                     progress(len(found), len(episodes))

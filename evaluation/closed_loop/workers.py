@@ -32,7 +32,7 @@ from simulation.environment import TaskEnvironment
 Episode = tuple[Scene, str]  # and its condition
 
 _log = logging.getLogger(__name__)
-_FAILED_AT_FIRST = 3  # episodes that fail from the beginning on, of which no other may differ
+_FAILED_AT_FIRST = 3  # episodes that fail before any ends: the others would, too
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def run_units(
     films: Path | None = None,
     bugs: Path = Path("bugs.log"),
     scratch: Path | None = None,
+    ended: bool = False,
 ) -> Iterator[EpisodeResult]:
     """Try the episodes of all units, and yield each result as it ends.
 
@@ -88,11 +89,13 @@ def run_units(
         bugs: the file that the traceback of a bug is added to.
         scratch: the folder for the simulators' temporary files, which those that are killed leave; None: the system's.
 
+        ended: whether any episode ended before, so that the simulator is known to start.
+
     Raises:
         InputError: as the policy; or no episode ends: the simulator's processes die or meet bugs from the first one on.
     """
     waiting, running = list(units), list[_Worker]()
-    ended, failed = False, 0
+    failed = 0
     beside = policy if isinstance(policy, Scripted) else looks(policy)
     try:
         while waiting or running:
