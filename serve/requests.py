@@ -17,6 +17,7 @@ from policies.framing import BOXES, DATASET, EPISODE, LINES, MASK_PROMPTS, MASKS
 
 CHUNK_IMAGE = "full_image"
 """OpenVLA-OFT's key of the image: its client takes a whole chunk, OpenVLA's one action."""
+_LONGEST_SIDE = 16384  # pixels of an image; JPEG, by which the page shows it, ends at 65500
 _LONGEST_INSTRUCTION = 2000  # characters
 _LONGEST_STATE = 256  # numbers
 _LONGEST_NAME = 200  # characters, of an episode or a data set
@@ -93,9 +94,11 @@ def _image(key: str, value: Any) -> np.ndarray:
         and value.ndim == 3
         and value.shape[2] == 3
         and value.size
+        and max(value.shape) <= _LONGEST_SIDE
     ):
         return value
-    raise InputError(f"{key} must be RGB, uint8 (height, width, 3), not {_described(value)}")
+    what = f"RGB, uint8 (height, width, 3), of {_LONGEST_SIDE} pixels a side at most"
+    raise InputError(f"{key} must be {what}, not {_described(value)}")
 
 
 def _instruction(key: str, value: Any) -> str:

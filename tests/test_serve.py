@@ -165,6 +165,7 @@ WRONG = {
     "floats": ({"image": picture() / 255}, "image must be RGB, uint8 .* not float64"),
     "grey": ({"image": picture()[..., 0]}, "image must be RGB"),
     "no pixel": ({"image": picture()[:0]}, "image must be RGB"),
+    "a thread": ({"image": np.zeros((1, 16385, 3), np.uint8)}, "image must be RGB, uint8 .* of 16384 pixels a side"),
     "a path": ({"image": "/etc/passwd"}, "image must be RGB"),
     "wrist": ({"wrist_image": [1]}, "wrist_image must be RGB"),
     "no words": ({"instruction": " "}, "instruction must be a text"),
