@@ -6,7 +6,7 @@ alone knows its robot's conventions: policies speak the one that shards are writ
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,3 +66,9 @@ class Policy(Protocol):
 def looks(policy: Policy) -> bool:
     """Whether a policy looks at the images that it is shown, see `Policy`."""
     return not getattr(policy, "blind", False)
+
+
+def about(policy: Policy) -> dict[str, Any]:
+    """What a server that acts says of itself, JSON; empty where it says nothing, and of what acts in this process."""
+    said: dict[str, Any] = getattr(policy, "about", {})
+    return said

@@ -19,11 +19,11 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
     """Open a policy for as long as the block runs.
 
     Args:
-        name: "random"; "tiny", the policy that ships, which knows one task of the simulator; the address of a server, as ws://127.0.0.1:8000 (openpi's protocol) or http://127.0.0.1:8000/act
-            (OpenVLA's); else a hub id, or the folder of a checkpoint or of a run. An OpenVLA checkpoint acts as it is, by its own
-            action tokens.
+        name: "random"; "tiny", the policy that ships, which knows one task of the simulator; the address of a server, as
+            ws://127.0.0.1:8000 (openpi's protocol) or http://127.0.0.1:8000/act (OpenVLA's); else a hub id, or the folder of a
+            checkpoint or of a run. An OpenVLA checkpoint acts as it is, by its own action tokens.
         device: of a checkpoint, such as "cuda:1".
-        dataset: whose robot acts: a key of the statistics of a checkpoint, or of those of a server of OpenVLA's protocol.
+        dataset: whose robot acts: a key of the statistics of a checkpoint, or of those of a server.
         seed: of a policy that draws.
 
     Raises:
@@ -37,7 +37,7 @@ def open_policy(name: str, device: str = "cpu", dataset: str | None = None, seed
 
         key = os.environ.get(KEY_VARIABLE, "")
         act = name.startswith("http")
-        with closing(ActPolicy(name, dataset, api_key=key) if act else OpenpiPolicy(name, key)) as server:
+        with closing(ActPolicy(name, dataset, api_key=key) if act else OpenpiPolicy(name, key, dataset)) as server:
             yield server
     elif name == TINY:
         import torch

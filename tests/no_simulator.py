@@ -5,7 +5,7 @@
 Simulators' processes import this file, too, and with it what stands in for LIBERO. Its outcome depends on all that LIBERO's
 depends on: task, initial state, every action, and on the resets before where fixtures wander. SETTINGS is JSON. The
 variables DIES and BREAKS name initial states in which the simulator dies, or meets a bug; with BROKEN none starts; with LOOKS the
-policy looks at images, which there are not without.
+policy looks at images, which there are not without; SERVER is what the policy says of itself, JSON.
 """
 
 import json
@@ -71,6 +71,7 @@ workers.TaskEnvironment = NoSimulator
 scenes.load_task = lambda suite, task: Task("move it", np.zeros((50, 1)), Path())
 scenes.suite_tasks = lambda suite: 10
 RandomPolicy.blind = "LOOKS" not in os.environ
+RandomPolicy.about = json.loads(os.environ.get("SERVER", "{}"))
 
 if __name__ == "__main__":
     from evaluation.closed_loop.run import evaluate

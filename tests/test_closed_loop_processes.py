@@ -121,3 +121,15 @@ def test_a_simulator_that_does_not_start_ends_the_command_after_a_few_episodes(t
     few = start(tmp_path / "few", 1, settings={**SETTINGS, "tasks": [1], "episodes": 1}, BREAKS="0")
     _, told = few.communicate(timeout=300)
     assert few.returncode == 1 and "no episode came to its end; the first: ZeroDivisionError: a bug of ours" in told
+
+
+def test_an_evaluation_does_not_go_on_with_another_server(tmp_path):
+    few = {**SETTINGS, "tasks": [1], "episodes": 2}
+    table, _ = finish(tmp_path, 1, settings=few, SERVER='{"dataset": "ours"}')
+    kept, made_with = results.read(tmp_path)
+    assert made_with["server"] == {"dataset": "ours"} and len(table) == 2
+    results.write(kept[:1], made_with, tmp_path)
+    other = start(tmp_path, 1, settings=few, SERVER='{"dataset": "theirs"}')
+    _, told = other.communicate(timeout=300)
+    assert other.returncode == 1 and "with another server; name another --out" in told
+    assert finish(tmp_path, 1, settings=few, SERVER='{"dataset": "ours"}')[0] == table

@@ -24,6 +24,7 @@ from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import only_writer, working_folder, write_text
+from policies.base import about
 from policies.choose import RANDOM, device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
@@ -93,6 +94,9 @@ def evaluate(
         progress(len(found), len(episodes))
         if units := _units(episodes, found.keys(), settings, workers):
             with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
+                if not isinstance(acting, Scripted) and (said := about(acting)):
+                    made_with["server"] = said
+                    _kept(out, made_with)  # which refuses to go on with what another server did
                 into, ended = out / FILMS if films else None, bool(found)
                 for result in run_units(
                     units, settings, acting, workers, batch, into, out / "bugs.log", scratch, ended
