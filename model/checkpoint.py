@@ -32,6 +32,7 @@ from model.weights import (
     save_weights,
     tensor_files,
     without_memory,
+    writing,
 )
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object, write_text
@@ -195,13 +196,17 @@ def save_checkpoint(
     """Write a whole policy; `config.json` comes last, so that an unfinished folder is not taken for a checkpoint.
 
     `tensors`: by default the policy's `own_tensors`; gathered ones where FSDP has spread them over processes.
+
+    Raises:
+        OSError: the disk is full, or whatever else keeps it from being written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)
     save_weights(own_tensors(policy) if tensors is None else tensors, folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        with writing(folder):
+            tokenizer.save_pretrained(folder)
     _write_json(folder / _STATISTICS, dict(statistics))
     _write_json(folder / _CONFIG, {"model_type": _MODEL_TYPE, "settings": settings.model_dump(mode="json")})
 

@@ -3,6 +3,9 @@
 A checkpoint may come from anyone. Nothing here unpickles, runs code of a checkpoint, or leaves the checkpoint's folder.
 """
 
+import errno
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -201,9 +204,35 @@ def retie_weights(module: nn.Module) -> None:
             part.tie_weights()
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell what cannot be written by an OSError that names the folder, whatever library writes there.
+
+    safetensors and tokenizers raise errors of their own that end in "(os error 28)", as Rust puts it; torch a RuntimeError of
+    the writer of its archives, which does not say why. Other errors pass.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        told = one_line(error)
+        number = re.search(r"\(os error (\d+)\)", told)
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+        if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", told):
+            raise OSError(errno.EIO, f"torch cannot write, as where the disk is full: {told}", str(folder)) from error
+        raise
+
+
 def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write the `own_tensors` of a module under their names, in shards of at most 5 GB, in the types that they have."""
-    save_torch_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, folder)
+    """Write the `own_tensors` of a module under their names, in shards of at most 5 GB, in the types that they have.
+
+    Raises:
+        OSError: the disk is full, or whatever else keeps them from being written.
+    """
+    with writing(folder):
+        save_torch_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, folder)
 
 
 def _open(file: Path) -> Any:

@@ -20,6 +20,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from model.policy import PixelVLA
+from model.weights import writing
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import TEMPORARY, read_json
 from train import checkpoints
@@ -187,7 +188,8 @@ class PolicyTrainer(Trainer):
         self.args.output_dir = str(unfinished)
         name = f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(unfinished):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
             (unfinished / name / _progress_file(self.args.process_index)).write_text(json.dumps(progress))
