@@ -550,11 +550,12 @@ def train_command(
     from train.settings import check_packages, load_recipe
 
     check_packages()
+    from train.checks import say
     from train.run import train
 
     chosen = {"stage": stage, "init": init, "max_steps": max_steps}
     values = {key: value for key, value in chosen.items() if value is not None}
-    click.echo(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
+    say(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
 
 
 @main.command("recipes")

@@ -4,8 +4,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +141,57 @@ def test_several_gpus_want_several_processes(shards, tmp_path, monkeypatch):
         train(shards, tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "4")
     checks.check_machine(load_recipe("tiny-sample", QUICK))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(InputError, match=r"^8 processes are started on this machine, and 4 GPUs are visible") as error:
+        checks.check_machine(load_recipe("tiny-sample", QUICK))
+    assert "\n" not in str(error.value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # as another launcher may leave it
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(InputError, match=r"^5 processes"):
+        checks.check_machine(load_recipe("tiny-sample", QUICK))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    checks.check_machine(load_recipe("tiny-sample", QUICK))
+
+
+class _Together:
+    """What `check_shared` needs of accelerate, for threads in place of processes."""
+
+    def __init__(self, processes):
+        self.barrier, self.given, self.device = threading.Barrier(processes, timeout=20), [None] * processes, "cpu"
+
+    def process(self, number):
+        def gather(tensor):
+            self.given[number] = tensor
+            self.barrier.wait()
+            return torch.cat(self.given)
+
+        return SimpleNamespace(
+            is_main_process=number == 0, device="cpu", wait_for_everyone=self.barrier.wait, gather=gather
+        )
+
+
+def test_machines_that_do_not_share_out_are_all_told(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+
+    def check(*outs):
+        together = _Together(len(outs))
+        with ThreadPoolExecutor() as pool:
+            return [
+                said.exception()
+                for said in [pool.submit(run.check_shared, together.process(n), out) for n, out in enumerate(outs)]
+            ]
+
+    assert check(folders[0], folders[0]) == [None, None]
+    told = [str(error) for error in check(folders[0], folders[0], folders[1])]
+    assert len(told) == 3 and all("process 2 does not see what process 0 writes" in line for line in told)
+    assert not any(any(folder.iterdir()) for folder in folders)
 
 
 def test_a_state_too_long_is_said_before(shards, tmp_path, monkeypatch, no_policy):

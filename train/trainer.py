@@ -147,24 +147,21 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and add it to the account.
-
-        Raises:
-            InputError: the GPU's memory is full; says what would need less.
-        """
+        """Learn from a batch, and add it to the account."""
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
-        try:
-            return super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            less = ["a smaller batch_size with more accumulation"]
-            if self._settings.stage != "cat" and not self.policy.backbone.is_checkpointed:
-                less.append("--set gradient_checkpointing=true")
-            if not self._settings.fsdp:
-                less.append("several GPUs with --set fsdp=true")
-            raise InputError(
-                f"the GPU's memory is full at step {self.state.global_step + 1} with {len(inputs['keys'])} samples a batch "
-                f"({one_line(error)}); what needs less: {', or '.join(less)}"
-            ) from None
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def told(self, error: torch.OutOfMemoryError) -> InputError:
+        """What to say where a GPU's memory is full: in a step, its optimizer, or an evaluation; names what would need less."""
+        less = ["a smaller batch_size with more accumulation"]
+        if self._settings.stage != "cat" and not self.policy.backbone.is_checkpointed:
+            less.append("--set gradient_checkpointing=true")
+        if not self._settings.fsdp:
+            less.append("several GPUs with --set fsdp=true")
+        return InputError(
+            f"the GPU's memory is full at step {self.state.global_step + 1} with {self._settings.batch_size} samples a batch "
+            f"({one_line(error)}); what needs less: {', or '.join(less)}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the account too.
@@ -337,7 +334,7 @@ def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> Training
         ignore_data_skip=True,  # the stream goes on where it was, nothing is skipped
         report_to=list(settings.report_to),
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        ddp_find_unused_parameters=True,  # a batch without masks leaves the pixel-aware encoder out
+        ddp_find_unused_parameters=settings.stage != "cat",  # a batch without masks leaves the pixel-aware encoder out
         disable_tqdm=False,
         **sharding,
     )
