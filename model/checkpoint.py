@@ -214,14 +214,21 @@ def save_checkpoint(
 def load_policy_weights(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
     """Fill a policy made by `model.weights.without_memory` from the checkpoint of a whole policy.
 
+    `dtype`: of the backbone's parameters, and those of the modules around it are then float32; by default each as it is stored.
+
     Raises:
         InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
     stored = {current_name(name): name for name in tensor_files(checkpoint.folder)}
     sources = {
-        name: TensorSource(stored.get(name, name), tuple(tensor.shape)) for name, tensor in own_tensors(policy).items()
+        name: TensorSource(
+            stored.get(name, name),
+            tuple(tensor.shape),
+            dtype=torch.float32 if dtype and not name.startswith("backbone.") else dtype,
+        )
+        for name, tensor in own_tensors(policy).items()
     }
-    load_weights(policy, checkpoint.folder, sources, dtype=dtype)
+    load_weights(policy, checkpoint.folder, sources)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

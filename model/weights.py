@@ -119,11 +119,13 @@ class TensorSource:
         name: that tensor's name in the checkpoint.
         shape: the shape that it must have there.
         take: makes the parameter's values of it.
+        dtype: of the parameter; by default what `load_weights` is told.
     """
 
     name: str
     shape: tuple[int, ...]
     take: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    dtype: torch.dtype | None = None
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -178,7 +180,7 @@ def load_weights(
             tensor = handle.get_tensor(name)
         for target in readers[name]:
             parent, _, leaf = target.rpartition(".")
-            taken, own_type = sources[target].take(tensor), dtype or tensor.dtype
+            taken, own_type = sources[target].take(tensor), sources[target].dtype or dtype or tensor.dtype
             form: Any = {"dtype": own_type, "device": _DEVICE.get(), "memory_format": torch.contiguous_format}
             value = taken.to(copy=True, **form) if are_values_read() else torch.empty_like(taken, **form)
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)

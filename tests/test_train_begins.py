@@ -252,6 +252,15 @@ def bfloat16_copy(folder, out):
     return out
 
 
+def test_a_pretrained_policy_s_modules_are_not_rounded(runs):
+    settings = load_recipe("tiny-sample", ("stage=cat", f"init={runs / 'pretrain'}", "dtype=bfloat16"))
+    policy, _ = run.build(settings, {}, None)
+    stored = load_file(runs / "pretrain" / "checkpoint-1" / "model.safetensors")
+    assert {parameter.dtype for parameter in policy.backbone.parameters()} == {torch.bfloat16}
+    for name, parameter in policy.named_parameters():
+        assert name.startswith("backbone.") or torch.equal(parameter, stored[name]), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_is_computed_in_the_recipe_s_type(dtype, tmp_path):
     vla = bfloat16_copy(tiny_openvla(tmp_path / "vla"), tmp_path / "half")
