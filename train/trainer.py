@@ -121,8 +121,10 @@ class PolicyTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        actions = sum(inputs["batch"].action_mask.sum() for inputs in batch_samples)
-        return self.accelerator.gather(actions.to(device)).sum()
+        # From the loader's pinned memory, for which a GPU is not waited; a sum made here would lie in other memory.
+        masks = [inputs["batch"].action_mask for inputs in batch_samples]
+        actions: Any = sum(mask.to(device, non_blocking=mask.is_pinned()).sum() for mask in masks)
+        return self.accelerator.gather(actions).sum()
 
     def _check_losses(self) -> None:
         """Check all losses since the last call, which on a GPU waits for them, so that steps between do not.
