@@ -196,7 +196,26 @@ def on_device(module: Module, device: str) -> Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
-        raise InputError(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}") from None
+        raise _unusable(device, error) from None
+
+
+@contextmanager
+def reading_to(device: str) -> Iterator[None]:
+    """`reading` to a device that a user has named.
+
+    Raises:
+        InputError: as `on_device`; what torch does not know or cannot use is said before the block begins.
+    """
+    on_device(nn.Linear(1, 1), device)
+    try:
+        with reading(device):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise _unusable(device, error) from None
+
+
+def _unusable(device: str, error: Exception) -> InputError:
+    return InputError(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}")
 
 
 def retie_weights(module: nn.Module) -> None:

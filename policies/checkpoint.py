@@ -8,7 +8,6 @@ import torch
 
 from model.policy import PixelVLA
 from model.processor import Observation
-from model.weights import on_device
 from pixel160k.errors import InputError
 from policies.base import Seen
 from train.checkpoints import load_policy
@@ -40,7 +39,7 @@ class CheckpointPolicy:
         Raises:
             InputError: it cannot be loaded, or `dataset` must be named.
         """
-        policy = on_device(load_policy(model, dtype), device)
+        policy = load_policy(model, dtype, device=device)
         known = sorted(policy.processor.statistics)
         if dataset is None and len(known) != 1:
             raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")

@@ -270,6 +270,24 @@ def test_a_checkpoint_is_computed_in_the_recipe_s_type(dtype, tmp_path):
     assert {parameter.dtype for parameter in policy.action_decoder.parameters()} == {torch.float32}
 
 
+def test_acting_reads_weights_straight_to_its_device(runs, monkeypatch):
+    monkeypatch.setattr(checkpoints, "on_device", lambda policy, _: policy)  # what comes after the reading
+    whole, part = (checkpoints.load_policy(runs / stage, device="meta") for stage in ("pretrain", "cat"))
+    for policy in (whole, part):
+        assert {parameter.device.type for parameter in policy.backbone.parameters()} == {"meta"}
+
+
+def test_a_device_is_refused_before_weights_are_read_or_where_it_is_too_small(runs, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(PixelVLA, "from_pretrained", full)
+    for device, says in (("meta", "CUDA out of memory$"), ("nowhere", "nowhere")):
+        with pytest.raises(InputError, match=f"^--device {device} cannot be used: .*{says}") as error:
+            checkpoints.load_policy(runs / "pretrain", device=device)
+        assert "\n" not in str(error.value)
+
+
 def test_new_modules_learn_at_their_rate_and_what_there_is_one_of_does_not_decay(runs, shards, tmp_path):
     changes = ("stage=pue", f"init={runs / 'cat'}", "modules_learning_rate=0.5", "weight_decay=0.1")
     settings = load_recipe("tiny-sample", (*QUICK, *changes))
