@@ -55,6 +55,11 @@ class OpenVLAPolicy:
         """
         checkpoint = open_checkpoint(model)
         config = read_json_object(checkpoint.folder / "config.json")
+        if heads := sorted(path.name for path in checkpoint.folder.glob("action_head--*")):
+            raise InputError(
+                f"{checkpoint.folder} is a checkpoint of OpenVLA-OFT ({heads[0]}), whose actions do not come as tokens: serve it "
+                "with its own code and evaluate http://HOST:PORT/act"
+            )
         if checkpoint.tokenizer is None:
             raise InputError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
         if config.get("n_action_bins", _BINS) != _BINS:

@@ -103,6 +103,7 @@ class TaskEnvironment:
                 bddl_file_name=str(description),
                 use_camera_obs=False,
                 hard_reset=hard_reset,
+                ignore_done=True,  # else robosuite refuses more than 1,000 steps
                 camera_names=[AGENT_VIEW],
                 camera_heights=IMAGE_SIZE,
                 camera_widths=IMAGE_SIZE,
@@ -149,7 +150,7 @@ class TaskEnvironment:
         touchable = {geom: name for geom, name in instance_of_geom.items() if self._is_movable(geom)}
         if self.target in self._part_geoms:
             touchable |= self._colliding_parts()
-        self._touchable_geoms, self._touchable_names = np.array(list(touchable)), list(touchable.values())
+        self._touchable_geoms, self.touchable = np.array(list(touchable)), list(touchable.values())
         self._arm_joints = [model.joint(f"robot0_joint{number}").qposadr[0] for number in range(1, 8)]
         self._finger_joints = [model.joint(f"gripper0_finger_joint{number}").qposadr[0] for number in (1, 2)]
         added = [model.joint(f"{name}_joint0") for name in self.added]
@@ -269,7 +270,7 @@ class TaskEnvironment:
         for finger_side, other_side in ((first, second), (second, first)):
             touching = np.isin(finger_side, self._finger_geoms) & np.isin(other_side, self._touchable_geoms)
             if touching.any():
-                return self._touchable_names[int(np.argmax(self._touchable_geoms == other_side[touching][0]))]
+                return self.touchable[int(np.argmax(self._touchable_geoms == other_side[touching][0]))]
         return None
 
     # --- changing the scene

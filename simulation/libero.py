@@ -76,7 +76,8 @@ def import_libero() -> tuple[Any, Any, Any]:
     """Import LIBERO: its module `benchmark`, its function `get_libero_path`, its class `ControlEnv`.
 
     Raises:
-        InputError: it is not installed, or MuJoCo has another version than `MUJOCO_VERSION`; says how to install it.
+        InputError: it is not installed, its renderer cannot be loaded, or MuJoCo has another version than
+            `MUJOCO_VERSION`; says how to install it.
     """
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     # By default LIBERO reads a configuration of paths from the user's home (its first release even asks for one on
@@ -88,6 +89,11 @@ def import_libero() -> tuple[Any, Any, Any]:
         from libero.libero.envs.env_wrapper import ControlEnv
     except ImportError as error:
         raise InputError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
+    except AttributeError as error:  # PyOpenGL does not say that it found no library
+        raise InputError(
+            f"the simulator's renderer {os.environ['MUJOCO_GL']} cannot be loaded ({error}): sudo apt-get install libosmesa6, "
+            "or, with a GPU, MUJOCO_GL=egl"
+        ) from error
     installed = version("mujoco")
     if installed != MUJOCO_VERSION and os.environ.get(ANY_MUJOCO) != "1":
         raise InputError(

@@ -4,8 +4,8 @@
 
 Simulators' processes import this file, too, and with it what stands in for LIBERO. Its outcome depends on all that LIBERO's
 depends on: task, initial state, every action, and on the resets before where fixtures wander. SETTINGS is JSON. The
-variables DIES and BREAKS name initial states in which the simulator dies, or meets a bug; with LOOKS the policy looks at images,
-which there are not without.
+variables DIES and BREAKS name initial states in which the simulator dies, or meets a bug; with BROKEN none starts; with LOOKS the
+policy looks at images, which there are not without.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 
 from evaluation.closed_loop import scenes, workers
 from policies.simple import RandomPolicy
+from simulation.goals import Subtask
 from simulation.libero import Task
 
 
@@ -26,9 +27,12 @@ class NoSimulator:
     """What of `simulation.environment.TaskEnvironment` an episode needs: one number, moved by all actions."""
 
     instruction, target = "move it", "it"
+    subtasks, touchable = (Subtask(("in", "it", "there"), "it", "there"),), ("it", "another")
 
     def __init__(self, suite, task_id, target="", reflections=False, hard_reset=False, added=()):
         self.suite, self.task_id, self._resets = suite, task_id, 0
+        if "BROKEN" in os.environ:
+            raise RuntimeError("cannot initialise EGL")
         tempfile.mkdtemp()  # what a simulator that is killed leaves
 
     def __enter__(self):
@@ -71,6 +75,10 @@ RandomPolicy.blind = "LOOKS" not in os.environ
 if __name__ == "__main__":
     from evaluation.closed_loop.run import evaluate
     from evaluation.closed_loop.settings import LiberoSettings
+    from pixel160k.errors import InputError
 
     out, values, processes = sys.argv[1:]
-    evaluate("random", LiberoSettings.load(values=json.loads(values)), Path(out), int(processes))
+    try:
+        evaluate("random", LiberoSettings.load(values=json.loads(values)), Path(out), int(processes))
+    except InputError as error:
+        sys.exit(str(error))

@@ -17,12 +17,13 @@ pytest.importorskip("torch", reason="needs the extra [train]")
 
 from evaluation.closed_loop import results
 from evaluation.closed_loop.episode import EpisodeResult, commands, run_episode
-from evaluation.closed_loop.measures import paired, share, summarise
+from evaluation.closed_loop.measures import measured, paired, share, summarise
 from evaluation.closed_loop.pointing import point_at_target
 from evaluation.closed_loop.run import evaluate
 from evaluation.closed_loop.scenes import Scene, most_steps, scenes_of
 from evaluation.closed_loop.scripted import Expert, Replay, recorded_commands
 from evaluation.closed_loop.settings import LiberoSettings
+from evaluation.closed_loop.video import film
 from pixel160k.errors import InputError
 from pixel160k.format.masks import iou
 from policies.base import Seen, looks
@@ -107,6 +108,47 @@ def test_an_error_is_no_failure():
     rows = [row(0, True), row(1, False), row(2, False, error="the simulator's process died")]
     found = summarise(rows, ["none"])["conditions"]["none"]
     assert found["success"]["rate"] == 0.5 and found["errors"] == 1 and found["tasks"][0]["of"] == 2
+
+
+def test_a_first_touch_is_right_where_it_is_one_of_what_is_meant():
+    touched = [("a", "a,b"), ("b", "a,b"), ("c", "a,b"), ("", "a"), ("a", "")]  # the last: nobody can tell
+    found = measured(
+        [row(state, False, first_touch=first, meant=meant) for state, (first, meant) in enumerate(touched)]
+    )
+    assert (found["first_touch"]["successes"], found["first_touch"]["of"]) == (2, 4)
+
+
+def test_what_would_be_compared_or_gone_on_with_wrongly_is_refused(tmp_path):
+    here = settings(episodes=1, tasks=[0])
+    other = settings(episodes=1, tasks=[0], suite="libero_object", seed=3)
+    for folder in ("other", "made"):
+        (tmp_path / folder).mkdir()
+    results.write([row(0, True)], {"policy": "random", "settings": other.model_dump(mode="json")}, tmp_path / "other")
+    with pytest.raises(
+        InputError, match="other is of other scenes: suite is libero_object there and libero_spatial here"
+    ):
+        evaluate("random", here, tmp_path / "out", against=tmp_path / "other")
+    seeded = settings(episodes=1, tasks=[0], suite="libero_object", shifts=["none", "camera-1"])
+    with pytest.raises(InputError, match="seed is 3 there and 0 here"):
+        evaluate("random", seeded, tmp_path / "out", against=tmp_path / "other")
+    for policy in ("random", "expert"):
+        with pytest.raises(InputError, match=f"{policy} knows none"):
+            evaluate(policy, here, tmp_path / "out", dataset="libero_spatial")
+    with pytest.raises(InputError, match="never has the same scene twice"):
+        evaluate("expert", settings(fixtures="once"), tmp_path / "out")
+    made = {"policy": "runs/pue", "settings": here.model_dump(mode="json"), "dataset": "a", "renderer": "osmesa"}
+    results.write([row(0, True)], made, tmp_path / "made")
+    with pytest.raises(InputError, match="holds another evaluation, with another dataset;"):
+        evaluate("runs/pue", here, tmp_path / "made", dataset="b")
+
+
+def test_a_film_of_nothing_is_no_file(tmp_path):
+    """As of an episode that cannot be begun, whose reason must not be lost."""
+    with film(tmp_path / "episode.mp4"):
+        pass
+    with pytest.raises(InputError, match="gone"), film(tmp_path / "episode.mp4"):
+        raise InputError("gone")
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):
@@ -306,6 +348,8 @@ def test_the_expert_solves_what_it_is_shown_and_pointing_ends_with_its_grasp(env
         (second,), _ = following.shown(image, False)  # the scene stands still
         assert iou(first, mask) > 0.5 and iou(first, second) > 0.7
         assert following.shown(image, True) == ([], [])
+    environment._env.env.timestep = 2000  # longer than robosuite's own limit, which no suite has
+    environment.step(STAND_STILL)
 
 
 # --- processes, and what a kill costs

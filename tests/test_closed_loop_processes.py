@@ -111,3 +111,13 @@ def test_a_simulator_that_dies_costs_its_episode_until_it_is_tried_again(whole, 
     assert [row for row in table if not row.error] == [row for row in whole if row.initial_state not in (6, 17)]
     assert "bugs.log" in told and "no_simulator.py" in (tmp_path / "bugs.log").read_text()
     assert finish(tmp_path, 2)[0] == whole
+
+
+def test_a_simulator_that_does_not_start_ends_the_command_after_a_few_episodes(tmp_path):
+    running = start(tmp_path, 2, BROKEN="1")
+    _, told = running.communicate(timeout=300)
+    assert running.returncode == 1 and len(rows(tmp_path)) <= 4
+    assert "first 3 episodes all failed, RuntimeError: cannot initialise EGL: if the simulator does not start" in told
+    few = start(tmp_path / "few", 1, settings={**SETTINGS, "tasks": [1], "episodes": 1}, BREAKS="0")
+    _, told = few.communicate(timeout=300)
+    assert few.returncode == 1 and "no episode came to its end; the first: ZeroDivisionError: a bug of ours" in told

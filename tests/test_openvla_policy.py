@@ -1,6 +1,7 @@
 """OpenVLA's own checkpoints act as the original does: what they see, the tokens they choose, the actions these mean."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_seven_tokens_are_decoded_one_after_the_other(checkpoint):
             logits = backbone(backbone.pixels(image), expected, torch.ones_like(expected)).logits
             expected = torch.cat([expected, logits[:, -1:].argmax(-1)], dim=1)
         assert policy.decode(image, ids).tolist() == expected[0, 5:].tolist()
+
+
+def test_a_checkpoint_whose_actions_are_no_tokens_is_refused(checkpoint, tmp_path):
+    """OpenVLA-OFT's folders have OpenVLA's config.json, and a head for continuous actions beside it."""
+    shutil.copytree(checkpoint, tmp_path / "oft")
+    (tmp_path / "oft" / "action_head--150000_checkpoint.pt").touch()
+    with pytest.raises(InputError, match="oft is a checkpoint of OpenVLA-OFT"):
+        OpenVLAPolicy.load(tmp_path / "oft")
 
 
 def test_it_acts_as_a_policy_and_takes_no_prompts(checkpoint):

@@ -39,7 +39,8 @@ class EpisodeResult:
         instruction: what the policy was told.
         success: whether the simulator said so before the steps ran out.
         control_steps: that were carried out (1 / 20 s each), without those in which the scene settles.
-        meant: the object that the task wants.
+        meant: what the hand should touch first: the object that is pointed at, or where nothing is, each object of the
+            task, with commas between; "" where a touch of it cannot be told, as of a microwave's door.
         first_touch: the first movable object that a finger touched, "" for none.
         close_step: the first control step that closed the gripper, -1 for none.
         error: why it did not come to its end; "" where it did.
@@ -84,6 +85,13 @@ def episode_name(suite: str, scene: Scene, condition: str) -> str:
     target = f"_{scene.target}" if scene.target else ""
     shift = f"_{scene.shift}" if scene.shift != NONE else ""
     return f"{suite}_task_{scene.task_id:02d}{target}_state_{scene.initial_state:02d}_{condition}{shift}"
+
+
+def _meant(environment: TaskEnvironment, scene: Scene, condition: str) -> str:
+    """What `EpisodeResult.meant` says."""
+    pointed = condition != "none" or scene.target
+    things = [environment.target] if pointed else [subtask.thing for subtask in environment.subtasks]
+    return ",".join(dict.fromkeys(thing for thing in things if thing in environment.touchable))
 
 
 def commands(action: np.ndarray, window: int) -> list[np.ndarray]:
@@ -154,8 +162,9 @@ def run_episode(
         policy.reset(name, instruction)
     environment.reset(scene.initial_state, seeded=settings.fixtures == "episode")
     result = EpisodeResult(
-        scene.task_id, scene.target, scene.initial_state, condition, scene.shift, instruction, meant=environment.target
-    )
+        scene.task_id, scene.target, scene.initial_state, condition, scene.shift, instruction,
+        meant=_meant(environment, scene, condition),
+    )  # fmt: skip
     looked = 0
 
     def look() -> np.ndarray:

@@ -54,8 +54,8 @@ def summarise(results: Sequence[EpisodeResult], conditions: Sequence[str]) -> di
         conditions: their order.
 
     Returns:
-        `conditions`: by name, `success` and `first_touch` (whether what a finger touched first is what the task means, among
-        all episodes) as `share` gives them, `errors`, and `tasks`: the success by task. `paired`: each two conditions.
+        `conditions`: by name, `success` and `first_touch` (whether what a finger touched first is meant, among all
+        episodes in which a touch of that can be told) as `share` gives them, `errors`, and `tasks`: the success by task. `paired`: each two conditions.
     """
     by_condition = {name: [row for row in results if row.condition == name] for name in conditions}
     compared = [
@@ -75,7 +75,7 @@ def measured(rows: Sequence[EpisodeResult]) -> dict[str, Any]:
     tasks = sorted({row.task_id for row in rows})
     return {
         "success": of(ended, lambda row: row.success),
-        "first_touch": of(ended, lambda row: row.first_touch == row.meant),
+        "first_touch": of([row for row in ended if row.meant], lambda row: row.first_touch in row.meant.split(",")),
         "errors": len(rows) - len(ended),
         "tasks": {task: of([row for row in ended if row.task_id == task], lambda row: row.success) for task in tasks},
     }

@@ -1,6 +1,7 @@
 """`pixelcli evaluate libero`: policies act in LIBERO's scenes by OpenVLA's protocol, and success is counted."""
 
 import json
+import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -23,7 +24,7 @@ from evaluation.closed_loop.workers import Episode, Unit, run_units
 from evaluation.shifts import NONE
 from pixel160k.errors import InputError
 from pixel160k.files import only_writer, working_folder, write_text
-from policies.choose import device_name, open_policy
+from policies.choose import RANDOM, device_name, open_policy
 from simulation.environment import CONTROL_HZ
 from simulation.libero import simulator_versions
 
@@ -66,7 +67,7 @@ def evaluate(
 
     Raises:
         InputError: settings, policy or scenes are not as they should be; `out` holds another evaluation, or another process
-            evaluates there now.
+            evaluates there now; `against` is of other scenes; or no episode came to its end.
     """
     scripted = Scripted(Expert) if policy == EXPERT else None
     most_steps(settings)
@@ -77,9 +78,13 @@ def evaluate(
         scripted = Scripted(partial(Replay, recorded))
     if scripted and settings.hz != CONTROL_HZ:
         raise InputError(f"the {policy.partition(':')[0]} policy acts at {CONTROL_HZ} Hz: leave hz as it is")
+    if policy == EXPERT and settings.fixtures == "once":
+        raise InputError("the expert tries a scene before it acts, and fixtures=once never has the same scene twice")
+    if dataset and (scripted or policy == RANDOM):
+        raise InputError(f"--dataset says whose robot a checkpoint acts for; {policy.partition(':')[0]} knows none")
     episodes = [(scene, condition) for scene in scenes for condition in settings.prompts]
-    made_with = _made_with(policy, settings, device)
-    other = results.read(against) if against is not None else None
+    made_with = _made_with(policy, settings, device, dataset)
+    other = _other(against, settings)
     with only_writer(out), working_folder(out, "simulators") as scratch:
         found = _kept(out, made_with)
         (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
@@ -88,8 +93,10 @@ def evaluate(
         progress(len(found), len(episodes))
         if units := _units(episodes, found.keys(), settings, workers):
             with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
-                into = out / FILMS if films else None
-                for result in run_units(units, settings, acting, workers, batch, into, out / "bugs.log", scratch):
+                into, ended = out / FILMS if films else None, bool(found)
+                for result in run_units(
+                    units, settings, acting, workers, batch, into, out / "bugs.log", scratch, ended
+                ):
                     found[result.scene, result.condition] = result
                     results.write(found.values(), made_with, out)
                     progress(len(found), len(episodes))
@@ -97,7 +104,21 @@ def evaluate(
         summary = _summary(rows, settings, made_with, other)
         write_text(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
         write_page(summary, rows, out)
+    if rows and all(row.error for row in rows):
+        raise InputError(f"no episode came to its end; the first: {rows[0].error}")
     return summary
+
+
+def _other(against: Path | None, settings: LiberoSettings) -> tuple[list[EpisodeResult], dict[str, Any]] | None:
+    """The evaluation to compare with. Its scenes must be what the same names mean here."""
+    if against is None:
+        return None
+    other = results.read(against)
+    theirs, ours = other[1]["settings"], settings.model_dump(mode="json")
+    for key in ("suite", "two_alike", *(["seed"] if settings.shifts != (NONE,) else [])):
+        if theirs.get(key) != ours[key]:
+            raise InputError(f"{against} is of other scenes: {key} is {theirs.get(key)} there and {ours[key]} here")
+    return other
 
 
 def _summary(
@@ -130,13 +151,15 @@ def _summary(
     return summary
 
 
-def _made_with(policy: str, settings: LiberoSettings, device: str) -> dict[str, Any]:
+def _made_with(policy: str, settings: LiberoSettings, device: str, dataset: str | None) -> dict[str, Any]:
     """What decides the results, but for what the policy itself is made of."""
     return {
         "policy": policy,
         "settings": settings.model_dump(mode="json"),
         "versions": {**simulator_versions(), "pixelvla": version("pixelvla")},
         "device": device_name(device),
+        "dataset": dataset,
+        "renderer": os.environ.get("MUJOCO_GL"),
     }
 
 
@@ -145,8 +168,8 @@ def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
     if not (out / results.FILE_NAME).exists():
         return {}
     rows, theirs = results.read(out)
-    if theirs != made_with:
-        unlike = sorted(key for key in made_with if made_with[key] != theirs.get(key))
+    # Of before these were kept, nobody knows.
+    if unlike := sorted(key for key in made_with if made_with[key] != theirs.get(key, made_with[key])):
         raise InputError(
             f"{out} holds another evaluation, with another {', another '.join(unlike)}; name another --out"
         )

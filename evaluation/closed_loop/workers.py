@@ -7,6 +7,7 @@ bug, its episode has that as its error, and another process goes on.
 
 import logging
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from simulation.environment import TaskEnvironment
 Episode = tuple[Scene, str]  # and its condition
 
 _log = logging.getLogger(__name__)
+_FAILED_AT_FIRST = 3  # episodes that fail before any ends: the others would, too
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def run_units(
     films: Path | None = None,
     bugs: Path = Path("bugs.log"),
     scratch: Path | None = None,
+    ended: bool = False,
 ) -> Iterator[EpisodeResult]:
     """Try the episodes of all units, and yield each result as it ends.
 
@@ -86,10 +89,13 @@ def run_units(
         bugs: the file that the traceback of a bug is added to.
         scratch: the folder for the simulators' temporary files, which those that are killed leave; None: the system's.
 
+        ended: whether any episode ended before, so that the simulator is known to start.
+
     Raises:
-        InputError: as the policy.
+        InputError: as the policy; or no episode ends: the simulator's processes die or meet bugs from the first one on.
     """
     waiting, running = list(units), list[_Worker]()
+    failed = 0
     beside = policy if isinstance(policy, Scripted) else looks(policy)
     try:
         while waiting or running:
@@ -104,7 +110,7 @@ def run_units(
                 elif kind == "act":
                     asked.append((worker, content))
                 elif kind == "result":
-                    worker.left = worker.left.without_first()
+                    worker.left, ended = worker.left.without_first(), True
                     yield content
                 elif kind == "refused":
                     raise InputError(content)
@@ -124,6 +130,11 @@ def run_units(
                     )
                     if (left := worker.left.without_first()).todo:
                         waiting.insert(0, left)
+                    if not ended and (failed := failed + 1) == _FAILED_AT_FIRST:
+                        raise InputError(
+                            f"the first {failed} episodes all failed, {error}: if the simulator does not start on this machine, "
+                            f"MUJOCO_GL names its renderer, osmesa (CPU) or egl (GPU), now {os.environ.get('MUJOCO_GL')}"
+                        )
             for begin in range(0, len(asked), batch):
                 together = asked[begin : begin + batch]
                 assert not isinstance(policy, Scripted)
@@ -223,7 +234,8 @@ def _try_one(
         return run_episode(environment, acting, settings, *episode)
     name = f"{episode_name(settings.suite, *episode)}.mp4"
     with film(films / name) as take:
-        return run_episode(environment, acting, settings, *episode, take).filmed(name)
+        result = run_episode(environment, acting, settings, *episode, take)
+    return result if result.error else result.filmed(name)
 
 
 class _Asked:
