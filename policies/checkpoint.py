@@ -34,7 +34,7 @@ class CheckpointPolicy:
             model: hub id, or the folder of a checkpoint or of a run.
             device: such as "cuda:1".
             dataset: whose robot acts; by default the only one that the checkpoint has statistics of.
-            dtype: of the parameters; by default each as it is stored.
+            dtype: of the backbone's parameters; see `train.checkpoints.load_policy`.
 
         Raises:
             InputError: it cannot be loaded, or `dataset` must be named.
