@@ -10,7 +10,9 @@ import base64
 import json
 import math
 import re
+import reprlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import msgpack
@@ -22,6 +24,8 @@ from pixel160k.format.prompts import Prompt
 POINTS, LINES, BOXES, MASK_PROMPTS, MASKS = "prompt/points", "prompt/lines", "prompt/boxes", "prompt/mask", "mask"
 POINTING = (POINTS, LINES, BOXES, MASK_PROMPTS, MASKS)
 """The keys of an observation that point at something: our own, in both protocols (docs/serving.md)."""
+DATASET = "unnorm_key"
+"""The key of the data set whose robot acts: OpenVLA's, and ours in openpi's protocol."""
 EPISODE = "episode"
 """The key of an observation's episode, a name, ours as well: neither protocol says where one begins."""
 
@@ -33,6 +37,28 @@ _NUMBERS = re.compile(
     r"[<>=|]?(b1|[iu][1248]|f[248])"
 )  # bools, integers and floats: no objects, text, complex, records
 _MOST_AXES = 8
+_BRIEF = 60  # characters
+
+
+class _Brief(reprlib.Repr):
+    def repr_bytes(self, value: bytes, _: int) -> str:
+        return repr(value[:_BRIEF])
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:  # reprlib's sorts all keys
+        return self.repr1(list(islice(value.items(), self.maxdict)), level)
+
+    def repr_ndarray(self, value: np.ndarray, _: int) -> str:
+        return f"{value.dtype} {value.shape}"
+
+
+_SAID = _Brief()
+_SAID.maxstring = _SAID.maxother = _BRIEF
+
+
+def brief(value: Any) -> str:
+    """What a stranger said, for a message: the begin of it, of which alone something is made. It may be as large as a message
+    may be, and as deep."""
+    return _SAID.repr(value)[:_BRIEF]
 
 
 def pack(value: Any) -> bytes:
@@ -122,10 +148,10 @@ def _with_gripper(actions: np.ndarray, gripper: np.ndarray) -> np.ndarray:
 def _array(data: Any, dtype: Any, shape: Any) -> np.ndarray:
     """An array of bytes that say what they are."""
     if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype):
-        raise InputError(f"an array's dtype must be one of bools, integers or floats, as '|u1', not {dtype!r:.60}")
+        raise InputError(f"an array's dtype must be one of bools, integers or floats, as '|u1', not {brief(dtype)}")
     sides: list[Any] = list(shape) if isinstance(shape, list | tuple) else [None]
     if len(sides) > _MOST_AXES or not all(type(side) is int and 0 <= side < 2**31 for side in sides):
-        raise InputError(f"an array's shape must be a list of at most {_MOST_AXES} lengths, not {shape!r:.60}")
+        raise InputError(f"an array's shape must be a list of at most {_MOST_AXES} lengths, not {brief(shape)}")
     if not isinstance(data, bytes):
         raise InputError(f"an array's data must be bytes, not {type(data).__name__}")
     expected = math.prod(sides) * np.dtype(dtype).itemsize
@@ -141,12 +167,14 @@ def _array(data: Any, dtype: Any, shape: Any) -> np.ndarray:
 
 def _scalar(data: Any, dtype: Any) -> np.generic:
     if not isinstance(dtype, str) or not _NUMBERS.fullmatch(dtype) or type(data) not in (bool, int, float):
-        raise InputError(f"a number of NumPy must be a bool, an integer or a float, not {data!r:.60} of {dtype!r:.60}")
+        raise InputError(
+            f"a number of NumPy must be a bool, an integer or a float, not {brief(data)} of {brief(dtype)}"
+        )
     try:
         with np.errstate(over="ignore"):
             scalar: np.generic = np.dtype(dtype).type(data)
     except (ValueError, OverflowError):
-        raise InputError(f"{data!r:.60} is no number of dtype {dtype}") from None
+        raise InputError(f"{brief(data)} is no number of dtype {dtype}") from None
     return scalar
 
 

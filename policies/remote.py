@@ -1,18 +1,22 @@
 """Policies that run elsewhere: clients of openpi's websocket protocol and of OpenVLA's `/act`, behind the one protocol.
 
 They ask `pixelcli serve`, and just as well the servers of openpi, OpenVLA and OpenVLA-OFT. A lost connection is made anew, so
-that a server that was started again goes on being asked; one that stays away is an InputError.
+that a server that was started again goes on being asked; one that stays away is an InputError. No proxy of the environment is
+asked: robots' servers are near, where it may not reach.
 """
 
-import time
+import socket
+import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from http.client import HTTPException
+from contextlib import closing, suppress
+from datetime import datetime
+from http.client import HTTPConnection, HTTPException
+from threading import Lock
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar, get_args
-from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import Request, urlopen
+from weakref import WeakSet
 
 import numpy as np
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
@@ -20,10 +24,14 @@ from websockets.sync.client import ClientConnection, connect
 
 from pixel160k.errors import InputError, one_line
 from policies.base import Seen
-from policies.framing import EPISODE, Gripper, from_json, gripper_from, pack, pointing, to_json, unpack
+from policies.framing import DATASET, EPISODE, Gripper, brief, from_json, gripper_from, pack, pointing, to_json, unpack
 
 _PAUSE = 0.5  # seconds between two tries to reach a server
+_NEAR = 10  # seconds for a connection, which the system takes for a server however busy that is
+_PARTING = 0.2  # seconds for a server to say goodbye as well
 _MOST_BYTES = 64 * 2**20  # of an answer
+_NOT_NOW = (401, 429, 502, 503, 504)  # statuses that say nothing of what a server has
+_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _Result = TypeVar("_Result")
 
 
@@ -48,11 +56,25 @@ class _Remote:
         self.url, self._timeout, self._patience = url, timeout, patience
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="ask")
+        self._place = (parts.hostname or "", parts.port or _PORTS[parts.scheme])
+        self._path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
         self._names: dict[str, str] = {}
+        self._lock, self._closed = Lock(), False
+        self._streams: WeakSet[socket.socket] = WeakSet()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the server says of itself, as plain values; nothing, where it says nothing. It is asked, if it was not yet.
+
+        Raises:
+            InputError: it cannot be reached, or turns us away.
+        """
+        about: dict[str, Any] = _plain(self._described())
+        return about
 
     def reset(self, episode: str, instruction: str) -> None:
         """Give the episode a name that it had never before, for servers that take one: the protocols themselves name none."""
-        self._names[episode] = f"{episode} {time.strftime('%H:%M:%S')}"
+        self._names[episode] = f"{episode} {datetime.now():%H:%M:%S.%f}"
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
         """See `policies.base.Policy`. The server is asked for all episodes at the same time."""
@@ -62,17 +84,61 @@ class _Remote:
         return np.stack(chunks)
 
     def close(self) -> None:
-        """Give connections and threads up."""
-        self._pool.shutdown()
+        """Give connections and threads up. What waits for an answer is hung up, and asks no more."""
+        with self._lock:
+            self._closed = True
+            for stream in self._streams:
+                with suppress(OSError):  # it is closed
+                    socket.socket.shutdown(stream, socket.SHUT_RDWR)
+        self._pool.shutdown(cancel_futures=True)
 
     def _ask(self, seen: Seen) -> np.ndarray:
         """The chunk for one observation."""
         raise NotImplementedError
 
+    def _described(self) -> dict[str, Any]:
+        """What the server says of itself, as it came."""
+        raise NotImplementedError
+
+    def _ours(self, seen: Seen, about: dict[str, Any]) -> dict[str, Any]:
+        """What goes beyond both protocols: what is pointed at, and, for a server that takes it, the episode's name.
+
+        Raises:
+            InputError: the server takes no pointing; it would act as if nothing had been pointed at.
+        """
+        said, taken = pointing(seen.masks, seen.prompts), _keys(about)
+        if unknown := [key for key in said if key not in taken]:
+            raise InputError(f"{self.url} does not say that it takes {', '.join(unknown)}; pixelcli serve does")
+        if EPISODE in taken and (name := self._names.get(seen.episode, seen.episode)):
+            said[EPISODE] = name
+        return said
+
+    def _reach(self) -> socket.socket:
+        """A connection to the server.
+
+        Raises:
+            OSError: it cannot be reached; no TimeoutError, which would be one that does not answer.
+        """
+        seconds = min(self._timeout, _NEAR)
+        try:
+            stream = socket.create_connection(self._place, seconds)
+        except TimeoutError:
+            raise ConnectionError(f"no connection within {seconds:g} s") from None
+        self._keep(stream)
+        return stream
+
+    def _keep(self, stream: socket.socket) -> None:
+        """Have `close` hang a connection up."""
+        with self._lock:
+            if self._closed:
+                stream.close()
+                raise ConnectionError("closed")
+            self._streams.add(stream)
+
     def _patiently(self, ask: Callable[[], _Result]) -> _Result:
         """What a question gives. Where the server cannot be reached it is asked anew: once, and as long as patience lasts."""
-        until, tries = time.monotonic() + self._patience, 0
-        while True:
+        until, tries = monotonic() + self._patience, 0
+        while not self._closed:
             try:
                 return ask()
             except TimeoutError:
@@ -81,16 +147,17 @@ class _Remote:
                 ) from None
             except (OSError, HTTPException, WebSocketException) as error:
                 tries += 1
-                if tries > 1 and time.monotonic() > until:
+                if tries > 1 and monotonic() > until:
                     raise InputError(f"{self.url} cannot be reached ({one_line(error)}); start the server") from None
-            time.sleep(_PAUSE)
+            sleep(_PAUSE)
+        raise InputError(f"{self.url} is not asked any more: its client was closed")
 
     def _checked(self, actions: Any, gripper: Gripper) -> np.ndarray:
         """A chunk as the protocol of policies wants it: float32 (N, 7)."""
         try:
             chunk = np.asarray(actions, np.float32)
         except (TypeError, ValueError):
-            raise InputError(f"{self.url} did not answer with actions, but with {actions!r:.120}") from None
+            raise InputError(f"{self.url} did not answer with actions, but with {brief(actions)}") from None
         if chunk.ndim != 2 or chunk.shape[1] != 7 or not len(chunk) or not np.isfinite(chunk).all():
             raise InputError(f"{self.url} must answer with finite actions (N, 7); it gave {chunk.shape}")
         return gripper_from(gripper, chunk)
@@ -103,6 +170,7 @@ class OpenpiPolicy(_Remote):
         self,
         url: str,
         api_key: str = "",
+        dataset: str | None = None,
         gripper: Gripper | None = None,
         timeout: float = 60,
         patience: float = 10,
@@ -113,6 +181,7 @@ class OpenpiPolicy(_Remote):
         Args:
             url: ws://HOST:PORT, or wss://.
             api_key: what the server wants, or "".
+            dataset: whose robot acts, the `unnorm_key`; by default the server's own. Servers of openpi itself take none.
             gripper: what the last number of its actions means; by default what the server says, or, where it says nothing,
                 `signed`, as openpi's LIBERO policies have it.
             timeout: seconds that an answer may take.
@@ -123,28 +192,34 @@ class OpenpiPolicy(_Remote):
             InputError: `url` is none.
         """
         super().__init__(url, ("ws", "wss"), api_key, timeout, patience, at_once)
-        self._gripper = gripper
+        self._dataset, self._gripper = dataset, gripper
         self._idle: list[_Open] = []
 
     def close(self) -> None:
-        """Give connections and threads up."""
-        super().close()
+        """Give connections and threads up. What waits for an answer is hung up, and asks no more."""
         self._forget()
+        super().close()
+        self._forget()  # what came back meanwhile
+
+    def _described(self) -> dict[str, Any]:
+        opened = self._patiently(self._take)
+        self._idle.append(opened)
+        return opened.about
 
     def _ask(self, seen: Seen) -> np.ndarray:
-        pointed = pointing(seen.masks, seen.prompts)
-        said: dict[str, Any] = {"observation/image": seen.image, "prompt": seen.instruction, **pointed}
-        if seen.wrist_image is not None:
-            said["observation/wrist_image"] = seen.wrist_image
-        if seen.state is not None:
-            said["observation/state"] = seen.state
+        said: dict[str, Any] = {"observation/image": seen.image, "prompt": seen.instruction}
+        said |= {} if seen.wrist_image is None else {"observation/wrist_image": seen.wrist_image}
+        said |= {} if seen.state is None else {"observation/state": seen.state}
+        said |= {} if self._dataset is None else {DATASET: self._dataset}
 
         def ask() -> tuple[bytes | str, _Open]:
             opened = self._take()
             try:
-                _check_pointing(self.url, pointed, opened.about)
-                name = self._names.get(seen.episode, seen.episode)
-                opened.connection.send(pack(said | ({EPISODE: name} if name and _takes(opened.about, EPISODE) else {})))
+                if self._dataset is not None and DATASET not in _keys(opened.about):
+                    raise InputError(
+                        f"{self.url} does not say that it takes {DATASET}, so it acts for one robot only; name no data set"
+                    )
+                opened.connection.send(pack(said | self._ours(seen, opened.about)))
                 return opened.connection.recv(self._timeout), opened
             except InputError:
                 self._idle.append(opened)
@@ -170,25 +245,40 @@ class OpenpiPolicy(_Remote):
         return self._connect()
 
     def _connect(self) -> _Open:
+        stream = self._reach()
+        stream.settimeout(None)  # as websockets wants it
         try:
-            connection = connect(
+            connection = connect(  # type: ignore[call-overload]  # any that makes a connection will do
                 self.url,
+                sock=stream,
+                create_connection=self._kept,
+                proxy=None,
                 compression=None,
                 max_size=_MOST_BYTES,
                 additional_headers=self._headers,
                 open_timeout=self._timeout,
+                close_timeout=_PARTING,
                 ping_interval=None,  # a server that compiles or thinks may not answer pings; `timeout` is what counts
             ).__enter__()  # what newer releases of websockets want; `close` ends it
+        except TimeoutError:
+            raise ConnectionError(f"no handshake within {self._timeout:g} s") from None
         except InvalidStatus as error:
             raise InputError(f"{self.url} turns us away: {_reason(bytes(error.response.body or b''))}") from None
         except InvalidURI as error:
             raise InputError(f"{self.url} is no address: {one_line(error)}") from None
-        said = connection.recv(self._timeout)
-        about = unpack(said) if isinstance(said, bytes) else None
-        if not isinstance(about, dict):
+        try:
+            said = connection.recv(self._timeout)
+            about = unpack(said) if isinstance(said, bytes) else None
+            if not isinstance(about, dict):
+                raise InputError(f"{self.url} does not begin as openpi's servers do; is it another server?")
+        except BaseException:
             connection.close()
-            raise InputError(f"{self.url} does not begin as openpi's servers do; is it another server?")
+            raise
         return _Open(connection, about)
+
+    def _kept(self, stream: socket.socket, *protocol: Any, **options: Any) -> ClientConnection:
+        self._keep(stream)  # with TLS it is another one
+        return ClientConnection(stream, *protocol, **options)
 
     def _forget(self) -> None:
         with suppress(IndexError):
@@ -227,52 +317,76 @@ class ActPolicy(_Remote):
         """
         super().__init__(url, ("http", "https"), api_key, timeout, patience, at_once)
         self._dataset, self._chunks, self._gripper = dataset, chunks, gripper
+        self._tls = ssl.create_default_context() if url.startswith("https") else None
         self._about: dict[str, Any] | None = None
+        self._describing = Lock()
 
     def _ask(self, seen: Seen) -> np.ndarray:
-        pointed = pointing(seen.masks, seen.prompts)
-        if pointed and self._about is None:
-            self._about = self._described()
-        _check_pointing(self.url, pointed, self._about or {})
-        said = {"full_image" if self._chunks else "image": seen.image, "instruction": seen.instruction, **pointed}
-        said |= {} if self._dataset is None else {"unnorm_key": self._dataset}
+        said = {"full_image" if self._chunks else "image": seen.image, "instruction": seen.instruction}
+        said |= self._ours(seen, self._described())
+        said |= {} if self._dataset is None else {DATASET: self._dataset}
         said |= {} if seen.wrist_image is None else {"wrist_image": seen.wrist_image}
         said |= {} if seen.state is None else {"state": seen.state}
         body = to_json(said).encode()
-        answer = from_json(self._patiently(lambda: self._exchange(self.url, body)))
-        if answer == "error":  # what OpenVLA's servers say, with status 200
+        status, text = self._patiently(lambda: self._exchange(self._path, body))
+        if status != 200:
+            raise self._refused(status, text)
+        answer = from_json(text)
+        if isinstance(answer, str) and answer == "error":  # what OpenVLA's servers say, with status 200
             raise InputError(f"{self.url} cannot act on the observation; its own log says why")
         return self._checked(answer if self._chunks else [answer], self._gripper)
 
     def _described(self) -> dict[str, Any]:
-        """What the server says of itself; nothing, where it is not one of ours."""
-        parts = urlsplit(self.url)
-        address = urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0] + "/metadata", "", ""))
-        try:
-            about = from_json(self._patiently(lambda: self._exchange(address)))
-        except InputError:
-            return {}
+        with self._describing:  # once, whoever asks
+            if self._about is None:
+                self._about = self._metadata()
+            return self._about
+
+    def _metadata(self) -> dict[str, Any]:
+        """What `pixelcli serve` says beside `/act`; nothing of a server that has no such."""
+        path = self._path.partition("?")[0].rpartition("/")[0] + "/metadata"
+        status, said = self._patiently(lambda: self._exchange(path))
+        if status in _NOT_NOW:
+            raise self._refused(status, said)
+        about = None
+        with suppress(InputError):  # a page of another kind of server
+            about = from_json(said) if status == 200 else None
         return about if isinstance(about, dict) else {}
 
-    def _exchange(self, address: str, body: bytes | None = None) -> bytes:
-        request = Request(address, body, {"Content-Type": "application/json", **self._headers})
-        try:
-            with urlopen(request, timeout=self._timeout) as response:
-                return bytes(response.read(_MOST_BYTES))
-        except HTTPError as error:
-            with error:
-                raise InputError(f"{address} cannot act ({error.code}): {_reason(error.read(10_000))}") from None
+    def _refused(self, status: int, said: bytes) -> InputError:
+        return InputError(f"{self.url} cannot act ({status}): {_reason(said)}")
+
+    def _exchange(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """The status and what the server says."""
+        stream = self._reach()
+        stream.settimeout(self._timeout)
+        host, port = self._place
+        with closing(HTTPConnection(host, port, timeout=self._timeout)) as connection:
+            connection.sock = stream
+            if self._tls is not None:
+                connection.sock = self._tls.wrap_socket(stream, server_hostname=host)
+                self._keep(connection.sock)
+            headers = {"Content-Type": "application/json", **self._headers}
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(_MOST_BYTES)
 
 
-def _check_pointing(url: str, pointed: dict[str, Any], about: dict[str, Any]) -> None:
-    """Refuse to point where the server would not look: it would act as if nothing had been said."""
-    if unknown := [key for key in pointed if not _takes(about, key)]:
-        raise InputError(f"{url} does not say that it takes {', '.join(unknown)}; pixelcli serve does")
+def _keys(about: dict[str, Any]) -> list[Any]:
+    """Those that a server says it takes."""
+    keys = about.get("keys")
+    return keys if isinstance(keys, list) else []
 
 
-def _takes(about: dict[str, Any], key: str) -> bool:
-    taken = about.get("keys")
-    return isinstance(taken, list) and key in taken
+def _plain(value: Any) -> Any:
+    """A value of msgpack or JSON as one that JSON can hold: openpi's servers may tell arrays of themselves."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _reason(body: bytes) -> str:

@@ -74,11 +74,11 @@ class Episode:
         number: no other has it.
         name: for people.
         told: what the policy was last told, or is about to be while it waits for a click.
+        shown: which image that has: 1 is the first of all.
         by: who pointed in that: "client", "click", or "" where nobody did.
-        asked: how many observations there were.
         last: when the last came, of `time.monotonic`.
         click: what goes with its observations from now on.
-        ended: why there is no click any more: "closed" by the gripper, "removed" by the person, or "" where there was none.
+        ended: why there is no click any more: "closed" by the gripper, "removed" by the person, "failed" in SAM 2, or "" where there was none.
         holds: whether the gripper is closed now.
         until: the end of the time in which its first observation waits for a click, of `time.monotonic`.
         decided: whether it waits no more.
@@ -86,7 +86,7 @@ class Episode:
 
     def __init__(self, number: int, name: str, first: Observation, wait: float) -> None:
         self.number, self.name, self.told, self.by = number, name, first, ""
-        self.asked, self.last, self.until = 0, time.monotonic(), time.monotonic() + wait
+        self.shown, self.last, self.until = 1, time.monotonic(), time.monotonic() + wait
         self.click: Click | None = None
         self.ended, self.holds = "", False
         self.decided = asyncio.Event()
@@ -106,15 +106,12 @@ class Episode:
     async def tell(self, observation: Observation) -> Observation:
         """An observation with what was clicked; as it is, where its client points at something itself."""
         if observation.prompts or observation.masks:
-            self.told, self.by = observation, "client"
-            return observation
+            return self._show(observation, "client")
         while (click := self.click) is not None:
-            masks = await click.on(observation.image)
+            masks = await self._follow(click, observation.image)
             if click is self.click:  # and not removed meanwhile
-                observation = replace(observation, prompts=[click.prompt], masks=masks)
-                break
-        self.told, self.by = observation, "click" if click else ""
-        return observation
+                return self._show(replace(observation, prompts=[click.prompt], masks=masks), "click")
+        return self._show(observation, "")
 
     def acted(self, grippers: np.ndarray) -> None:
         """The policy has answered. `grippers` are those of the actions that will be carried out, 1 = open."""
@@ -126,15 +123,33 @@ class Episode:
     async def point(self, click: Click | None) -> None:
         """Point at something that lies on the image that was seen last, or at nothing any more.
 
+        An observation that waits goes on once SAM 2 has found it, and waits on for another click where SAM 2 fails.
+
         Raises:
             InputError: the gripper is closed.
         """
         if click is not None and self.holds:
             raise InputError("the gripper is closed: nothing is pointed at until it opens")
         self.click, self.ended = click, "" if click else "removed"
-        self.decided.set()
         if click is not None:
-            await click.on(self.told.image)
+            await self._follow(click, self.told.image)
+        self.decided.set()
+
+    async def _follow(self, click: Click, image: np.ndarray) -> list[np.ndarray]:
+        """The masks of a click on an image. One on which SAM 2 fails is removed: it would fail on every image to come."""
+        try:
+            return await click.on(image)
+        except Exception:
+            if click is not self.click:  # removed meanwhile, so that nobody wants them
+                return []
+            self.click, self.ended = None, "failed"
+            raise
+
+    def _show(self, observation: Observation, by: str) -> Observation:
+        """The observation, which the policy is told from now on, and people are shown."""
+        self.shown += observation.image is not self.told.image
+        self.told, self.by = observation, by
+        return observation
 
 
 class Clicks:
@@ -158,7 +173,7 @@ class Clicks:
         if episode is None or episode.begins_anew_with(observation):
             self.end(key)
             episode = self._begin(key, observation)
-        episode.asked, episode.last = episode.asked + 1, time.monotonic()
+        episode.last = time.monotonic()
         self._episodes.pop(key, None)
         self._episodes[key] = episode
         if len(self._episodes) > self._settings.connections:

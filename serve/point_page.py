@@ -73,7 +73,7 @@ async def _seen(request: Request) -> Response:
     chosen = next((one for one in acting if str(one.number) == asked), acting[-1] if acting else None)
     said: dict[str, Any] = {"episodes": [_summary(one) for one in sorted(acting, key=lambda one: one.number)]}
     if chosen is not None:
-        image, version = chosen.told.image, f"{chosen.number}.{chosen.asked}"
+        image, version = chosen.told.image, f"{chosen.number}.{chosen.shown}"
         told, coming = in_words(chosen)
         said |= _summary(chosen) | {
             "told": told,
@@ -133,6 +133,8 @@ def in_words(episode: Episode) -> tuple[str, str]:
         coming = "The gripper is closed: nothing is pointed at until it opens."
     elif episode.ended == "closed":
         coming = "The gripper has closed: what was pointed at is not told any more."
+    elif episode.ended == "failed":
+        coming = "SAM 2 failed on what was pointed at, which is not told any more; the server's log says why."
     elif episode.ended == "removed" and episode.by == "click":
         coming = "With its next image it is told the instruction alone."
     return told, coming
@@ -150,7 +152,7 @@ def _summary(episode: Episode) -> dict[str, Any]:
         "number": episode.number,
         "name": episode.name,
         "instruction": episode.told.instruction,
-        "asked": episode.asked,
+        "shown": episode.shown,
         "idle": round(time.monotonic() - episode.last),
     }
 

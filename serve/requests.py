@@ -13,14 +13,15 @@ import numpy as np
 from model.processor import Observation
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import Prompt, line, mask_prompt, point, region, validate
-from policies.framing import BOXES, EPISODE, LINES, MASK_PROMPTS, MASKS, POINTING, POINTS
+from policies.framing import BOXES, DATASET, EPISODE, LINES, MASK_PROMPTS, MASKS, POINTING, POINTS, brief
 
-DATASET = "unnorm_key"
 CHUNK_IMAGE = "full_image"
 """OpenVLA-OFT's key of the image: its client takes a whole chunk, OpenVLA's one action."""
+_LONGEST_SIDE = 16384  # pixels of an image; JPEG, by which the page shows it, ends at 65500
 _LONGEST_INSTRUCTION = 2000  # characters
 _LONGEST_STATE = 256  # numbers
-_LONGEST_EPISODE = 200  # characters of its name
+_LONGEST_NAME = 200  # characters, of an episode or a data set
+_LONGEST_KEY = 60  # characters of a key that might be one of ours
 _MOST_POINTED_AT = 64  # prompts and masks of one observation
 
 
@@ -65,9 +66,10 @@ def read_observation(message: Any, form: Form, dataset: str) -> Observation:
         raise InputError(f"an observation is a dictionary of keys and values, not {_described(message)}")
     for key in message:
         if key not in form.keys:
-            nearest = difflib.get_close_matches(str(key), form.keys, n=1)
+            begin = key[:_LONGEST_KEY] if isinstance(key, str | bytes) else key  # it may be as large as a message
+            nearest = difflib.get_close_matches(str(begin), form.keys, n=1)
             meant = f"; did you mean {nearest[0]}?" if nearest else f"; there are: {', '.join(form.keys)}"
-            raise InputError(f"unknown key {key!r:.60}{meant}")
+            raise InputError(f"unknown key {brief(key)}{meant}")
     given = [key for key in form.images if key in message]
     if len(given) != 1:
         raise InputError(f"give one image, as {' or '.join(form.images)}; there are {len(given)}")
@@ -92,9 +94,11 @@ def _image(key: str, value: Any) -> np.ndarray:
         and value.ndim == 3
         and value.shape[2] == 3
         and value.size
+        and max(value.shape) <= _LONGEST_SIDE
     ):
         return value
-    raise InputError(f"{key} must be RGB, uint8 (height, width, 3), not {_described(value)}")
+    what = f"RGB, uint8 (height, width, 3), of {_LONGEST_SIDE} pixels a side at most"
+    raise InputError(f"{key} must be {what}, not {_described(value)}")
 
 
 def _instruction(key: str, value: Any) -> str:
@@ -119,9 +123,7 @@ def _state(key: str, value: Any) -> np.ndarray | None:
 
 
 def _dataset(value: Any, default: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{DATASET} must be the name of a data set, not {_described(value)}")
-    return value or default
+    return default if value is None else _name(DATASET, "data set", value) or default
 
 
 def read_episode(message: dict[str, Any]) -> str:
@@ -130,9 +132,14 @@ def read_episode(message: dict[str, Any]) -> str:
     Raises:
         InputError: it is no name.
     """
-    value = message.get(EPISODE, "")
-    if not isinstance(value, str) or len(value) > _LONGEST_EPISODE:
-        raise InputError(f"{EPISODE} must be a name of {_LONGEST_EPISODE} characters at most, not {_described(value)}")
+    return _name(EPISODE, "episode", message.get(EPISODE, ""))
+
+
+def _name(key: str, what: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise InputError(
+            f"{key} must be the name of a {what}, of {_LONGEST_NAME} characters at most, not {_described(value)}"
+        )
     return value
 
 
@@ -173,7 +180,7 @@ def _rows(message: dict[str, Any], key: str, length: int, what: str) -> np.ndarr
 def _lines(message: dict[str, Any]) -> Iterable[np.ndarray]:
     value = message.get(LINES)
     what = "a list of lines, each (n, 2) in pixels"
-    if value is not None and not isinstance(value, list | np.ndarray):
+    if value is not None and not isinstance(value, list) and not (isinstance(value, np.ndarray) and value.ndim):
         raise InputError(f"{LINES} must be {what}, not {_described(value)}")
     return [_numbers(LINES, one, (-1, 2), what) for one in _few(LINES, [] if value is None else value)]
 
@@ -200,7 +207,7 @@ def _few(key: str, values: Any) -> Any:
 def _numbers(key: str, value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     """Finite numbers, as an array or as lists, as float32 of a shape whose -1 may be any length."""
     try:
-        found = np.asarray(value) if isinstance(value, list | np.ndarray) else None
+        found = np.asarray(value) if _of_numbers(value, len(shape)) else None
     except ValueError:  # rows of several lengths
         found = None
     fits = (
@@ -217,7 +224,15 @@ def _numbers(key: str, value: Any, shape: tuple[int, ...], what: str) -> np.ndar
     return numbers
 
 
+def _of_numbers(value: Any, depth: int) -> bool:
+    """Whether a value is numbers, in lists so deep at most. Of texts NumPy would make an array in which each is as long as the
+    longest: a small message could take all memory."""
+    if isinstance(value, list):
+        return depth > 0 and all(_of_numbers(one, depth - 1) for one in value)
+    return isinstance(value, int | float | np.number | np.ndarray)
+
+
 def _described(value: object) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"
+        return brief(value)
+    return "nothing" if value is None else f"{type(value).__name__} {brief(value)}"

@@ -169,7 +169,7 @@ def modules(make=TimeLimit):
 class Scripted:
     """Goes where the image says, 2 cm a step, and closes the gripper there; chunks of eight."""
 
-    def ask(self, image, instruction):
+    def ask(self, image, instruction, episode=""):
         assert image.dtype == np.uint8 and image.shape in ((512, 640, 3), (480, 640, 3))
         away = image[0, 1 if instruction.startswith("place") else 0].astype(int) - 128
         actions = []

@@ -7,7 +7,10 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -162,6 +165,7 @@ WRONG = {
     "floats": ({"image": picture() / 255}, "image must be RGB, uint8 .* not float64"),
     "grey": ({"image": picture()[..., 0]}, "image must be RGB"),
     "no pixel": ({"image": picture()[:0]}, "image must be RGB"),
+    "a thread": ({"image": np.zeros((1, 16385, 3), np.uint8)}, "image must be RGB, uint8 .* of 16384 pixels a side"),
     "a path": ({"image": "/etc/passwd"}, "image must be RGB"),
     "wrist": ({"wrist_image": [1]}, "wrist_image must be RGB"),
     "no words": ({"instruction": " "}, "instruction must be a text"),
@@ -190,6 +194,8 @@ WRONG = {
     "flat line": ({"prompt/lines": [[1, 2], [3, 4]]}, "prompt/lines must be a list of lines"),
     "dot": ({"prompt/lines": [[[1, 2]]]}, "prompt/lines: a line needs two points"),
     "no lines": ({"prompt/lines": 7}, "prompt/lines must be a list of lines"),
+    "one number's line": ({"prompt/lines": np.array(7.0)}, "prompt/lines must be a list of lines"),
+    "a long name": ({"unnorm_key": "x" * 201}, "unnorm_key must be the name of a data set, of 200 characters"),
     "small mask": ({"mask": MASK[:9]}, r"mask must be bool, or uint8 of 0 and 1, \(96, 128\)"),
     "grey mask": ({"mask": MASK.astype(np.uint8) * 255}, "mask must be bool"),
     "empty prompt": ({"prompt/mask": MASK & False}, "prompt/mask: a mask prompt must mark something"),
@@ -202,6 +208,40 @@ def test_a_wrong_observation_gets_a_line_that_names_the_key(change, message):
     with pytest.raises(InputError, match=message) as error:
         read_observation(said | change if isinstance(change, dict) else change, ACT, "bridge_orig")
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
+LARGE = 300_000
+DEEP = [1]
+for _ in range(900):  # as msgpack lets it be
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"k" * LARGE: 1},
+        {b"k" * LARGE: 1},
+        {"instruction": "x" * LARGE},
+        {"instruction": b"x" * LARGE},
+        {"unnorm_key": "x" * LARGE},
+        {"unnorm_key": [1] * LARGE},
+        {"image": {str(number): number for number in range(LARGE // 10)}},
+        {"state": DEEP},
+        {"prompt/points": ["x" * LARGE, *[""] * 100]},
+        {"prompt/lines": [[["x" * LARGE, *[""] * 100]]]},
+    ],
+)
+def test_what_is_large_and_wrong_costs_no_more_than_itself(said):
+    """Of a key or value that is refused only the begin is looked at: other robots wait for the same thread."""
+    message = {"image": picture(), "instruction": "go"} | said
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as error:
+            read_observation(message, ACT, "bridge_orig")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < LARGE / 2 and len(str(error.value)) < 500 and len(str(error.value).splitlines()) == 1
 
 
 # --- one thread acts for all
@@ -564,6 +604,137 @@ def test_a_server_that_is_not_there_is_one_line():
                 client.act([Seen(picture(), "go")])
 
 
+def test_no_proxy_of_the_environment_is_asked(stubbed, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert alive(stubbed)
+
+
+@pytest.fixture
+def hung():
+    """The place of a server that takes connections and says nothing, and the socket that it listens at."""
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        listener.settimeout(20)
+        yield f"127.0.0.1:{listener.getsockname()[1]}", listener
+
+
+def test_a_server_that_does_not_shake_hands_is_asked_again(hung):
+    place, listener = hung
+    with (
+        closing(OpenpiPolicy(f"ws://{place}", timeout=0.3, patience=0)) as client,
+        pytest.raises(InputError, match=r"cannot be reached \(no handshake within 0.3 s\); start the server"),
+    ):
+        client.act([Seen(picture(), "go")])
+    for _ in range(2):
+        listener.accept()[0].close()
+
+
+@contextmanager
+def openpi_server(speak):
+    """A server of openpi's protocol; gives its address."""
+    with websocket_server(speak, "127.0.0.1", 0, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("begin", [None, b"\xc1", pack([1]), "hello"], ids=["nothing", "rubbish", "a list", "a text"])
+def test_a_server_that_begins_wrongly_is_hung_up(begin):
+    left = threading.Event()
+
+    def speak(websocket):
+        if begin is not None:
+            websocket.send(begin)
+        with suppress(ConnectionClosed):
+            websocket.recv()
+        left.set()
+
+    with openpi_server(speak) as url, closing(OpenpiPolicy(url, timeout=0.5, patience=0)) as client:
+        with pytest.raises(InputError):
+            client.act([Seen(picture(), "go")])
+        assert left.wait(5)
+
+
+@pytest.mark.parametrize("how", ["no handshake", "no answer", "/act"])
+def test_closing_waits_for_no_server_that_hangs(hung, how):
+    """As after Ctrl-C: what waits for an answer is hung up at once."""
+    place, listener = hung
+    asked, over = threading.Event(), threading.Event()
+
+    def speak(websocket):
+        websocket.send(pack({}))
+        websocket.recv()
+        asked.set()
+        over.wait(20)
+
+    with openpi_server(speak) as url, ThreadPoolExecutor(1) as pool:
+        client = (
+            ActPolicy(f"http://{place}/act")
+            if how == "/act"
+            else OpenpiPolicy(url if how == "no answer" else f"ws://{place}")
+        )
+        answer = pool.submit(client.act, [Seen(picture(), "go")] * 3)
+        if how == "no answer":
+            assert asked.wait(20)
+        else:
+            listener.accept()
+        since = time.monotonic()
+        client.close()
+        assert time.monotonic() - since < 3
+        with pytest.raises(InputError, match="its client was closed"):
+            answer.result(5)
+        over.set()
+
+
+def test_what_a_server_says_of_itself_and_whose_robot_acts(stubbed):
+    for client in clients(stubbed):
+        with closing(client):
+            assert json.loads(json.dumps(client.about))["chunk"] == 8
+    for client in clients(stubbed, dataset="elsewhere"):
+        with closing(client), pytest.raises(InputError, match="no statistics of 'elsewhere'"):
+            client.act([Seen(picture(), "go")])
+    with (
+        openpi_server(lambda websocket: [websocket.send(pack({"pose": np.zeros(2)})), [*websocket]]) as url,
+        closing(OpenpiPolicy(url, dataset="bridge_orig")) as client,
+    ):
+        assert client.about == {"pose": [0, 0]}
+        with pytest.raises(InputError, match="does not say that it takes unnorm_key"):
+            client.act([Seen(picture(), "go")])
+
+
+def test_servers_of_openvla_are_told_nothing_that_they_do_not_know():
+    """They have no `/metadata`; one that is busy is no such server."""
+    statuses, said = [503, 404], []
+
+    class OpenVLA(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(statuses.pop(0))
+
+        def do_POST(self):
+            said.append(from_json(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(to_json(np.zeros(7)).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), OpenVLA) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with closing(ActPolicy(f"http://127.0.0.1:{server.server_port}/act", "x", chunks=False)) as client:
+            client.reset("one", "go")
+            with pytest.raises(InputError, match=r"cannot act \(503\)"):
+                client.act([Seen(picture(), "go", episode="one")])
+            for _ in range(2):
+                assert client.act([Seen(picture(), "go", episode="one")]).shape == (1, 1, 7)
+            assert client.about == {} and not statuses
+        server.shutdown()
+    assert [message.keys() for message in said] == [{"image", "instruction", "unnorm_key"}] * 2
+
+
 def test_servers_of_openpi_are_asked_and_never_pointed_at_in_vain():
     answers = [
         {"actions": np.eye(5, 7, 6)},
@@ -579,9 +750,8 @@ def test_servers_of_openpi_are_asked_and_never_pointed_at_in_vain():
             answer = answers.pop(0)
             websocket.send(pack(answer) if isinstance(answer, dict) else answer)
 
-    with websocket_server(speak, "127.0.0.1", 0, compression=None) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        policy = OpenpiPolicy(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", patience=0)
+    with openpi_server(speak) as url:
+        policy = OpenpiPolicy(url, patience=0)
         actions = policy.act([Seen(picture(), "go")])
         assert actions[0, :, -1].tolist() == [0, 0.5, 0.5, 0.5, 0.5]  # 1 is closed there
         for reason in (
@@ -595,4 +765,3 @@ def test_servers_of_openpi_are_asked_and_never_pointed_at_in_vain():
         with pytest.raises(InputError, match="does not say that it takes prompt/points, mask"):
             policy.act([Seen(picture(), "go", prompts=PROMPTS[:1], masks=[MASK])])
         policy.close()
-        server.shutdown()

@@ -171,10 +171,10 @@ def test_gripper_is_read_in_the_servers_convention(said):
     actions = np.array([[0.01, 0.02, 0.03, 0.1, 0.2, 0.3, value] for value in values], np.float32)
     reply = fake_simpler.packed({"actions": actions})
     with fake_simpler.serving({"gripper": said}, lambda data: reply) as url, Server(url) as server:
-        assert (server.ask(IMAGE, "go")[:, 6] == [1, 0]).all()
-        np.testing.assert_array_equal(server.ask(IMAGE, "go")[:, :6], actions[:, :6])
+        assert (server.ask(IMAGE, "go", "one")[:, 6] == [1, 0]).all()
+        np.testing.assert_array_equal(server.ask(IMAGE, "go", "one")[:, :6], actions[:, :6])
     with fake_simpler.serving({}, lambda data: reply) as url, Server(url, gripper=said) as server:
-        assert (server.ask(IMAGE, "go")[:, 6] == [1, 0]).all()
+        assert (server.ask(IMAGE, "go", "one")[:, 6] == [1, 0]).all()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_bad_answers_get_one_line(reply, message):
         Server(url) as server,
         pytest.raises(InputError) as raised,
     ):
-        server.ask(IMAGE, "go")
+        server.ask(IMAGE, "go", "one")
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -274,6 +274,26 @@ def test_parts_make_one_table_and_other_settings_are_refused(simulator, tmp_path
         assert "| put carrot on plate | 100.0 | 86.2 to 100.0 | 24 | 100.0 |" in capsys.readouterr().out
     assert run.main([*command, "--tasks", "stack_cubes"]) == 1
     assert "start it first" in capsys.readouterr().err
+
+
+def test_episodes_are_named_for_servers_that_take_a_name(simulator, tmp_path):
+    """Each time anew, also where the same one is run again at once; other servers are told nothing (`fake_simpler.answer`)."""
+    names, policy = [], fake_simpler.Scripted()
+
+    def reply(data):
+        seen = unpack(data)
+        names.append(seen.pop("episode"))
+        return fake_simpler.answer(pack(seen), policy)
+
+    episode = planned("widowx")[0]
+    with (
+        fake_simpler.serving({"gripper": "unit", "keys": ["episode", "prompt"]}, reply) as url,
+        Server(url) as server,
+        run.rows_file(tmp_path, "1-of-1") as file,
+    ):
+        run.run_episodes([episode, episode], server, file)
+    assert len(set(names)) == 2 and len(names) == 16 and names == sorted(names)
+    assert all(name.startswith(f"{episode.id} ") and len(name) <= 200 for name in names)
 
 
 def test_without_simplerenv_one_line_says_so(monkeypatch):

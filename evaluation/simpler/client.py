@@ -116,6 +116,8 @@ class Server:
             self.metadata = self._receive()
             if not isinstance(self.metadata, dict):
                 raise InputError(f"{url} does not begin with metadata: it does not speak openpi's protocol")
+            keys = self.metadata.get("keys")  # of pixelcli serve, which so knows where an episode begins
+            self._named = isinstance(keys, list) and "episode" in keys
             said = self.metadata.get("gripper")
             if said is not None and gripper not in (None, said):
                 raise InputError(f"{url} says that its gripper is {said!r}: leave out --gripper {gripper}")
@@ -127,12 +129,13 @@ class Server:
             self.gripper = str(said or gripper)
             self._close = connected.pop_all().close
 
-    def ask(self, image: np.ndarray, instruction: str) -> np.ndarray:
+    def ask(self, image: np.ndarray, instruction: str, episode: str) -> np.ndarray:
         """The next actions.
 
         Args:
             image: RGB uint8 (height, width, 3).
             instruction: what to do.
+            episode: a name that no other episode ever had, for servers that take one; the protocol itself says nothing of it.
 
         Returns:
             float64 (N, 7): as `policies.base.Policy.act` gives them.
@@ -141,7 +144,8 @@ class Server:
             InputError: the server answers with an error, with something else, or not at all.
         """
         try:
-            self._connection.send(pack({"observation/image": image, "prompt": instruction}))
+            said = {"observation/image": image, "prompt": instruction}
+            self._connection.send(pack(said | ({"episode": episode} if self._named else {})))
         except (OSError, WebSocketException) as error:
             raise self._lost(error) from error
         reply = self._receive()

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -30,7 +31,7 @@ PACKAGES = ("mani_skill2_real2sim", "sapien", "gymnasium", "numpy")
 class Asked(Protocol):
     """What acts: a `Server`, or in tests something that does as one."""
 
-    def ask(self, image: np.ndarray, instruction: str) -> np.ndarray:
+    def ask(self, image: np.ndarray, instruction: str, episode: str) -> np.ndarray:
         """The next actions, see `Server.ask`."""
 
 
@@ -67,6 +68,7 @@ def run_episode(environment: Any, episode: Episode, policy: Asked, execute: int 
     """
     robot = ROBOTS[episode.robot]
     driver, waiting = Driver(robot), deque[np.ndarray]()
+    name = f"{episode.id} {datetime.now():%H:%M:%S.%f}"  # the same episode may be run again
     began, policy_seconds, asked = time.monotonic(), 0.0, 0
     seen, _ = environment.reset(options=episode.reset_options())
     instructions = [environment.unwrapped.get_language_instruction()]
@@ -77,7 +79,7 @@ def run_episode(environment: Any, episode: Episode, policy: Asked, execute: int 
             raise RuntimeError(f"{episode.environment} did not end after {step} steps")
         if not waiting:
             start = time.monotonic()
-            waiting.extend(policy.ask(image_of(seen, robot), instructions[-1])[:execute])
+            waiting.extend(policy.ask(image_of(seen, robot), instructions[-1], name)[:execute])
             policy_seconds += time.monotonic() - start
             asked += 1
         seen, _, terminated, truncated, info = environment.step(driver.convert(waiting.popleft()))
