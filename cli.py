@@ -503,13 +503,12 @@ def predict_command(
     from PIL import Image
 
     from model.predict import action_table, read_image, read_mask, read_prompts, read_state
-    from model.weights import on_device
     from pixel160k.show.painting import paint
     from train.checkpoints import load_policy
 
     image, prompts = read_image(image_file), read_prompts(points, lines, regions)
     masks = [read_mask(file) for file in mask_files]
-    policy = on_device(load_policy(checkpoint), device)
+    policy = load_policy(checkpoint, device=device)
     actions = policy.predict_action(image, instruction, masks, prompts, dataset, read_state(state))
     if drawing is not None:
         Image.fromarray(paint(image, masks, prompts)).save(drawing)
@@ -550,11 +549,12 @@ def train_command(
     from train.settings import check_packages, load_recipe
 
     check_packages()
+    from train.checks import say
     from train.run import train
 
     chosen = {"stage": stage, "init": init, "max_steps": max_steps}
     values = {key: value for key, value in chosen.items() if value is not None}
-    click.echo(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
+    say(f"the last checkpoint: {train(load_recipe(recipe, overrides, values), shards, out, resume)}")
 
 
 @main.command("recipes")

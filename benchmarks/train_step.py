@@ -35,6 +35,10 @@ from train import stages
 from train.settings import TrainSettings
 from train.trainer import PolicyTrainer
 
+# Seen from outside: what they are made of is not counted again, so an operator that hides one of these must be named, too.
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "masked_scatter_backward", "unique_dim", "unique_consecutive",
+         "_unique", "_unique2", "repeat_interleave"}  # fmt: skip
+
 
 class Operators(TorchDispatchMode):
     """Counts the operators of a step that make a GPU wait, and those that cast."""
@@ -46,7 +50,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         name = operator.overloadpacket.__name__
         by_mask = name == "index" and any(part is not None and part.dtype == torch.bool for part in arguments[1])
-        if by_mask or name in ("_local_scalar_dense", "nonzero"):
+        if by_mask or name in WAITS:
             caller = next(
                 frame for frame in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in frame.filename
             )

@@ -21,7 +21,6 @@ from evaluation.annotation_measures import bootstrap_interval
 from evaluation.conditions import PROMPTS, WRONG
 from model.policy import PixelVLA
 from model.processor import Observation
-from model.weights import on_device
 from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format.prompts import Prompt
@@ -107,7 +106,7 @@ def evaluate(
     """
     check_prompts(prompts)
     episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
-    policy = on_device(load_policy(checkpoint, merged=merged), device)
+    policy = load_policy(checkpoint, merged=merged, device=device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     return measure_policy(policy, directory, episodes, prompts, out, progress, scaled_as)
 

@@ -32,6 +32,7 @@ from model.weights import (
     save_weights,
     tensor_files,
     without_memory,
+    writing,
 )
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object, write_text
@@ -195,13 +196,17 @@ def save_checkpoint(
     """Write a whole policy; `config.json` comes last, so that an unfinished folder is not taken for a checkpoint.
 
     `tensors`: by default the policy's `own_tensors`; gathered ones where FSDP has spread them over processes.
+
+    Raises:
+        OSError: the disk is full, or whatever else keeps it from being written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)
     save_weights(own_tensors(policy) if tensors is None else tensors, folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        with writing(folder):
+            tokenizer.save_pretrained(folder)
     _write_json(folder / _STATISTICS, dict(statistics))
     _write_json(folder / _CONFIG, {"model_type": _MODEL_TYPE, "settings": settings.model_dump(mode="json")})
 
@@ -209,14 +214,21 @@ def save_checkpoint(
 def load_policy_weights(policy: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
     """Fill a policy made by `model.weights.without_memory` from the checkpoint of a whole policy.
 
+    `dtype`: of the backbone's parameters, and those of the modules around it are then float32; by default each as it is stored.
+
     Raises:
         InputError: one line that lists every tensor that is missing, unexpected or of a wrong shape.
     """
     stored = {current_name(name): name for name in tensor_files(checkpoint.folder)}
     sources = {
-        name: TensorSource(stored.get(name, name), tuple(tensor.shape)) for name, tensor in own_tensors(policy).items()
+        name: TensorSource(
+            stored.get(name, name),
+            tuple(tensor.shape),
+            dtype=torch.float32 if dtype and not name.startswith("backbone.") else dtype,
+        )
+        for name, tensor in own_tensors(policy).items()
     }
-    load_weights(policy, checkpoint.folder, sources, dtype=dtype)
+    load_weights(policy, checkpoint.folder, sources)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class PixelVLA(nn.Module):
 
         Args:
             model: hub id or folder of a PixelVLA checkpoint.
-            dtype: of the parameters; by default each as it is stored.
+            dtype: of the backbone's parameters; the modules around it are then float32. By default each as it is stored.
 
         Raises:
             InputError: it is not found, is not a PixelVLA checkpoint, or its tensors do not fit (lists them).

@@ -149,4 +149,7 @@ def fill_slots(
         count = (len(chosen) if used is None else int(used.sum())) * chosen[0, ..., 0].numel()
         if int(slots.sum()) != count:
             raise ValueError(f"the sequences have {int(slots.sum())} slots for {count} tokens; build both together")
-    return embeddings.masked_scatter(slots[..., None], chosen.reshape(-1, embeddings.shape[-1]).to(embeddings.dtype))
+    # What masked_scatter does, whose backward pass waits for a GPU to count the slots.
+    rows = chosen.reshape(-1, embeddings.shape[-1]).to(embeddings.dtype)
+    place = (slots.flatten().cumsum(0) - 1).clamp(min=0).view_as(slots)  # of each slot's token among the rows
+    return torch.where(slots[..., None], rows[place], embeddings)

@@ -3,6 +3,9 @@
 A checkpoint may come from anyone. Nothing here unpickles, runs code of a checkpoint, or leaves the checkpoint's folder.
 """
 
+import errno
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -116,11 +119,13 @@ class TensorSource:
         name: that tensor's name in the checkpoint.
         shape: the shape that it must have there.
         take: makes the parameter's values of it.
+        dtype: of the parameter; by default what `load_weights` is told.
     """
 
     name: str
     shape: tuple[int, ...]
     take: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    dtype: torch.dtype | None = None
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -175,7 +180,7 @@ def load_weights(
             tensor = handle.get_tensor(name)
         for target in readers[name]:
             parent, _, leaf = target.rpartition(".")
-            taken, own_type = sources[target].take(tensor), dtype or tensor.dtype
+            taken, own_type = sources[target].take(tensor), sources[target].dtype or dtype or tensor.dtype
             form: Any = {"dtype": own_type, "device": _DEVICE.get(), "memory_format": torch.contiguous_format}
             value = taken.to(copy=True, **form) if are_values_read() else torch.empty_like(taken, **form)
             module.get_submodule(parent).load_state_dict({leaf: value}, strict=False, assign=True)
@@ -191,7 +196,26 @@ def on_device(module: Module, device: str) -> Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
-        raise InputError(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}") from None
+        raise _unusable(device, error) from None
+
+
+@contextmanager
+def reading_to(device: str) -> Iterator[None]:
+    """`reading` to a device that a user has named.
+
+    Raises:
+        InputError: as `on_device`; what torch does not know or cannot use is said before the block begins.
+    """
+    on_device(nn.Linear(1, 1), device)
+    try:
+        with reading(device):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise _unusable(device, error) from None
+
+
+def _unusable(device: str, error: Exception) -> InputError:
+    return InputError(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}")
 
 
 def retie_weights(module: nn.Module) -> None:
@@ -201,9 +225,35 @@ def retie_weights(module: nn.Module) -> None:
             part.tie_weights()
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell what cannot be written by an OSError that names the folder, whatever library writes there.
+
+    safetensors and tokenizers raise errors of their own that end in "(os error 28)", as Rust puts it; torch a RuntimeError of
+    the writer of its archives, which does not say why. Other errors pass.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        told = one_line(error)
+        number = re.search(r"\(os error (\d+)\)", told)
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+        if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", told):
+            raise OSError(errno.EIO, f"torch cannot write, as where the disk is full: {told}", str(folder)) from error
+        raise
+
+
 def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write the `own_tensors` of a module under their names, in shards of at most 5 GB, in the types that they have."""
-    save_torch_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, folder)
+    """Write the `own_tensors` of a module under their names, in shards of at most 5 GB, in the types that they have.
+
+    Raises:
+        OSError: the disk is full, or whatever else keeps them from being written.
+    """
+    with writing(folder):
+        save_torch_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, folder)
 
 
 def _open(file: Path) -> Any:

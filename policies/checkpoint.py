@@ -8,7 +8,6 @@ import torch
 
 from model.policy import PixelVLA
 from model.processor import Observation
-from model.weights import on_device
 from pixel160k.errors import InputError
 from policies.base import Seen
 from train.checkpoints import load_policy
@@ -35,12 +34,12 @@ class CheckpointPolicy:
             model: hub id, or the folder of a checkpoint or of a run.
             device: such as "cuda:1".
             dataset: whose robot acts; by default the only one that the checkpoint has statistics of.
-            dtype: of the parameters; by default each as it is stored.
+            dtype: of the backbone's parameters; see `train.checkpoints.load_policy`.
 
         Raises:
             InputError: it cannot be loaded, or `dataset` must be named.
         """
-        policy = on_device(load_policy(model, dtype), device)
+        policy = load_policy(model, dtype, device=device)
         known = sorted(policy.processor.statistics)
         if dataset is None and len(known) != 1:
             raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")

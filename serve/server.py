@@ -18,7 +18,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.policy import PixelVLA
 from model.processor import Observation
-from model.weights import on_device
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.prompts import point
 from policies.choose import KEY_VARIABLE
@@ -66,7 +65,7 @@ def serve(
         InputError: the port cannot be had, the checkpoint cannot be loaded, or it cannot act.
     """
     listener = bind(host, port)  # before a large policy is loaded; until then clients are turned away
-    policy = on_device(load_policy(checkpoint), device)
+    policy = load_policy(checkpoint, device=device)
     server = PolicyServer(policy, listener, settings, dataset, key, compiled, Path(checkpoint).name, pointing)
     _log_to_stderr()
     if host not in _LOOPBACK and not key:

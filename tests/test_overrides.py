@@ -84,6 +84,7 @@ ATTRIBUTES = [
     (TRAINER, "is_fsdp_enabled", "_save_optimizer_and_scheduler"),
     ("transformers:ProgressCallback", "training_bar", "on_log"),
     ("transformers:TrainingArguments", "fsdp_plugin_args", "__post_init__"),
+    ("peft.tuners.lora:LoraLayer", "cast_input_dtype_enabled", "__init__"),
     ("tarfile:TarFile", "members", "next"),
     ("uvicorn.protocols.http.h11_impl:H11Protocol", "conn", "handle_events"),
     ("uvicorn.protocols.http.h11_impl:H11Protocol", "timeout_keep_alive", "on_response_complete"),

@@ -109,6 +109,27 @@ def test_tokens_go_to_their_sample_in_order():
     assert tokens.grad.flatten().tolist() == [1] * 4 + [0, 0, 1, 1] + [0] * 4
 
 
+def test_filling_slots_asks_a_gpu_for_no_number():
+    """masked_scatter does what it does, and its backward pass counts the slots."""
+    torch.manual_seed(0)
+    ids = torch.tensor([[5, MASK, MASK, 6], [7, 8, 9, 9], [MASK, 6, MASK, 4]])
+    embeddings, tokens = torch.randn(3, 4, 5, requires_grad=True), torch.randn(3, 2, 1, 5, requires_grad=True)
+    used = torch.tensor([[True, True], [False, False], [True, True]])
+    weights, learned = torch.randn(3, 4, 5), []
+    expected = embeddings.masked_scatter((ids == MASK)[..., None], tokens[used].view(-1, 5))
+    with torch.profiler.profile() as profile:
+        filled = fill_slots(embeddings, ids, MASK, tokens, used)
+        (filled * weights).sum().backward()
+    learned = [embeddings.grad, tokens.grad]
+    embeddings.grad = tokens.grad = None
+    (expected * weights).sum().backward()
+    assert torch.equal(filled, expected)
+    for found, tensor in zip(learned, (embeddings, tokens), strict=True):
+        assert torch.equal(found, tensor.grad)
+    names = {event.name for event in profile.events()}
+    assert "aten::where" in names and not names & {"aten::masked_select", "aten::nonzero"}, names
+
+
 def test_tokens_without_slots_are_an_error():
     with pytest.raises(ValueError, match="2 slots for 3 tokens"):
         fill_slots(torch.zeros(1, 2, 1), torch.tensor([[MASK, MASK]]), MASK, torch.zeros(1, 3, 1))

@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
 from click.testing import CliRunner  # noqa: E402
+from full_disk import files_of_at_most  # noqa: E402
 from numbered_shards import write_shards  # noqa: E402
 from openvla_format import Sizes, Tower, random_weights, write_checkpoint  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -152,6 +153,15 @@ def test_pue_learns_every_module_around_the_backbone():
     stages.prepare(policy, load_recipe("tiny-sample", ("stage=pue",)))
     frozen = {name.split(".")[0] for name, parameter in policy.named_parameters() if not parameter.requires_grad}
     assert frozen == {"backbone"} and "state encoder" in stages.describe(policy)
+
+
+def test_a_policy_that_cannot_be_written_is_one_line(trained, tmp_path):
+    with files_of_at_most(100_000):
+        result = CliRunner().invoke(
+            main, ["merge", "--checkpoint", str(trained / "pue"), "--out", str(tmp_path / "out")]
+        )
+    assert result.exit_code == 1 and "File too large" in result.output, result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_merged_predictions_are_those_of_the_adapter(trained, shards, tmp_path):
@@ -512,18 +522,17 @@ def test_a_full_gpu_is_one_line_that_names_the_way_out(shards, tmp_path, monkeyp
     assert "\n" not in str(error.value)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path):
     train(shards, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-2").rglob("*") if path.is_file()}
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    monkeypatch.setattr(PixelVLA, "save_pretrained", full)
-    with pytest.raises(InputError, match=r"checkpoint-4 cannot be written .*No space left on device"):
-        train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
-    assert {path: path.read_bytes() for path in before} == before
-    monkeypatch.undo()
+    weights = (tmp_path / "out" / "checkpoint-2" / "model.safetensors").stat().st_size
+    for largest, says in ((weights // 2, "File too large"), (weights + 10_000, "torch cannot write")):  # then AdamW's
+        with (
+            files_of_at_most(largest),
+            pytest.raises(InputError, match=f"checkpoint-4 cannot be written .*{says}") as error,
+        ):
+            train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
+        assert "\n" not in str(error.value)
+        assert {path: path.read_bytes() for path in before} == before
     train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]

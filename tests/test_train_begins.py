@@ -4,8 +4,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +143,57 @@ def test_several_gpus_want_several_processes(shards, tmp_path, monkeypatch):
     checks.check_machine(load_recipe("tiny-sample", QUICK))
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(InputError, match=r"^8 processes are started on this machine, and 4 GPUs are visible") as error:
+        checks.check_machine(load_recipe("tiny-sample", QUICK))
+    assert "\n" not in str(error.value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # as another launcher may leave it
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(InputError, match=r"^5 processes"):
+        checks.check_machine(load_recipe("tiny-sample", QUICK))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    checks.check_machine(load_recipe("tiny-sample", QUICK))
+
+
+class _Together:
+    """What `check_shared` needs of accelerate, for threads in place of processes."""
+
+    def __init__(self, processes):
+        self.barrier, self.given, self.device = threading.Barrier(processes, timeout=20), [None] * processes, "cpu"
+
+    def process(self, number):
+        def gather(tensor):
+            self.given[number] = tensor
+            self.barrier.wait()
+            return torch.cat(self.given)
+
+        return SimpleNamespace(
+            is_main_process=number == 0, device="cpu", wait_for_everyone=self.barrier.wait, gather=gather
+        )
+
+
+def test_machines_that_do_not_share_out_are_all_told(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+
+    def check(*outs):
+        together = _Together(len(outs))
+        with ThreadPoolExecutor() as pool:
+            return [
+                said.exception()
+                for said in [pool.submit(run.check_shared, together.process(n), out) for n, out in enumerate(outs)]
+            ]
+
+    assert check(folders[0], folders[0]) == [None, None]
+    told = [str(error) for error in check(folders[0], folders[0], folders[1])]
+    assert len(told) == 3 and all("process 2 does not see what process 0 writes" in line for line in told)
+    assert not any(any(folder.iterdir()) for folder in folders)
+
+
 def test_a_state_too_long_is_said_before(shards, tmp_path, monkeypatch, no_policy):
     vla = tiny_pi0(tmp_path / "vla")
     config = json.loads((vla / "config.json").read_text())
@@ -198,6 +252,15 @@ def bfloat16_copy(folder, out):
     return out
 
 
+def test_a_pretrained_policy_s_modules_are_not_rounded(runs):
+    settings = load_recipe("tiny-sample", ("stage=cat", f"init={runs / 'pretrain'}", "dtype=bfloat16"))
+    policy, _ = run.build(settings, {}, None)
+    stored = load_file(runs / "pretrain" / "checkpoint-1" / "model.safetensors")
+    assert {parameter.dtype for parameter in policy.backbone.parameters()} == {torch.bfloat16}
+    for name, parameter in policy.named_parameters():
+        assert name.startswith("backbone.") or torch.equal(parameter, stored[name]), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_is_computed_in_the_recipe_s_type(dtype, tmp_path):
     vla = bfloat16_copy(tiny_openvla(tmp_path / "vla"), tmp_path / "half")
@@ -205,6 +268,24 @@ def test_a_checkpoint_is_computed_in_the_recipe_s_type(dtype, tmp_path):
     policy, _ = run.build(settings, {}, None)
     assert {parameter.dtype for parameter in policy.backbone.parameters()} == {getattr(torch, dtype)}
     assert {parameter.dtype for parameter in policy.action_decoder.parameters()} == {torch.float32}
+
+
+def test_acting_reads_weights_straight_to_its_device(runs, monkeypatch):
+    monkeypatch.setattr(checkpoints, "on_device", lambda policy, _: policy)  # what comes after the reading
+    whole, part = (checkpoints.load_policy(runs / stage, device="meta") for stage in ("pretrain", "cat"))
+    for policy in (whole, part):
+        assert {parameter.device.type for parameter in policy.backbone.parameters()} == {"meta"}
+
+
+def test_a_device_is_refused_before_weights_are_read_or_where_it_is_too_small(runs, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(PixelVLA, "from_pretrained", full)
+    for device, says in (("meta", "CUDA out of memory$"), ("nowhere", "nowhere")):
+        with pytest.raises(InputError, match=f"^--device {device} cannot be used: .*{says}") as error:
+            checkpoints.load_policy(runs / "pretrain", device=device)
+        assert "\n" not in str(error.value)
 
 
 def test_new_modules_learn_at_their_rate_and_what_there_is_one_of_does_not_decay(runs, shards, tmp_path):

@@ -23,7 +23,7 @@ from model.policy import PixelVLA
 from model.presets import start
 from model.settings import ModelSettings
 from model.tokenizer import read_tokenizer
-from model.weights import locate, own_tensors
+from model.weights import locate, on_device, own_tensors, reading_to
 from pixel160k.errors import InputError
 from pixel160k.files import new_folder, read_json_object
 from pixel160k.settings import read_settings
@@ -162,18 +162,26 @@ def settings_of(model: str | Path) -> tuple[ModelSettings, PreTrainedTokenizerFa
     return checkpoint.settings, checkpoint.tokenizer or read_tokenizer(folder)
 
 
-def load_policy(model: str | Path, dtype: torch.dtype | None = None, merged: bool = True) -> PixelVLA:
+def load_policy(
+    model: str | Path, dtype: torch.dtype | None = None, merged: bool = True, device: str | None = None
+) -> PixelVLA:
     """A policy that is ready to act.
 
     Args:
         model: hub id, or the folder of a checkpoint or of a run, whose last checkpoint is taken. It may be a part.
-        dtype: of the backbone's parameters; by default each as it is stored.
+        dtype: of the backbone's parameters; the modules around it are then float32. By default each as it is stored.
         merged: add the adapters to the weights beside them, which is faster. Weights in bfloat16 then round what was
             learned (docs/training.md says how much); unmerged the policy computes what was trained.
+        device: as torch names it, "cuda:1"; a backbone's tensors go there one by one, past the host's memory. By default it
+            is where `model.weights.reading` says.
 
     Raises:
-        InputError: the checkpoint, or the one it stands on, is missing or does not fit; names it.
+        InputError: the checkpoint, or the one it stands on, is missing or does not fit; names it. Or the device cannot be
+            used, or has too little memory.
     """
+    if device is not None:
+        with reading_to(device):
+            return on_device(load_policy(model, dtype, merged), device)
     folder = latest(Path(model)) or locate(model)
     if not _is_part(folder):
         return PixelVLA.from_pretrained(folder, dtype)

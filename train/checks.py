@@ -31,9 +31,11 @@ def check_machine(settings: TrainSettings) -> None:
     """Check that this process can run the recipe.
 
     Raises:
-        InputError: several GPUs are visible to one process, FSDP has one process only, or a package to report to is missing.
+        InputError: several GPUs are visible to one process, or fewer than there are processes on this machine; FSDP has one
+            process only, or a package to report to is missing.
     """
     processes, gpus = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")) + 1)
     if settings.fsdp and processes < 2:
         raise InputError(
             "fsdp spreads a policy over several processes, one per GPU: start them with torchrun --nproc-per-node N "
@@ -43,6 +45,11 @@ def check_machine(settings: TrainSettings) -> None:
         raise InputError(
             f"{gpus} GPUs are visible, and one process trains on one: start torchrun --nproc-per-node {gpus} --no-python "
             "pixelcli train ..., or show it one, CUDA_VISIBLE_DEVICES=0"
+        )
+    if here > gpus > 0:
+        raise InputError(
+            f"{here} processes are started on this machine, and {gpus} GPUs are visible to them, of which each takes one: "
+            f"start torchrun --nproc-per-node {gpus}, or show them more by CUDA_VISIBLE_DEVICES"
         )
     for package in settings.report_to:
         if not is_installed(package):  # W&B leaves a folder "wandb" where a run was started, which is no package

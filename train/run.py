@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from model.policy import PixelVLA
 from model.weights import reading
 from pixel160k.errors import InputError, one_line
-from pixel160k.files import only_writer
+from pixel160k.files import TEMPORARY, only_writer
 from train import checkpoints, stages
 from train.checks import check_machine, check_policy, longest_sequence, say, start_of
 from train.memory import choose_checkpointing, step_memory
@@ -34,7 +35,7 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
 
     Raises:
         InputError: recipe, start, shards or `out` are not right, or another process trains into `out` now, which is said
-            before anything is trained; or the loss was not finite.
+            before anything is trained; or the loss was not finite, or a GPU's memory is full.
     """
     check_machine(settings)
     last = checkpoints.latest(out)
@@ -70,12 +71,12 @@ def _train(
     try:
         with _once_a_machine(settings):
             policy, base = build(settings, statistics, last)
+        if settings.gradient_checkpointing == "auto":
+            _choose_checkpointing(policy, settings, shards)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"the GPU's memory does not hold the policy ({one_line(error)}): take several GPUs with --set fsdp=true"
         ) from None
-    if settings.gradient_checkpointing == "auto":
-        _choose_checkpointing(policy, settings, shards)
     stream = open_stream(policy.processor, settings, shards)
     held_out = open_held_out(policy.processor, settings, shards)
     trainer = PolicyTrainer(policy, settings, checkpoints.seen_from(out, base), stream, held_out, out)
@@ -84,16 +85,39 @@ def _train(
         print(f"{stages.describe(policy)}; a checkpoint takes {size:.3g} GB, {settings.keep} are kept", flush=True)
         if "wandb" in settings.report_to:
             _open_wandb(settings, out)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    check_shared(trainer.accelerator, out)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except torch.OutOfMemoryError as error:
+        raise trainer.told(error) from None
     if trainer.is_world_process_zero():
         print(trainer.account.summary(), flush=True)
     trainer.accelerator.wait_for_everyone()  # the last checkpoint has its name
     # The process group and its threads end with the trainer: where one of gloo's still held a tensor as Python went away,
     # torch aborted the process of a run that had succeeded (pytorch issue 190489).
     trainer.accelerator.end_training()
-    finished = checkpoints.latest(out)
-    assert finished is not None
-    return finished
+    # By its name, since a network's file system may show it to other machines later.
+    return out / f"checkpoint-{trainer.state.global_step}"
+
+
+def check_shared(accelerator: Accelerator, out: Path) -> None:
+    """Check that all processes of a run see what the first one writes, as its checkpoints; each must call it.
+
+    Raises:
+        InputError: one does not; said by all, so that none waits for another.
+    """
+    mark = out / f"{TEMPORARY}shared"
+    if accelerator.is_main_process:
+        mark.touch()
+    accelerator.wait_for_everyone()
+    seen = accelerator.gather(torch.tensor([mark.exists()], dtype=torch.int32, device=accelerator.device))
+    if accelerator.is_main_process:
+        mark.unlink()
+    if unseen := [str(process) for process, there in enumerate(seen.tolist()) if not there]:
+        raise InputError(
+            f"--out must be a folder that all machines see, and process {', '.join(unseen)} does not see what process 0 "
+            f"writes to {out}"
+        )
 
 
 def _open_wandb(settings: TrainSettings, out: Path) -> None:

@@ -46,6 +46,10 @@ def prepare(policy: PixelVLA, settings: TrainSettings) -> None:
             parameter.requires_grad_(".lora_" in name)
         for module in policy.own_modules().values():
             module.requires_grad_(True)
+        if settings.dtype == "bfloat16" and not settings.fsdp:
+            # Adapters, which are float32, would cast to float32 what they read, and autocast cast it back.
+            for layer in lora_layers(policy).values():
+                layer.cast_input_dtype_enabled = False
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

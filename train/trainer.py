@@ -20,6 +20,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from model.policy import PixelVLA
+from model.weights import writing
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import TEMPORARY, read_json
 from train import checkpoints
@@ -120,8 +121,10 @@ class PolicyTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        actions = sum(inputs["batch"].action_mask.sum() for inputs in batch_samples)
-        return self.accelerator.gather(actions.to(device)).sum()
+        # From the loader's pinned memory, for which a GPU is not waited; a sum made here would lie in other memory.
+        masks = [inputs["batch"].action_mask for inputs in batch_samples]
+        actions: Any = sum(mask.to(device, non_blocking=mask.is_pinned()).sum() for mask in masks)
+        return self.accelerator.gather(actions).sum()
 
     def _check_losses(self) -> None:
         """Check all losses since the last call, which on a GPU waits for them, so that steps between do not.
@@ -146,24 +149,21 @@ class PolicyTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Learn from a batch, and add it to the account.
-
-        Raises:
-            InputError: the GPU's memory is full; says what would need less.
-        """
+        """Learn from a batch, and add it to the account."""
         self.account.add(inputs["batch"], self._flops(inputs["batch"]))
-        try:
-            return super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            less = ["a smaller batch_size with more accumulation"]
-            if self._settings.stage != "cat" and not self.policy.backbone.is_checkpointed:
-                less.append("--set gradient_checkpointing=true")
-            if not self._settings.fsdp:
-                less.append("several GPUs with --set fsdp=true")
-            raise InputError(
-                f"the GPU's memory is full at step {self.state.global_step + 1} with {len(inputs['keys'])} samples a batch "
-                f"({one_line(error)}); what needs less: {', or '.join(less)}"
-            ) from None
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def told(self, error: torch.OutOfMemoryError) -> InputError:
+        """What to say where a GPU's memory is full: in a step, its optimizer, or an evaluation; names what would need less."""
+        less = ["a smaller batch_size with more accumulation"]
+        if self._settings.stage != "cat" and not self.policy.backbone.is_checkpointed:
+            less.append("--set gradient_checkpointing=true")
+        if not self._settings.fsdp:
+            less.append("several GPUs with --set fsdp=true")
+        return InputError(
+            f"the GPU's memory is full at step {self.state.global_step + 1} with {self._settings.batch_size} samples a batch "
+            f"({one_line(error)}); what needs less: {', or '.join(less)}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the account too.
@@ -187,7 +187,8 @@ class PolicyTrainer(Trainer):
         self.args.output_dir = str(unfinished)
         name = f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(unfinished):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
             (unfinished / name / _progress_file(self.args.process_index)).write_text(json.dumps(progress))
@@ -335,7 +336,7 @@ def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> Training
         ignore_data_skip=True,  # the stream goes on where it was, nothing is skipped
         report_to=list(settings.report_to),
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        ddp_find_unused_parameters=True,  # a batch without masks leaves the pixel-aware encoder out
+        ddp_find_unused_parameters=settings.stage != "cat",  # a batch without masks leaves the pixel-aware encoder out
         disable_tqdm=False,
         **sharding,
     )
