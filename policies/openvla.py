@@ -16,7 +16,7 @@ from model.backbones.openvla import OpenVLABackbone
 from model.checkpoint import open_checkpoint
 from model.sequence import sequence_ids
 from model.statistics import checked_statistics
-from model.weights import locate, on_device
+from model.weights import locate, on_device, reading_to
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object
 from pixel160k.format.actions import ACTION_DIMENSIONS, unnormalise
@@ -69,7 +69,8 @@ class OpenVLAPolicy:
         name = next((name for name in names if name in known), None)
         if name is None:
             raise InputError(f"{model} has statistics of {', '.join(sorted(known))}: name one of them with --dataset")
-        backbone = OpenVLABackbone.load(checkpoint.folder)
+        with reading_to(device):
+            backbone = OpenVLABackbone.load(checkpoint.folder)
         padded_by = config.get("pad_to_multiple_of", 64)
         return cls(
             on_device(backbone, device).eval(),
