@@ -48,7 +48,7 @@ BEGUN = load_recipe("pue-openvla")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.5}, "learning_rate was 0.0001 and is now 0.5"),
+        ({"learning_rate": 0.5}, "learning_rate was 0.0005 and is now 0.5"),
         ({"stage": "cat", "seed": 3}, 'stage was "pue" and is now "cat", seed was 0 and is now 3'),
         ({"init": "elsewhere"}, 'init was "runs/cat" and is now "elsewhere"'),
         ({"lora": BEGUN.lora.model_copy(update={"rank": 8})}, "lora.rank was 32 and is now 8"),
