@@ -885,13 +885,13 @@ def study_command(
 
 
 @main.command("sample")
-@click.option("--suite", "suites", multiple=True, help="libero_object, _spatial, _goal or _10; repeatable.")
+@click.option("--suite", "suites", multiple=True, help="libero_object, _spatial, _goal, _10 or _90; repeatable.")
 @click.option(
     "--task",
     "tasks",
     type=int,
     multiple=True,
-    help="A task of the one suite; repeatable [default: the picks; of libero_10 all that are scripted].",
+    help="A task of the one suite; repeatable [default: the picks; of _10 and _90 all that are scripted].",
 )
 @click.option("--two-alike", is_flag=True, help="Instead: two alike bowls, each the target of one demonstration.")
 @click.option(

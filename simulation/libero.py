@@ -36,7 +36,11 @@ PICK_AND_PLACE_TASKS: dict[str, tuple[int, ...]] = {
 SCRIPTED_TASKS: dict[str, tuple[int, ...]] = PICK_AND_PLACE_TASKS | {
     "libero_goal": (0, 1, 2, 3, 4, 6, 7, 8),
     "libero_10": (0, 2, 3, 4, 6, 7, 8),
-}
+    "libero_90": (
+        *range(6), *range(9, 18), 19, 20, 24, 25, 26, *range(28, 32), 34, 36, 37, 38, 43, 44, *range(46, 63),
+        *range(65, 73), 76, 84, 85, 87,
+    ),
+}  # fmt: skip
 
 # The wording of these suites differs from that of the suite that they vary, and stands in the scenes' descriptions alone.
 _WORDED_ANEW = ("_lan", "_task")

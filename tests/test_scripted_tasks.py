@@ -68,8 +68,8 @@ def test_phrases_of_longer_instructions(category, instruction, phrase):
 def test_a_recording_draws_what_it_always_drew_and_more_when_asked():
     for suite, tasks in PICK_AND_PLACE_TASKS.items():
         assert drawn_by_default(suite) == tasks and set(tasks) <= set(SCRIPTED_TASKS[suite])
-    drawn = {scene.task_id for scene in draw_scenes("libero_10", 3)}
-    assert drawn == set(SCRIPTED_TASKS["libero_10"])
+    for suite in ("libero_10", "libero_90"):
+        assert {scene.task_id for scene in draw_scenes(suite, 3)} == set(SCRIPTED_TASKS[suite])
     first = [next(draw_scenes(suite, 0, tasks=range(10))) for suite in ("libero_goal", "libero_10", "libero_90")]
     assert len({(scene.task_id, scene.initial_state) for scene in first}) == 3  # each suite has draws of its own
 
