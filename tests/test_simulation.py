@@ -27,7 +27,7 @@ from simulation.grasping import GRASP_VARIATIONS, WIDEST_GRASP, downward_rotatio
 from simulation.libero import PICK_AND_PLACE_TASKS, category_of
 from simulation.perturb import cut_before_home, shake_camera
 from simulation.policy import Attempt
-from simulation.recording import draw_scenes, record_sample
+from simulation.recording import draw_scenes, record_data_set, record_sample
 from simulation.rlds import encode_episode, find_dataset, libero_features, read_libero_episodes, write_rlds
 from simulation.rotations import (
     compose_rotations,
@@ -612,7 +612,12 @@ def test_two_alike_wants_whole_scenes(tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("libero") is None, reason="LIBERO is not installed: pip install 'pixelvla[sim]'"
 )
-def test_two_alike_scenes_begin_alike_and_both_bowls_arrive(tmp_path):
+def test_two_alike_scenes_begin_alike_and_both_bowls_arrive(tmp_path, monkeypatch):
+    def record_first_scene(out, name, splits, groups, *rest):
+        (ids, *_), *_ = splits.values()
+        return record_data_set(out, name, {"train": [ids[:2]]}, groups[:1], *rest)
+
+    monkeypatch.setattr(two_alike, "record_data_set", record_first_scene)
     record_two_alike(10, 5, tmp_path)
     (folder,) = tmp_path.glob("*/*/")
     episodes = [episode for path in sorted(folder.glob("*.tfrecord*")) for episode in read_libero_episodes(path)]
