@@ -945,7 +945,8 @@ def sample_command(
         counts = record(episodes, seed, out, name, files, hz, lambda done, _: show(done), mishaps=mishaps).total()
     click.echo(
         f"{counts.recorded} episodes recorded; {counts.failed_attempts} of {counts.attempts} attempts failed, "
-        f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero --set annotators=motion --data-dir {out} --out OUT"
+        f"{counts.failed_episodes} scenes were given up; annotate with: pixelcli annotate --src libero "
+        f"--set annotators=motion --data-dir {out} --out OUT"
     )
 
 

@@ -20,12 +20,11 @@ import numpy as np
 import yaml
 from rich.table import Table
 from scipy.stats import t
-from torch import nn
 
 from evaluation.actions import MEAN_ACTION, check_prompts, evaluate
 from model.presets import PUBLISHED
 from model.settings import PRESETS, ModelSettings
-from model.weights import on_device
+from model.weights import check_device
 from pixel160k.errors import InputError
 from pixel160k.files import only_writer, read_json_object, write_text, written_atomically
 from pixel160k.paths import AnyPath, open_path
@@ -145,12 +144,12 @@ def run_study(
         `all` (of every dimension and step), each as `over_seeds`.
 
     Raises:
-        InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, or a condition is
-            unknown, or the device cannot be used, which is said before anything is trained; `out` holds policies of another recipe or of other steps, or
-            another process writes there; or as `train.run.train`.
+        InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, a condition is
+            unknown, or the device cannot be used, which is said before anything is trained; `out` holds policies of another
+            recipe or of other steps, or another process writes there; or as `train.run.train`.
     """
     check_prompts(study.conditions)
-    on_device(nn.Linear(1, 1), device)
+    check_device(device)
     plan = [(values, _recipes(study, values)) for values in study.combinations()]
     sources = _sources(shards)
     for _, stages in plan:

@@ -199,6 +199,15 @@ def on_device(module: Module, device: str) -> Module:
         raise _unusable(device, error) from None
 
 
+def check_device(device: str) -> None:
+    """Check a device that a user has named, before anything is made for it.
+
+    Raises:
+        InputError: as `on_device`.
+    """
+    on_device(nn.Linear(1, 1), device)
+
+
 @contextmanager
 def reading_to(device: str) -> Iterator[None]:
     """`reading` to a device that a user has named.
@@ -206,7 +215,7 @@ def reading_to(device: str) -> Iterator[None]:
     Raises:
         InputError: as `on_device`; what torch does not know or cannot use is said before the block begins.
     """
-    on_device(nn.Linear(1, 1), device)
+    check_device(device)
     try:
         with reading(device):
             yield

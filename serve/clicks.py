@@ -78,7 +78,8 @@ class Episode:
         by: who pointed in that: "client", "click", or "" where nobody did.
         last: when the last came, of `time.monotonic`.
         click: what goes with its observations from now on.
-        ended: why there is no click any more: "closed" by the gripper, "removed" by the person, "failed" in SAM 2, or "" where there was none.
+        ended: why there is no click any more: "closed" by the gripper, "removed" by the person, "failed" in SAM 2, or ""
+            where there was none.
         holds: whether the gripper is closed now.
         until: the end of the time in which its first observation waits for a click, of `time.monotonic`.
         decided: whether it waits no more.

@@ -55,7 +55,8 @@ def summarise(results: Sequence[EpisodeResult], conditions: Sequence[str]) -> di
 
     Returns:
         `conditions`: by name, `success` and `first_touch` (whether what a finger touched first is meant, among all
-        episodes in which a touch of that can be told) as `share` gives them, `errors`, and `tasks`: the success by task. `paired`: each two conditions.
+        episodes in which a touch of that can be told) as `share` gives them, `errors`, and `tasks`: the success by task.
+        `paired`: each two conditions.
     """
     by_condition = {name: [row for row in results if row.condition == name] for name in conditions}
     compared = [
