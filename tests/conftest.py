@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
     """What tests and the processes that they start, also those that they kill, leave in the folder for temporary files goes."""
+    get_temp_dir()  # of multiprocessing, which removes it as the last thing
     folder = tmp_path_factory.mktemp("t")  # a short name: sockets lie in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pixel160k.errors import InputError
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
+import forked  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from full_disk import files_of_at_most  # noqa: E402
 from numbered_shards import write_shards  # noqa: E402
@@ -346,6 +346,12 @@ LONG = (
 )
 
 
+def words_of(shards, out, steps, overrides, *more):
+    """What `pixelcli` is told to train."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    return ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more, *settings]
+
+
 def losses(out):
     state = json.loads((checkpoints.latest(out) / "trainer_state.json").read_text())
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
@@ -360,21 +366,13 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
     changes = (*LONG, f"stage={stage}", f"init={init}", "mixture.drawn=1", "mixture.other=2")
     settings = load_recipe("tiny-sample", changes)
     run.train(settings, both, tmp_path / "whole")
-    arguments = [
-        "train",
-        "--out",
-        str(tmp_path / "killed"),
-        *(word for folder in both for word in ("--shards", folder)),
-    ]
-    arguments += [word for change in changes for word in ("--set", change)]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    words = words_of(shards, tmp_path / "killed", 20, changes, "--shards", both[1])
+    killed = forked.start(words, tmp_path / "told")
     while not (tmp_path / "killed" / "checkpoint-10").exists():
-        assert killed.poll() is None, killed.stderr.read().decode()[-2000:]
+        assert killed.is_alive(), (tmp_path / "told").read_text()[-2000:]
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     assert checkpoints.latest(tmp_path / "killed").name != "checkpoint-20"
     run.train(settings, both, tmp_path / "killed", resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -384,20 +382,6 @@ def test_a_killed_run_goes_on_to_the_bit(stage, trained, shards, tmp_path):
         assert first.exists() == second.exists()
         if first.exists():
             assert first.read_bytes() == second.read_bytes()
-
-
-SCRIPTS = Path(sys.executable).parent
-PIXELCLI = ("--no-python", str(SCRIPTS / "pixelcli"))
-
-
-def launch(shards, out, steps, overrides, *more, program=PIXELCLI, folder=None):
-    """What two processes of torchrun print; the working directory is `folder`, or that of the tests."""
-    command = [str(SCRIPTS / "torchrun"), "--nproc-per-node", "2", "--standalone", *program]
-    command += ["train", "--shards", shards, "--out", str(out), "--max-steps", str(steps), *more]
-    command += [part for override in overrides for part in ("--set", override)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 # What a run of several processes leaves alive; such a thread can abort the process as it ends.
@@ -419,16 +403,20 @@ def test_two_processes_train_one_policy(stage, trained, shards, tmp_path):
     folder.mkdir()
     for name in ("cli.py", "train.py"):
         (folder / name).write_text("raise SystemExit('this is another program')")
-    told = launch(shards, tmp_path / "out", 2, overrides, folder=folder)
+    scripts = Path(sys.executable).parent
+    command = [scripts / "torchrun", "--nproc-per-node", "2", "--standalone", "--no-python", scripts / "pixelcli"]
+    command += words_of(shards, tmp_path / "out", 2, overrides)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
     progress = [
         json.loads((tmp_path / "out" / "checkpoint-2" / f"progress-{rank}.json").read_text()) for rank in (0, 1)
     ]
     assert [one["account"]["samples"] for one in progress] == [4, 4]
-    assert "8 samples" in told
+    assert "8 samples" in done.stdout
     checkpoints.load_policy(tmp_path / "out")
     counted = tmp_path / "counted.py"
     counted.write_text(COUNTED)
-    told = launch(shards, tmp_path / "out", 4, overrides, "--resume", program=(str(counted),))
+    told = forked.launch(words_of(shards, tmp_path / "out", 4, overrides, "--resume"), counted)
     assert "16 samples" in told
     assert told.count("no thread of gloo is left") == 2
 

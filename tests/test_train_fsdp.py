@@ -12,14 +12,15 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
 import test_train  # noqa: E402
+from forked import launch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from test_train import QUICK, act, launch, observe, tiny_pi0, train  # noqa: E402
+from test_train import QUICK, act, observe, tiny_pi0, train, words_of  # noqa: E402
 
 from train import checkpoints  # noqa: E402
 
 shards, trained = test_train.shards, test_train.trained
 
-ON_CPU = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
+ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
 TWO_STEPS = (*QUICK, "schedule=constant", "evaluate_every=1")
 # Some batches of one process have no mask and no prompt, none of both at once: DDP then leaves parameters alone that FSDP
 # goes on moving by momentum.
@@ -32,9 +33,9 @@ def sharded_and_whole(shards, tmp_path):
 
     def run_both(*overrides, resumed=False):
         overrides = (*TWO_STEPS, *overrides)
-        launch(shards, tmp_path / "whole", 4, overrides)
+        launch(words_of(shards, tmp_path / "whole", 4, overrides))
         for steps, more in [(2, ()), (4, ("--resume",))] if resumed else [(4, ())]:
-            told = launch(shards, tmp_path / "sharded", steps, (*overrides, "fsdp=true"), *more, program=ON_CPU)
+            told = launch(words_of(shards, tmp_path / "sharded", steps, (*overrides, "fsdp=true"), *more), ON_CPU)
             assert told.count("holds 0.5 of the policy") == 2
             trains_all = "stage=pretrain" in overrides  # and from scratch, or from a checkpoint of its own
             assert "process 0: all of the frozen parameters were the same before" in told
@@ -119,5 +120,5 @@ def test_a_sharded_pi0_is_that_of_ddp(sharded_and_whole, shards, tmp_path):
 def test_cpus_are_refused(shards, tmp_path):
     """Where accelerate trains by DDP and does not say so."""
     with pytest.raises(AssertionError, match="Error: fsdp spreads a policy over GPUs, and there are none here"):
-        launch(shards, tmp_path / "out", 2, (*TWO_STEPS, "fsdp=true"))
+        launch(words_of(shards, tmp_path / "out", 2, (*TWO_STEPS, "fsdp=true")))
     assert not (tmp_path / "out" / "checkpoint-2").exists()
