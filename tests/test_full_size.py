@@ -59,7 +59,12 @@ def smollm2_1_7b(folder):
         num_key_value_heads=32, max_position_embeddings=8192, rope_theta=130000, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("meta"):  # drawing each of its numbers would take half a minute
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    drawn = torch.empty(2**20, dtype=torch.bfloat16).normal_(std=0.02)
+    for parameter in model.to_empty(device="cpu").parameters():
+        parameter.data = drawn.repeat(parameter.numel() // len(drawn) + 1)[: parameter.numel()].view_as(parameter)
+    model.tie_weights()
     model.save_pretrained(folder)
     return model.num_parameters()
 
