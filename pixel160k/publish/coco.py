@@ -57,8 +57,11 @@ def _write_split(
     """Write images and annotations of a split, all but the categories, which may still grow; adds to both dictionaries."""
     rest = path.with_suffix(".part")  # both lists grow together, but in the file one follows the other
     first = dict(counts)
+    licence = origin_of(manifest).licence
+    licences = [{"id": 1, "name": licence.name, "url": licence.url}] if licence else []
+    of_image = {"license": 1} if licence else {}
     with open(path, "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
-        file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
+        file.write(f'{{"info": {json.dumps(_info(manifest))},\n"licenses": {json.dumps(licences)},\n"images": [')
         for step in itertools.chain.from_iterable(episodes):
             metadata = step.metadata
             if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
@@ -66,7 +69,7 @@ def _write_split(
             (images / step.image_name).write_bytes(step.image)
             file.write("\n" if counts["images"] == first["images"] else ",\n")
             counts["images"] += 1
-            file.write(json.dumps(_image(counts["images"], step)))
+            file.write(json.dumps(_image(counts["images"], step) | of_image))
             for category, mask in _instances(metadata, step.labels):
                 number = categories.setdefault(category, len(categories) + 1)
                 part.write("\n" if counts["annotations"] == first["annotations"] else ",\n")
