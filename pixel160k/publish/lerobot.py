@@ -5,7 +5,6 @@ nothing is encoded again. The layout follows lerobot 0.4.4 (`lerobot.datasets.ut
 episodes per file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row per episode, `meta/stats.json`.
 """
 
-import io
 import itertools
 import json
 from collections.abc import Iterable
@@ -16,16 +15,16 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pixel160k.errors import InputError
 from pixel160k.files import write_json
 from pixel160k.format.metadata import PER_STEP
 from pixel160k.format.origins import origin_of
-from pixel160k.format.shards import TRAIN, split_of
+from pixel160k.format.shards import IMAGES, TRAIN, form_of, split_of
 from pixel160k.publish.card import declared_splits, front_matter
 from pixel160k.publish.features import IMAGE, METADATA
 from pixel160k.publish.steps import Step
+from pixel160k.read.foreign import decode_image
 
 _FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
 _FILES_PER_CHUNK = 1000
@@ -42,11 +41,11 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     its files. Statistics are over `train` where it is there.
 
     Raises:
-        InputError: images or states differ in size between episodes, which LeRobot does not allow.
+        InputError: images or states differ in size between episodes, which LeRobot does not allow, or an image is damaged.
     """
     iterator = iter(episodes)
     opening = next(iterator)
-    size = _decode(opening[0].image).shape
+    size = _decode(opening[0].image_name, opening[0].image).shape
     views = {
         name: _only_size(name, camera["sizes"])
         for name, camera in manifest.get("cameras", {}).items()
@@ -171,11 +170,11 @@ class _Statistics:
         """Count one step."""
         self._vectors["action"].append(step.action[None])
         self._vectors["observation.state"].append(step.state[None])
-        images = {self.camera: step.image} | {
-            _view(name): step.view(name, size)[1] for name, size in self._views.items()
+        images = {self.camera: (step.image_name, step.image)} | {
+            _view(name): step.view(name, size) for name, size in self._views.items()
         }
         for name, encoded in images.items():
-            image = _decode(encoded)
+            image = _decode(*encoded)
             for channel in range(3):
                 self._levels[name][channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
 
@@ -188,16 +187,16 @@ class _Statistics:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Feature -> measure -> values: one number per dimension of a vector; of an image (3, 1, 1), in [0, 1]."""
-        vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
-        count = {"count": [len(vectors["action"])]}
-        return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
-            name: _of_levels(levels) | count for name, levels in self._levels.items()
-        }
+        count = {"count": [sum(map(len, self._vectors["action"]))]}
+        return {
+            name: _of_vectors(np.concatenate(parts, dtype=np.float64)) | count for name, parts in self._vectors.items()
+        } | {name: _of_levels(levels) | count for name, levels in self._levels.items()}
 
 
 def _of_vectors(values: np.ndarray) -> dict[str, list[float]]:
     found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    found |= {name: np.quantile(values, share, axis=0) for name, share in _QUANTILES.items()}
+    quantiles = np.quantile(values, list(_QUANTILES.values()), axis=0, overwrite_input=True)
+    found |= dict(zip(_QUANTILES, quantiles, strict=True))
     return {name: row.tolist() for name, row in found.items()}
 
 
@@ -216,8 +215,12 @@ def _of_levels(counted: np.ndarray) -> dict[str, list[Any]]:
     return {name: row.reshape(3, 1, 1).tolist() for name, row in found.items()}
 
 
-def _decode(image: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+def _decode(name: str, image: bytes) -> np.ndarray:
+    """The image of this file name, RGB, uint8 (height, width, 3); InputError where it is damaged."""
+    try:
+        return np.asarray(decode_image(image, IMAGES[form_of(image)]).convert("RGB"))
+    except InputError as error:
+        raise InputError(f"{name} is damaged ({error}); `pixelcli verify` says more") from None
 
 
 def _only_size(camera: str, sizes: list[list[int]]) -> tuple[int, int]:
