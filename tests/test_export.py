@@ -131,6 +131,9 @@ def test_shards_without_samples(tmp_path):
     build_shards(tmp_path / "annotations", tmp_path / "shards", Execution())
     code, output = run("--shards", tmp_path / "shards", "--to", "hf", "--out", tmp_path / "out")
     assert code == 1 and "shards holds no samples, so there is nothing to export" in output
+    build_shards(tmp_path / "annotations", tmp_path / "rejected", Execution(), include="all")
+    code, output = run("--shards", tmp_path / "rejected", "--to", "coco", "--out", tmp_path / "out")
+    assert code == 1 and "no step of an accepted episode has a mask" in output
     assert not (tmp_path / "out").exists()
 
 

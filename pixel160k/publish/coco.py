@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.origins import origin_of
@@ -30,6 +31,9 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
     Returns:
         How many images, annotations and categories there are.
+
+    Raises:
+        InputError: there is no image with a mask.
     """
     (folder / "images").mkdir()
     (folder / "annotations").mkdir()
@@ -39,6 +43,8 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     for split, of_split in itertools.groupby(episodes, key=lambda episode: split_of(episode[0].metadata.episode_id)):
         splits.append(folder / "annotations" / f"instances_{split}.json")
         _write_split(splits[-1], folder / "images", of_split, manifest, categories, counts)
+    if not counts["images"]:
+        raise InputError("no step of an accepted episode has a mask, so there is nothing to export to coco")
     listed = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
     for path in splits:
         with open(path, "a", encoding="utf-8") as file:
