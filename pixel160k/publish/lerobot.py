@@ -30,6 +30,7 @@ _FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
 _FILES_PER_CHUNK = 1000
 _ROWS_PER_GROUP = 100
 _FILE = "chunk-{:03d}/file-{:03d}.parquet"
+_MASK = "observation.mask"
 _ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -159,12 +160,15 @@ class _EpisodeTable:
 
 
 class _Statistics:
-    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel."""
+    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel.
+
+    The mask's only channel is given as three: LeRobot wants statistics of every image feature, and its tools three channels.
+    """
 
     def __init__(self, camera: str, views: dict[str, tuple[int, int]]) -> None:
         self.camera, self._views = camera, views
         self._vectors: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
-        self._levels = {name: np.zeros((3, 256), np.int64) for name in (camera, *map(_view, views))}
+        self._levels = {name: np.zeros((3, 256), np.int64) for name in (camera, *map(_view, views), _MASK)}
 
     def add(self, step: Step) -> None:
         """Count one step."""
@@ -177,6 +181,7 @@ class _Statistics:
             image = _decode(*encoded)
             for channel in range(3):
                 self._levels[name][channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
+        self._levels[_MASK] += np.bincount(step.labels.ravel(), minlength=256)
 
     def merge(self, other: Self) -> None:
         """Add what another has counted."""
@@ -236,7 +241,7 @@ def _view(camera: str) -> str:
 
 def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
     found = [*step.labels.shape, len(step.state)]
-    expected = [*features["observation.mask"]["shape"][:2], *features["observation.state"]["shape"]]
+    expected = [*features[_MASK]["shape"][:2], *features["observation.state"]["shape"]]
     if found != expected:
         raise InputError(
             f"{step.key} has height, width and length of state {found}, the first sample {expected}: "
@@ -258,7 +263,7 @@ def _features(step: Step, size: tuple[int, ...], views: dict[str, tuple[int, int
     return {
         _camera(step): column("image", *size, names=axes),
         **{_view(name): column("image", *of_view, 3, names=axes) for name, of_view in views.items()},
-        "observation.mask": column("image", *size[:2], 1, names=axes),
+        _MASK: column("image", *size[:2], 1, names=axes),
         "observation.state": column("float32", len(step.state)),
         "action": column("float32", 7, names=_ACTION_NAMES),
         "annotation.step": column("int64", 1),
@@ -297,7 +302,7 @@ def _columns(
     return {
         _camera(episode[0]): [{"bytes": step.image, "path": step.image_name} for step in episode],
         **{name: [{"bytes": image, "path": path} for path, image in images] for name, images in further.items()},
-        "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
+        _MASK: [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],
         **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},
