@@ -213,6 +213,8 @@ def test_pictures_of_other_shards_have_other_addresses(directory, server):
     with BrowseServer(directory, port=0) as other:
         found = [set(re.findall(r'data-picture="([^"]+)"', page)) for page in (before, server.page({}), other.page({}))]
     assert found[0] == found[1] and found[0].isdisjoint(found[2])
+    old = html.unescape(found[0].pop()).replace("of=", "of=0")
+    assert "this page is of other shards" in ask(server, old)[1]
 
 
 def test_nothing_is_said_of_a_browser_that_leaves(server, monkeypatch, capfd):

@@ -117,6 +117,8 @@ class BrowseServer(ThreadingHTTPServer):
         except ValueError:
             raise InputError("no step") from None
         try:
+            if query.get("of", self._shards) != self._shards:
+                raise InputError("this page is of other shards than are shown here now; load it again")
             return frame(self.directory, query.get("episode", ""), step, thumbnail="whole" not in query)
         except InputError as error:
             return Markup('<div class="nothing bad">{}</div>').format(error)
@@ -155,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
-        if address.path == "/picture":
+        if content.startswith(b"<figure>"):  # and not where a picture cannot be read, which may be mended
             self.send_header("Cache-Control", "max-age=600")  # so that paging back asks for nothing
         self.end_headers()
         self.wfile.write(content)
