@@ -62,6 +62,7 @@ def main(folder, scratch):
         },
         "fps": whole.fps,
         "features": list(whole.features),
+        "images": list(whole.meta.camera_keys),
         "statistics": {
             name: {measure: values.tolist() for measure, values in row.items()}
             for name, row in whole.meta.stats.items()

@@ -3,7 +3,10 @@
 import base64
 import html
 import http.client
+import json
 import re
+import socket
+import struct
 import threading
 from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
@@ -104,6 +107,9 @@ def test_a_page_of_what_was_asked_for_alone(directory, tmp_path):
     assert "Asked for: status rejected, reason no_gripper_close." in page
     with pytest.raises(InputError, match=r"has the verb 'open'; there are none$"):
         browse_page.write_page(directory, tmp_path / "page.html", choice=Choice(verb="open"))
+    none = Choice(status="accepted", reason="no_gripper_close")
+    assert browse_page.write_page(directory, tmp_path / "page.html", choice=none) == 0
+    assert "No episode is as asked for." in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def table_of(*scores):
@@ -191,10 +197,33 @@ def test_an_episode_is_shown_with_all_its_steps(server):
 def test_the_server_answers_for_this_machine_and_these_shards_alone(server):
     assert ask(server, "/", host=f"localhost:{server.server_port}")[0] == 200
     assert ask(server, "/", host=f"somewhere.else:{server.server_port}")[0] == 403
+    assert ask(server, "/", host="[")[0] == 400
+    assert "holds no episode 'x&lt;y'" in ask(server, "/episode?episode=x%3Cy")[1]
     for path in ("/manifest.json", "/../../etc/passwd", "/picture?episode=x", "/episode?episode=x", "/picture?step=x"):
         assert ask(server, path)[0] == 404 or "nothing bad" in ask(server, path)[1]
     with pytest.raises(InputError, match="--port"):
         BrowseServer(server.directory.directory, port=server.server_port)
+
+
+def test_pictures_of_other_shards_have_other_addresses(directory, server):
+    """A browser keeps pictures by their addresses, and the next shards are often shown at the same port."""
+    before = ask(server, "/")[1]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"software": "1"}))
+    with BrowseServer(directory, port=0) as other:
+        found = [set(re.findall(r'data-picture="([^"]+)"', page)) for page in (before, server.page({}), other.page({}))]
+    assert found[0] == found[1] and found[0].isdisjoint(found[2])
+    old = html.unescape(found[0].pop()).replace("of=", "of=0")
+    assert "this page is of other shards" in ask(server, old)[1]
+
+
+def test_nothing_is_said_of_a_browser_that_leaves(server, monkeypatch, capfd):
+    answered = threading.Event()
+    monkeypatch.setattr(server, "shutdown_request", lambda request: (request.close(), answered.set()))
+    with socket.create_connection(("127.0.0.1", server.server_port)) as left:
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
+        left.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answered.wait(30) and not capfd.readouterr().err
 
 
 def test_the_command_says_where_its_pages_are_and_ends_by_a_key(directory, monkeypatch):

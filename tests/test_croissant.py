@@ -78,7 +78,12 @@ def test_checksums_are_those_of_the_manifest(directory):
 
 
 @pytest.mark.parametrize(
-    ("source", "licence"), [("bridge_orig", "https://creativecommons.org/licenses/by/4.0/"), ("libero", None)]
+    ("source", "licence"),
+    [
+        ("bridge_orig", "https://creativecommons.org/licenses/by/4.0/"),
+        ("fractal", "https://creativecommons.org/licenses/by/4.0/"),
+        ("libero", None),
+    ],
 )
 def test_the_licence_is_the_sources(directory, source, licence):
     manifest = read_manifest(directory)

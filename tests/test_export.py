@@ -24,7 +24,10 @@ from annotate.settings import AnnotateSettings
 from annotate.sources.sample import default_directory
 from cli import main
 from pixel160k.format import masks
+from pixel160k.paths import read_range
 from pixel160k.publish.export import FORMATS, export
+from pixel160k.publish.steps import read_episodes
+from pixel160k.read.episodes import ShardDirectory
 
 EXPORT_DOC = Path(__file__).parents[1] / "docs" / "export.md"
 
@@ -94,6 +97,28 @@ def test_damaged_shards_leave_nothing_behind(drawn, tmp_path, to):
     assert {path.name for path in tmp_path.iterdir()} == {"shards"}
 
 
+def test_a_damaged_image_is_named(drawn, tmp_path):
+    """LeRobot's statistics are of pixels, so there images are decoded."""
+    damaged = shutil.copytree(drawn, tmp_path / "shards")
+    (path,) = damaged.glob("*.tar")
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"\xff\xd8")
+    content[begin : begin + 1000] = bytes(1000)
+    path.write_bytes(content)
+    code, output = run("--shards", damaged, "--to", "lerobot", "--out", tmp_path / "out", *rate("lerobot"))
+    assert code == 1 and "drawn-train-00000-00000-0000.jpg is damaged" in output and "`pixelcli verify`" in output
+
+
+def test_an_episode_is_read_in_one_request(drawn, monkeypatch):
+    """In an object store one per step takes days where one per episode takes hours."""
+    read = []
+    monkeypatch.setattr(
+        "pixel160k.read.episodes.read_range", lambda *asked: (read.append(asked), read_range(*asked))[1]
+    )
+    episodes = list(read_episodes(ShardDirectory(drawn), lambda samples: None))
+    assert len(read) == len(episodes) == 2 and [len(episode) for episode in episodes] == [24, 24]
+
+
 def test_no_shards(tmp_path):
     code, output = run("--shards", tmp_path, "--to", "coco", "--out", tmp_path / "out")
     assert code == 1 and "holds no shards" in output
@@ -106,6 +131,9 @@ def test_shards_without_samples(tmp_path):
     build_shards(tmp_path / "annotations", tmp_path / "shards", Execution())
     code, output = run("--shards", tmp_path / "shards", "--to", "hf", "--out", tmp_path / "out")
     assert code == 1 and "shards holds no samples, so there is nothing to export" in output
+    build_shards(tmp_path / "annotations", tmp_path / "rejected", Execution(), include="all")
+    code, output = run("--shards", tmp_path / "rejected", "--to", "coco", "--out", tmp_path / "out")
+    assert code == 1 and "no step of an accepted episode has a mask" in output
     assert not (tmp_path / "out").exists()
 
 
@@ -113,6 +141,8 @@ def test_lerobot_wants_a_control_rate_where_the_source_has_none(drawn, tmp_path)
     code, output = run("--shards", drawn, "--to", "lerobot", "--out", tmp_path / "out")
     assert code == 1
     assert "data sets of source 'libero' have no fixed control rate; give it in Hz with --fps" in output
+    code, output = run("--shards", drawn, "--to", "lerobot", "--out", tmp_path / "out", "--fps", "nan")
+    assert code == 1 and "above 0, not nan" in output and not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +185,15 @@ def test_coco_masks_are_ours(shards, coco_folder):
         )
     assert set(images) == expected
     assert len({annotation["id"] for annotation in coco.loadAnns(coco.getAnnIds())}) == len(coco.getAnnIds())
+
+
+def test_coco_says_the_licence_of_the_images(coco_folder, drawn, tmp_path):
+    described = json.loads((coco_folder / "annotations/instances_train.json").read_text())
+    (licence,) = described["licenses"]
+    assert licence["name"] == "Apache-2.0" and {image["license"] for image in described["images"]} == {licence["id"]}
+    export(drawn, "coco", tmp_path / "out")  # of a source whose licence only its own card knows
+    described = json.loads((tmp_path / "out" / "annotations/instances_train.json").read_text())
+    assert described["licenses"] == [] and "license" not in described["images"][0]
 
 
 def test_coco_has_both_classes_on_tracked_steps(coco_folder):

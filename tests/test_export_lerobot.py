@@ -105,7 +105,8 @@ def test_lerobots_tools_take_it(loaded):
     """Episodes can be deleted and statistics aggregated, which reads the statistics of every episode."""
     assert loaded["fewer"]["episodes"] == 11
     assert loaded["fewer"]["frames"] == 477 - 44
-    assert loaded["aggregated"] == ["action", "observation.images.image", "observation.state"]
+    assert loaded["aggregated"] == ["action", "observation.images.image", "observation.mask", "observation.state"]
+    assert set(loaded["images"]) <= set(loaded["statistics"])  # `lerobot-train` writes ImageNet's over those of each
     assert set(loaded["image_statistics_shape"]) <= set(loaded["statistics"]["observation.images.image"])
 
 
@@ -127,6 +128,18 @@ def test_statistics_are_those_of_the_frames(exported, samples):
         np.testing.assert_allclose(image[measure].ravel(), value / 255, atol=1e-9)
     for name, share in (("q01", 0.01), ("q50", 0.5), ("q99", 0.99)):
         np.testing.assert_allclose(image[name].ravel(), pixels[:, int(share * pixels.shape[1])] / 255, atol=1 / 255)
+
+
+def test_every_image_feature_has_statistics_of_three_channels(exported, samples):
+    """`lerobot-train` fails at an image without any, and LeRobot's tools make (3, 1, 1) of those of each episode."""
+    features = json.loads((exported / "meta" / "info.json").read_text())["features"]
+    found = json.loads((exported / "meta" / "stats.json").read_text())
+    rows = pq.read_table(exported / "meta" / "episodes").to_pylist()
+    for name in (name for name, feature in features.items() if feature["dtype"] == "image"):
+        for statistics in (found[name]["mean"], *(row[f"stats/{name}/mean"] for row in rows)):
+            assert np.shape(statistics) == (3, 1, 1)
+    labels = np.stack([masks.decode_indexed_png(sample["mask.png"]) for sample in samples])
+    np.testing.assert_allclose(found["observation.mask"]["mean"], np.full((3, 1, 1), labels.mean() / 255))
 
 
 def test_images_are_the_sources_own_bytes(exported, samples):

@@ -1,5 +1,8 @@
 """Accepting anew gives, byte by byte, what a fresh run with those thresholds gives; and never touches the first run."""
 
+import json
+import shutil
+
 import pytest
 from click.testing import CliRunner
 from scene import episode, write_scenes
@@ -61,3 +64,15 @@ def test_only_the_filter_and_only_an_empty_out(run, tmp_path):
     result = CliRunner().invoke(main, [*arguments, "--set", "filter.min_evidence=0.5"])
     assert result.exit_code == 1 and "is not empty" in result.output
     assert CliRunner().invoke(main, ["annotate", "--out", str(tmp_path / "x")]).exit_code == 2
+
+
+def test_damaged_tracks_are_said(run, tmp_path):
+    annotations = shutil.copytree(run / "annotations", tmp_path / "annotations")
+    described = json.loads((annotations / "run.json").read_text())
+    described["settings"]["tracks"] = "accepted"
+    (annotations / "run.json").write_text(json.dumps(described))
+    (annotations / "tracks").mkdir()
+    (annotations / "tracks" / "part-train-00000.parquet").write_bytes(b"PAR1, and no more")
+    arguments = ["annotate", "--refilter", str(annotations), "--out", str(tmp_path / "anew")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "part-train-00000.parquet is not a part of the tracks" in result.output

@@ -85,7 +85,7 @@ ORIGINS: dict[str, Origin] = {
         dataset="fractal20220817_data",
         hz=3.0,
         citation="Brohan et al., RT-1: Robotics Transformer for Real-World Control at Scale, RSS 2023, arXiv:2212.06817",
-        licence=_APACHE,
+        licence=_CC_BY,  # Open X-Embodiment's, for all but software; Apache-2.0 is that of RT-1's code
     ),
     "libero": Origin(
         title="a data set in the schema of OpenVLA's modified LIBERO; its own card names its licence",

@@ -8,7 +8,7 @@ import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,17 +48,24 @@ def read_tracks(path: AnyPath) -> dict[str, dict[int, StepMasks]]:
     """
     tracks: dict[str, dict[int, StepMasks]] = defaultdict(dict)
     if path.is_file():
-        try:
-            rows = pq.read_table(open_parquet(path), schema=SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} is not a part of the tracks: {one_line(error)}") from None
-        for row in rows:
+        for row in _read(path, schema=SCHEMA).to_pylist():
             tracks[row["episode_id"]][row["step"]] = StepMasks(**row)
     return tracks
 
 
 def tracked_episodes(path: AnyPath) -> set[str]:
-    """The ids of the episodes of which a part holds tracks; none where there is no such file."""
+    """The ids of the episodes of which a part holds tracks; none where there is no such file.
+
+    Raises:
+        InputError: the file is not a part of the tracks.
+    """
     if not path.is_file():
         return set()
-    return set(pq.read_table(open_parquet(path), columns=["episode_id"])["episode_id"].to_pylist())
+    return set(_read(path, columns=["episode_id"])["episode_id"].to_pylist())
+
+
+def _read(path: AnyPath, **what: Any) -> pa.Table:
+    try:
+        return pq.read_table(open_parquet(path), **what)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is not a part of the tracks: {one_line(error)}") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixel160k.errors import InputError
 from pixel160k.format import masks
 from pixel160k.format.metadata import Metadata
 from pixel160k.format.origins import origin_of
@@ -30,6 +31,9 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
 
     Returns:
         How many images, annotations and categories there are.
+
+    Raises:
+        InputError: there is no image with a mask.
     """
     (folder / "images").mkdir()
     (folder / "annotations").mkdir()
@@ -39,6 +43,8 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     for split, of_split in itertools.groupby(episodes, key=lambda episode: split_of(episode[0].metadata.episode_id)):
         splits.append(folder / "annotations" / f"instances_{split}.json")
         _write_split(splits[-1], folder / "images", of_split, manifest, categories, counts)
+    if not counts["images"]:
+        raise InputError("no step of an accepted episode has a mask, so there is nothing to export to coco")
     listed = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
     for path in splits:
         with open(path, "a", encoding="utf-8") as file:
@@ -57,8 +63,11 @@ def _write_split(
     """Write images and annotations of a split, all but the categories, which may still grow; adds to both dictionaries."""
     rest = path.with_suffix(".part")  # both lists grow together, but in the file one follows the other
     first = dict(counts)
+    licence = origin_of(manifest).licence
+    licences = [{"id": 1, "name": licence.name, "url": licence.url}] if licence else []
+    of_image = {"license": 1} if licence else {}
     with open(path, "w", encoding="utf-8") as file, open(rest, "w+", encoding="utf-8") as part:
-        file.write(f'{{"info": {json.dumps(_info(manifest))},\n"images": [')
+        file.write(f'{{"info": {json.dumps(_info(manifest))},\n"licenses": {json.dumps(licences)},\n"images": [')
         for step in itertools.chain.from_iterable(episodes):
             metadata = step.metadata
             if metadata.status != ACCEPTED or not (metadata.object_mask_valid or metadata.gripper_mask_valid):
@@ -66,7 +75,7 @@ def _write_split(
             (images / step.image_name).write_bytes(step.image)
             file.write("\n" if counts["images"] == first["images"] else ",\n")
             counts["images"] += 1
-            file.write(json.dumps(_image(counts["images"], step)))
+            file.write(json.dumps(_image(counts["images"], step) | of_image))
             for category, mask in _instances(metadata, step.labels):
                 number = categories.setdefault(category, len(categories) + 1)
                 part.write("\n" if counts["annotations"] == first["annotations"] else ",\n")

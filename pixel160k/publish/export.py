@@ -1,8 +1,10 @@
 """Shards in the formats of others: LeRobot, COCO, and annotations without images. docs/export.md says what each holds.
 
-Each exporter streams the shards once, split by split, so memory stays flat and the same shards give the same bytes.
+Each exporter streams the shards once, split by split, so the same shards give the same bytes, and one episode is in memory at
+a time; only for LeRobot's statistics all actions and states are.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +59,8 @@ def export(
 
 def _control_rate(manifest: dict[str, Any], fps: float | None) -> float:
     rate = fps if fps is not None else origin_of(manifest).hz
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"a control rate is a number of steps per second, above 0, not {rate}")
     if rate is None:
         source = manifest["annotations"]["source"]
         raise InputError(f"data sets of source {source!r} have no fixed control rate; give it in Hz with --fps")

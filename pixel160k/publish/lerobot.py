@@ -5,7 +5,6 @@ nothing is encoded again. The layout follows lerobot 0.4.4 (`lerobot.datasets.ut
 episodes per file, `meta/info.json`, `meta/tasks.parquet`, `meta/episodes/` with one row per episode, `meta/stats.json`.
 """
 
-import io
 import itertools
 import json
 from collections.abc import Iterable
@@ -16,21 +15,22 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pixel160k.errors import InputError
 from pixel160k.files import write_json
 from pixel160k.format.metadata import PER_STEP
 from pixel160k.format.origins import origin_of
-from pixel160k.format.shards import TRAIN, split_of
+from pixel160k.format.shards import IMAGES, TRAIN, form_of, split_of
 from pixel160k.publish.card import declared_splits, front_matter
 from pixel160k.publish.features import IMAGE, METADATA
 from pixel160k.publish.steps import Step
+from pixel160k.read.foreign import decode_image
 
 _FILE_BYTES = 100 * 2**20  # a new data file begins once one holds this much
 _FILES_PER_CHUNK = 1000
 _ROWS_PER_GROUP = 100
 _FILE = "chunk-{:03d}/file-{:03d}.parquet"
+_MASK = "observation.mask"
 _ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
@@ -42,11 +42,11 @@ def export(episodes: Iterable[list[Step]], manifest: dict[str, Any], folder: Pat
     its files. Statistics are over `train` where it is there.
 
     Raises:
-        InputError: images or states differ in size between episodes, which LeRobot does not allow.
+        InputError: images or states differ in size between episodes, which LeRobot does not allow, or an image is damaged.
     """
     iterator = iter(episodes)
     opening = next(iterator)
-    size = _decode(opening[0].image).shape
+    size = _decode(opening[0].image_name, opening[0].image).shape
     views = {
         name: _only_size(name, camera["sizes"])
         for name, camera in manifest.get("cameras", {}).items()
@@ -160,24 +160,28 @@ class _EpisodeTable:
 
 
 class _Statistics:
-    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel."""
+    """LeRobot's statistics. Vectors are kept; of pixels it counts how often each of 256 levels occurs in each channel.
+
+    The mask's only channel is given as three: LeRobot wants statistics of every image feature, and its tools three channels.
+    """
 
     def __init__(self, camera: str, views: dict[str, tuple[int, int]]) -> None:
         self.camera, self._views = camera, views
         self._vectors: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
-        self._levels = {name: np.zeros((3, 256), np.int64) for name in (camera, *map(_view, views))}
+        self._levels = {name: np.zeros((3, 256), np.int64) for name in (camera, *map(_view, views), _MASK)}
 
     def add(self, step: Step) -> None:
         """Count one step."""
         self._vectors["action"].append(step.action[None])
         self._vectors["observation.state"].append(step.state[None])
-        images = {self.camera: step.image} | {
-            _view(name): step.view(name, size)[1] for name, size in self._views.items()
+        images = {self.camera: (step.image_name, step.image)} | {
+            _view(name): step.view(name, size) for name, size in self._views.items()
         }
         for name, encoded in images.items():
-            image = _decode(encoded)
+            image = _decode(*encoded)
             for channel in range(3):
                 self._levels[name][channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
+        self._levels[_MASK] += np.bincount(step.labels.ravel(), minlength=256)
 
     def merge(self, other: Self) -> None:
         """Add what another has counted."""
@@ -188,16 +192,16 @@ class _Statistics:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Feature -> measure -> values: one number per dimension of a vector; of an image (3, 1, 1), in [0, 1]."""
-        vectors = {name: np.concatenate(parts).astype(np.float64) for name, parts in self._vectors.items()}
-        count = {"count": [len(vectors["action"])]}
-        return {name: _of_vectors(values) | count for name, values in vectors.items()} | {
-            name: _of_levels(levels) | count for name, levels in self._levels.items()
-        }
+        count = {"count": [sum(map(len, self._vectors["action"]))]}
+        return {
+            name: _of_vectors(np.concatenate(parts, dtype=np.float64)) | count for name, parts in self._vectors.items()
+        } | {name: _of_levels(levels) | count for name, levels in self._levels.items()}
 
 
 def _of_vectors(values: np.ndarray) -> dict[str, list[float]]:
     found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    found |= {name: np.quantile(values, share, axis=0) for name, share in _QUANTILES.items()}
+    quantiles = np.quantile(values, list(_QUANTILES.values()), axis=0, overwrite_input=True)
+    found |= dict(zip(_QUANTILES, quantiles, strict=True))
     return {name: row.tolist() for name, row in found.items()}
 
 
@@ -216,8 +220,12 @@ def _of_levels(counted: np.ndarray) -> dict[str, list[Any]]:
     return {name: row.reshape(3, 1, 1).tolist() for name, row in found.items()}
 
 
-def _decode(image: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+def _decode(name: str, image: bytes) -> np.ndarray:
+    """The image of this file name, RGB, uint8 (height, width, 3); InputError where it is damaged."""
+    try:
+        return np.asarray(decode_image(image, IMAGES[form_of(image)]).convert("RGB"))
+    except InputError as error:
+        raise InputError(f"{name} is damaged ({error}); `pixelcli verify` says more") from None
 
 
 def _only_size(camera: str, sizes: list[list[int]]) -> tuple[int, int]:
@@ -233,7 +241,7 @@ def _view(camera: str) -> str:
 
 def _check_size(step: Step, features: dict[str, dict[str, Any]]) -> None:
     found = [*step.labels.shape, len(step.state)]
-    expected = [*features["observation.mask"]["shape"][:2], *features["observation.state"]["shape"]]
+    expected = [*features[_MASK]["shape"][:2], *features["observation.state"]["shape"]]
     if found != expected:
         raise InputError(
             f"{step.key} has height, width and length of state {found}, the first sample {expected}: "
@@ -255,7 +263,7 @@ def _features(step: Step, size: tuple[int, ...], views: dict[str, tuple[int, int
     return {
         _camera(step): column("image", *size, names=axes),
         **{_view(name): column("image", *of_view, 3, names=axes) for name, of_view in views.items()},
-        "observation.mask": column("image", *size[:2], 1, names=axes),
+        _MASK: column("image", *size[:2], 1, names=axes),
         "observation.state": column("float32", len(step.state)),
         "action": column("float32", 7, names=_ACTION_NAMES),
         "annotation.step": column("int64", 1),
@@ -294,7 +302,7 @@ def _columns(
     return {
         _camera(episode[0]): [{"bytes": step.image, "path": step.image_name} for step in episode],
         **{name: [{"bytes": image, "path": path} for path, image in images] for name, images in further.items()},
-        "observation.mask": [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
+        _MASK: [{"bytes": step.mask_png, "path": f"{step.key}.mask.png"} for step in episode],
         "observation.state": [step.state.tolist() for step in episode],
         "action": [step.action.tolist() for step in episode],
         **{f"annotation.{name}": [getattr(step.metadata, name) for step in episode] for name in PER_STEP},

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pixel160k.errors import InputError
 from pixel160k.format.metadata import Metadata
-from pixel160k.format.shards import camera_member, image_member, sample_key
+from pixel160k.format.shards import camera_member, image_member
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import decode
 
@@ -65,9 +65,8 @@ def read_episodes(shards: ShardDirectory, progress: Callable[[int], None]) -> It
     done = 0
     for episode_id in itertools.chain(*shards.splits.values()):
         episode = []
-        for step in shards.steps(episode_id):
-            members = shards.members(episode_id, step)
-            sample = decode(sample_key(episode_id, step), members, ("labels", "actions", "state"))
+        for key, members in shards.episode_members(episode_id).items():
+            sample = decode(key, members, ("labels", "actions", "state"))
             if sample.episode_id != episode_id:
                 raise InputError(f"{sample.key} says that it is of {sample.episode_id}; `pixelcli verify` says more")
             assert sample.labels is not None and sample.actions is not None and sample.state is not None  # asked for

@@ -173,6 +173,15 @@ class ShardDirectory:
         """
         return self._read(episode_id, step, 0)[shards.sample_key(episode_id, step)]
 
+    def episode_members(self, episode_id: str) -> dict[str, dict[str, bytes]]:
+        """`members` of every sample of an episode, by their keys, in order of their steps: one reading, of a store one request.
+
+        Raises:
+            InputError: as `members` does.
+        """
+        steps = self.steps(episode_id)
+        return self._read(episode_id, steps[-1], len(steps) - 1)
+
     def _read(self, episode_id: str, step: int, history: int) -> dict[str, dict[str, bytes]]:
         """The members of the sample of a step and of up to `history` before it, oldest first, by their keys: one reading."""
         start, _ = self._range(episode_id)

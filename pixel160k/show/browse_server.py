@@ -5,12 +5,16 @@ episode, `/picture` the picture of one step, which browsers ask for when it come
 """
 
 import errno
+import hashlib
+import json
 import math
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pyarrow.compute as pc
@@ -55,6 +59,8 @@ class BrowseServer(ThreadingHTTPServer):
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             raise InputError(f"port {port} cannot be used ({error.strerror}); give another with --port") from None
+        # Part of each picture's address: browsers keep pictures, and other shards may be shown at this port next.
+        self._shards = hashlib.sha256(json.dumps(self.manifest).encode()).hexdigest()[:12]
         self._opened = ThreadPoolExecutor(1).submit(ShardDirectory, shards)
         self.address = f"http://{_LOCAL[0]}:{self.server_port}{_link(choice)}"
 
@@ -67,6 +73,11 @@ class BrowseServer(ThreadingHTTPServer):
         """
         return self._opened.result()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that left before it had its answer, as it does when one goes on to the next page."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     def page(self, query: Mapping[str, str]) -> str:
         """A page of cards. What the query does not know or cannot mean is left out of it."""
         known = {field.name: query.get(field.name, "") for field in fields(Choice)}
@@ -78,7 +89,7 @@ class BrowseServer(ThreadingHTTPServer):
         rows = self.overview.rows(chosen[(page - 1) * PER_PAGE : page * PER_PAGE])
         offered = pages(page, count)
         links = {number: _link(choice, number) for number in {*offered, page - 1, page + 1}}
-        cards = [make_card(row, _to_come) for row in rows]
+        cards = [make_card(row, self._to_come) for row in rows]
         return render_page(
             self.manifest, self.overview, choice, cards, total=len(chosen), page=page, pages=offered, links=links
         )
@@ -95,8 +106,8 @@ class BrowseServer(ThreadingHTTPServer):
         if number < 0:
             raise InputError(f"the table of episodes lacks {episode}")
         row = self.overview.rows([number])[0]
-        card = make_card(row, _to_come)
-        card.pictures[:] = [_to_come(row, step, whole=True) for step in steps]
+        card = make_card(row, self._to_come)
+        card.pictures[:] = [self._to_come(row, step, whole=True) for step in steps]
         return render_page(self.manifest, self.overview, Choice(), [card], total=1, episode=True)
 
     def picture(self, query: Mapping[str, str]) -> str:
@@ -106,9 +117,16 @@ class BrowseServer(ThreadingHTTPServer):
         except ValueError:
             raise InputError("no step") from None
         try:
+            if query.get("of", self._shards) != self._shards:
+                raise InputError("this page is of other shards than are shown here now; load it again")
             return frame(self.directory, query.get("episode", ""), step, thumbnail="whole" not in query)
         except InputError as error:
             return Markup('<div class="nothing bad">{}</div>').format(error)
+
+    def _to_come(self, row: EpisodeRow, step: int, whole: bool = False) -> Markup:
+        """The place of a picture that is asked for when it comes into view."""
+        asked = {"of": self._shards, "episode": row.episode_id, "step": step} | ({"whole": 1} if whole else {})
+        return Markup('<div class="to-come" data-picture="{}"></div>').format(f"/picture?{urlencode(asked)}")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,24 +136,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a GET."""
+        try:
+            host, address = urlsplit(f"//{self.headers.get('Host', '')}").hostname, urlsplit(self.path)
+        except ValueError:
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
         # Another site may have its own name point here, to read what we serve; then that name is what we are asked as.
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in _LOCAL:
+        if host not in _LOCAL:
             self.send_error(HTTPStatus.FORBIDDEN, "this server answers as localhost only")
             return
-        address = urlsplit(self.path)
         makers = {"/": self.server.page, "/episode": self.server.episode, "/picture": self.server.picture}
         if (make := makers.get(address.path)) is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         try:
             content = make(dict(parse_qsl(address.query))).encode()
-        except InputError:
-            self.send_error(HTTPStatus.NOT_FOUND)
+        except InputError as error:
+            self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
             return
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
-        if address.path == "/picture":
+        if content.startswith(b"<figure>"):  # and not where a picture cannot be read, which may be mended
             self.send_header("Cache-Control", "max-age=600")  # so that paging back asks for nothing
         self.end_headers()
         self.wfile.write(content)
@@ -147,9 +169,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _link(choice: Choice, page: int = 1) -> str:
     asked = {name: value for name, value in asdict(choice).items() if value} | ({"page": page} if page > 1 else {})
     return f"/?{urlencode(asked)}" if asked else "/"
-
-
-def _to_come(row: EpisodeRow, step: int, whole: bool = False) -> Markup:
-    """The place of a picture that is asked for when it comes into view."""
-    address = "/picture?" + urlencode({"episode": row.episode_id, "step": step} | ({"whole": 1} if whole else {}))
-    return Markup('<div class="to-come" data-picture="{}"></div>').format(address)

@@ -16,6 +16,7 @@ from pixel160k.format.episode_rows import EpisodeRow
 from pixel160k.paths import AnyPath
 from pixel160k.read.episode_table import episode_table
 from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.folder import read_manifest
 from pixel160k.show.overview import SCORES, Choice, Overview
 from pixel160k.show.sample_html import LAYERS, sample_html
 
@@ -32,9 +33,7 @@ def browse(shards: str | AnyPath) -> "Viewer":
         ImportError: the extra [notebook] is not installed.
         InputError: the directory holds no shards, or they are damaged.
     """
-    directory = ShardDirectory(shards)
-    cameras = directory.manifest.get("cameras", ())
-    return Viewer(ShardDirectory(shards, cameras=cameras) if cameras else directory)
+    return Viewer(ShardDirectory(shards, cameras=read_manifest(shards).get("cameras", ())))
 
 
 class Viewer(widgets.VBox):
