@@ -18,15 +18,14 @@ import numpy as np
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.table import ACCEPTED, REJECTED
-from pixel160k.paths import AnyPath, open_path
+from pixel160k.paths import AnyPath
 from pixel160k.read import collate
-from pixel160k.read.cache import ShardCache
+from pixel160k.read.cache import ShardCache, open_cache
 from pixel160k.read.order import Reader, epoch_order, left_over, quotas, turns_of
 from pixel160k.read.resume import Begin, Legs, begin_of, find_states
 from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
 from pixel160k.read.shard_sets import ShardSet, open_sets
 from pixel160k.read.stored import Place, members_of_each, read_places
-from pixel160k.stores import StorePath
 
 try:
     import torch
@@ -344,35 +343,16 @@ def open_shards(
     check_history(history, wanted, asked)
     for shard_set in sets:
         check_chunk(chunk, shard_set.horizon, str(shard_set.folder))
-    cache = None if cache_dir is None else _open_cache(cache_dir, cache_bytes, sets, interleave)
+    cache = None if cache_dir is None else open_cache(cache_dir, cache_bytes, _bytes_at_once(sets, interleave))
+    skip = on_error == "skip"
     return ShardLoader(
-        sets,
-        wanted,
-        chunk,
-        history,
-        asked,
-        weights,
-        interleave,
-        seed,
-        epoch,
-        rank,
-        world_size,
-        on_error == "skip",
-        cache,
+        sets, wanted, chunk, history, asked, weights, interleave, seed, epoch, rank, world_size, skip, cache
     )
 
 
-def _open_cache(folder: str | Path, limit: int, sets: Sequence[ShardSet], interleave: int) -> ShardCache:
-    path = open_path(folder) if isinstance(folder, str) else folder
-    if isinstance(path, StorePath):
-        raise InputError(f"cache_dir is a local folder, not {path}")
-    at_once = sum(sum(sorted(shard.bytes for shard in of_set.shards)[-max(1, interleave) :]) for of_set in sets)
-    if at_once > limit:
-        raise InputError(
-            f"cache_bytes={limit} is too little for the {at_once} bytes of the shards that are read at once; "
-            "raise it, or lower interleave"
-        )
-    return ShardCache(path, limit)
+def _bytes_at_once(sets: Sequence[ShardSet], interleave: int) -> int:
+    """How many bytes the shards have that samples are drawn from at once, at most."""
+    return sum(sum(sorted(shard.bytes for shard in of_set.shards)[-max(1, interleave) :]) for of_set in sets)
 
 
 def _fingerprint(sets: Sequence[ShardSet]) -> str:
