@@ -261,6 +261,35 @@ def test_other_numbers_of_workers_and_processes_go_on_with_data_loaders(director
     assert sorted(first + rest) == sorted(all_keys(directory)), stops
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_after_a_resumed_one_are_whole(directory, workers):
+    """Each iteration has new workers, which inherit the state that this process loaded."""
+    first, states = read_some(directory, 1, 2, None, [5])
+    for told in (False, True):
+        loader = open_keys(directory)
+        loader.load_state_dict(states)
+        batches = data_loader(loader, workers)
+        read = []
+        for epoch in range(2):
+            if told:
+                loader.set_epoch(epoch)
+            read.append([key for batch in batches for key in batch])
+        assert sorted(first + read[0]) == sorted(read[1]) == sorted(all_keys(directory))
+    loader.load_state_dict(states)
+    loader.set_epoch(3)
+    whole = open_keys(directory, epoch=3)
+    assert list(data_loader(loader, workers)) == list(data_loader(whole, workers))
+
+
+def test_the_epoch_that_is_said_follows_a_finished_one(directory):
+    loader = open_keys(directory)
+    keys(loader)
+    for resumed in (open_keys(directory), open_keys(directory, epoch=1)):
+        resumed.load_state_dict(loader.state_dict())
+        resumed.set_epoch(1)
+        assert keys(resumed) == keys(open_keys(directory, epoch=1))
+
+
 def as_readers(directory, count, saved, stops, **changed):
     """`read_some` without processes: each of `count` readers gives so many samples."""
     read, states = [], []

@@ -43,7 +43,8 @@ except ModuleNotFoundError:
 
 
 _WORKERS = 256  # of one process at most, for their counts
-_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count
+_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count,
+_BEGUN = _SKIPPED + _WORKERS  # and the first mark of a worker that has begun from the states that this process loaded
 _LOG = logging.getLogger(__name__)
 
 
@@ -95,7 +96,7 @@ class ShardLoader(IterableDataset):
         self._position = 0
         self._finished = False
         # What the workers of a DataLoader share with this process.
-        size = _SKIPPED + _WORKERS
+        size = _BEGUN + _WORKERS
         self._shared: Any = (
             np.zeros(size, np.int64) if torch is None else torch.zeros(size, dtype=torch.int64).share_memory_()
         )
@@ -120,12 +121,13 @@ class ShardLoader(IterableDataset):
     @property
     def skipped(self) -> int:
         """How many samples this process and its DataLoader's workers have skipped so far, with `on_error="skip"`."""
-        return int(self._shared[_SKIPPED:].sum())
+        return int(self._shared[_SKIPPED:_BEGUN].sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives; call it before each. Another epoch, another order.
 
-        Workers of a `DataLoader` that live on (`persistent_workers=True`) hear of it.
+        Workers of a `DataLoader` that live on (`persistent_workers=True`) hear of it. A later epoch than that of a state that
+        was loaded leaves out what the state would give.
         """
         self.epoch = epoch
         if get_worker_info() is None:  # a worker says it for itself alone
@@ -169,9 +171,12 @@ class ShardLoader(IterableDataset):
         self._listen()
         begin = begin_of(states, self._reader(), sum(self._quotas))
         self._states = states
-        if get_worker_info() is None:
+        if (worker := get_worker_info()) is None:
             self._loads += 1
             self._shared[_LOADS] = self._loads
+            self._shared[_BEGUN:] = 0
+        else:
+            self._shared[_BEGUN + worker.id % _WORKERS] = 0
         self._finished = all(one["finished"] for one in states)
         # StatefulDataLoader loads a finished epoch's state after the user has set the next epoch: let that stand.
         self.epoch = max(self.epoch, begin.epoch) if self._finished else begin.epoch
@@ -186,13 +191,13 @@ class ShardLoader(IterableDataset):
             self._listen()
         except InputError as error:
             return _raise_at_first(error)
-        if self._states:
-            self._current = self._begin()
-            self._behind = {epoch: legs for epoch, legs in self._current.legs.items() if epoch > self._current.epoch}
-        else:
-            self._current = Begin(self.epoch, 0, {self.epoch: self._behind.pop(self.epoch, [])})
-        self._states, self._finished, self._position = [], False, 0
-        return self._samples(self._current)
+        begin = self._begin() if self._states else None
+        if begin is not None:
+            self._behind = {epoch: legs for epoch, legs in begin.legs.items() if epoch > begin.epoch}
+        if begin is None or self._has_begun() or begin.epoch < self.epoch:
+            begin = Begin(self.epoch, 0, {self.epoch: self._behind.get(self.epoch, [])})
+        self._current, self._states, self._finished, self._position = begin, [], False, 0
+        return self._samples(begin)
 
     def _samples(self, begin: Begin) -> Iterator[Sample]:
         order = epoch_order(self._sets, self._quotas, self._seed, begin.epoch, self._interleave)
@@ -221,6 +226,7 @@ class ShardLoader(IterableDataset):
         if fault is not None and not given and not begin.given:
             raise InputError(f"all {len(mine)} samples had to be skipped; the last: {fault}")
         self._finished = True
+        self._behind.pop(begin.epoch, None)
 
     def _place(self, number: int) -> Place:
         at = bisect.bisect_right(self._starts, number) - 1
@@ -252,6 +258,14 @@ class ShardLoader(IterableDataset):
 
     def _begin(self) -> Begin:
         return begin_of(self._states, self._reader(), sum(self._quotas))
+
+    def _has_begun(self) -> bool:
+        """Whether a worker in the place of this one has begun from the same states: each iteration has new ones, which inherit them."""
+        if (worker := get_worker_info()) is None:
+            return False
+        slot = _BEGUN + worker.id % _WORKERS
+        begun, self._shared[slot] = bool(self._shared[slot]), 1
+        return begun
 
     def _listen(self) -> None:
         """A worker that lives on hears which epoch was set where the DataLoader is. Raises InputError where a state was loaded."""
