@@ -1,4 +1,4 @@
-"""Shards on a web server: read as a folder is, over connections that drop, and kept in a cache."""
+"""Shards on a web server or the hub: read as a folder is, over connections that drop, and kept in a cache."""
 
 import contextlib
 import fcntl
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from drawn_shards import write_drawn_shards
+from hub_server import serve_hub
 from numbered_shards import write_shards
 from web_server import serve_folder
 
@@ -112,6 +113,20 @@ def test_a_server_that_goes_away_is_an_error_that_is_not_skipped(directory, monk
         loader = open_shards(url, on_error="skip")
     with pytest.raises(InputError, match=r"drawn-train-0000.* cannot be read at drawn-train-.*Cannot connect"):
         list(loader)
+
+
+def test_of_the_hub_samples_are_asked_for_and_no_more(directory, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="extra [cloud]")
+    with serve_hub(directory) as (url, requests):
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        hub.HfFileSystem.clear_instance_cache()
+        loader = open_shards("hf://datasets/me/shards", members=())
+        requests.clear()
+        assert [sample.key for sample in loader] == keys(directory)
+    assert len(requests) == len(loader)
+    assert sum(length for _, length in requests) <= sum(path.stat().st_size for path in directory.glob("*.tar"))
 
 
 def test_whole_shards_are_kept(directory, tmp_path):
