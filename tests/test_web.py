@@ -110,9 +110,11 @@ def test_a_host_that_does_not_answer_is_one_line_after_a_while(monkeypatch):
 def test_a_server_that_goes_away_is_an_error_that_is_not_skipped(directory, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with serve_folder(directory) as (url, _):
-        loader = open_shards(url, on_error="skip")
+        loader, opened = open_shards(url, on_error="skip"), ShardDirectory(url)
     with pytest.raises(InputError, match=r"drawn-train-0000.* cannot be read at drawn-train-.*Cannot connect"):
         list(loader)
+    with pytest.raises(InputError, match=r"cannot read .*/dataset_statistics.json: Cannot connect"):
+        _ = opened.statistics
 
 
 def test_of_the_hub_samples_are_asked_for_and_no_more(directory, monkeypatch):
