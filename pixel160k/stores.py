@@ -191,8 +191,8 @@ class StorePath:
         if self.scheme in WEB:
             content = b"".join(self.pieces(start, stop))
         else:
-            with self._translated() as store:
-                content = bytes(store.cat_file(self.key, start=start, end=stop))
+            with self._translated(anew=False) as store:
+                content = bytes(store.cat_file(self.key, start=start, end=stop, **_RANGE.get(self.scheme, {})))
         if len(content) != stop - start:
             raise OSError(errno.EIO, f"{len(content)} bytes came from {start}, not {stop - start}", str(self))
         return content
@@ -284,14 +284,18 @@ class StorePath:
             yield stream
 
     @contextmanager
-    def _translated(self) -> Iterator[Any]:
-        """Yield fsspec's file system of the scheme; what its calls raise becomes an OSError that names this path."""
+    def _translated(self, anew: bool = True) -> Iterator[Any]:
+        """Yield fsspec's file system of the scheme; what its calls raise becomes an OSError that names this path.
+
+        With `anew` it asks the hub again what there is: other processes write there too.
+        """
         import fsspec
 
         try:
-            # No cached listings: other processes write there too. fsspec keeps one such object per process and thread.
+            # No cached listings. fsspec keeps one such object per process and thread.
             store = fsspec.filesystem(self.scheme, use_listings_cache=False, **_settings(self.scheme))
-            store.invalidate_cache()  # of hf, which has a cache of its own
+            if anew:
+                store.invalidate_cache()  # of hf, which has a cache of its own
             yield store
         except (AssertionError, AttributeError, NameError, TypeError):  # bugs, ours or theirs
             raise
@@ -326,6 +330,7 @@ def _settings(scheme: str) -> dict[str, Any]:
 
 
 _WHOLE = {"s3": {"max_concurrency": 1}}  # of whole objects: else s3fs asks for the size first
+_RANGE = {"hf": {"cache_type": "none"}}  # of parts of objects: else five more megabytes come with each
 _ERRORS: dict[type[Exception], int] = {
     FileNotFoundError: errno.ENOENT,
     FileExistsError: errno.EEXIST,

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_shards import HORIZON, SIZE, write_shards
 
-from pixel160k import ShardDirectory, open_shards
+from pixel160k import Sample, ShardDirectory, open_shards
 from pixel160k.errors import InputError
 from pixel160k.format import shards
 from pixel160k.read.collate import collate
@@ -261,6 +261,35 @@ def test_other_numbers_of_workers_and_processes_go_on_with_data_loaders(director
     assert sorted(first + rest) == sorted(all_keys(directory)), stops
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_after_a_resumed_one_are_whole(directory, workers):
+    """Each iteration has new workers, which inherit the state that this process loaded."""
+    first, states = read_some(directory, 1, 2, None, [5])
+    for told in (False, True):
+        loader = open_keys(directory)
+        loader.load_state_dict(states)
+        batches = data_loader(loader, workers)
+        read = []
+        for epoch in range(2):
+            if told:
+                loader.set_epoch(epoch)
+            read.append([key for batch in batches for key in batch])
+        assert sorted(first + read[0]) == sorted(read[1]) == sorted(all_keys(directory))
+    loader.load_state_dict(states)
+    loader.set_epoch(3)
+    whole = open_keys(directory, epoch=3)
+    assert list(data_loader(loader, workers)) == list(data_loader(whole, workers))
+
+
+def test_the_epoch_that_is_said_follows_a_finished_one(directory):
+    loader = open_keys(directory)
+    keys(loader)
+    for resumed in (open_keys(directory), open_keys(directory, epoch=1)):
+        resumed.load_state_dict(loader.state_dict())
+        resumed.set_epoch(1)
+        assert keys(resumed) == keys(open_keys(directory, epoch=1))
+
+
 def as_readers(directory, count, saved, stops, **changed):
     """`read_some` without processes: each of `count` readers gives so many samples."""
     read, states = [], []
@@ -455,6 +484,8 @@ def test_tars_and_patterns_name_shards(directory):
     assert keys(open_keys(pattern, interleave=0)) == some
     tars = [directory / f"drawn-train-{number:05d}.tar" for number in (1, 2, 3)]
     assert keys(open_keys(tars, interleave=0)) == some
+    for sources in ([directory, tars[0]], [tars[0], directory]):
+        assert len(open_keys(sources)) == len(all_keys(directory))
     with pytest.raises(InputError, match=r"manifest.json lists no drawn-train-00006.tar"):
         open_keys(f"{directory}/drawn-train-{{00005..00006}}.tar")
 
@@ -659,8 +690,10 @@ def test_a_plain_data_loader_makes_batches(directory, tmp_path):
         collate([first, replace(first, image=np.zeros((3, 4, 3), np.uint8))])
 
 
-def test_a_directory_is_a_map_style_data_set(directory):
+def test_a_directory_is_a_map_style_data_set(directory, monkeypatch):
     torch = pytest.importorskip("torch")
+    known = torch.utils.data._utils.collate.default_collate_fn_map
+    monkeypatch.delitem(known, Sample)  # as where the loader was never imported
     steps, episodes = ShardDirectory(directory), ShardDirectory(directory, by="episode")
     assert [sample.key for sample in steps] == all_keys(directory) and len(steps) == len(all_keys(directory))
     assert steps[-1].key == all_keys(directory)[-1]
@@ -674,6 +707,7 @@ def test_a_directory_is_a_map_style_data_set(directory):
         ShardDirectory(directory, by="row")
     batches = torch.utils.data.DataLoader(steps, batch_size=4, shuffle=True, num_workers=1)
     assert sorted(key for batch in batches for key in batch["key"]) == sorted(all_keys(directory))
+    assert next(iter(torch.utils.data.DataLoader(steps, batch_size=4)))["image"].shape == (4, SIZE, SIZE, 3)
 
 
 def test_folders_may_be_named_in_any_way(directory, tmp_path, monkeypatch):

@@ -1,16 +1,20 @@
-"""Shards on a web server: read as a folder is, over connections that drop, and kept in a cache."""
+"""Shards on a web server or the hub: read as a folder is, over connections that drop, and kept in a cache."""
 
 import contextlib
+import fcntl
+import hashlib
 import itertools
 import json
 import multiprocessing
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from drawn_shards import write_drawn_shards
+from hub_server import serve_hub
 from numbered_shards import write_shards
 from web_server import serve_folder
 
@@ -106,9 +110,25 @@ def test_a_host_that_does_not_answer_is_one_line_after_a_while(monkeypatch):
 def test_a_server_that_goes_away_is_an_error_that_is_not_skipped(directory, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with serve_folder(directory) as (url, _):
-        loader = open_shards(url, on_error="skip")
+        loader, opened = open_shards(url, on_error="skip"), ShardDirectory(url)
     with pytest.raises(InputError, match=r"drawn-train-0000.* cannot be read at drawn-train-.*Cannot connect"):
         list(loader)
+    with pytest.raises(InputError, match=r"cannot read .*/dataset_statistics.json: Cannot connect"):
+        _ = opened.statistics
+
+
+def test_of_the_hub_samples_are_asked_for_and_no_more(directory, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="extra [cloud]")
+    with serve_hub(directory) as (url, requests):
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        hub.HfFileSystem.clear_instance_cache()
+        loader = open_shards("hf://datasets/me/shards", members=())
+        requests.clear()
+        assert [sample.key for sample in loader] == keys(directory)
+    assert len(requests) == len(loader)
+    assert sum(length for _, length in requests) <= sum(path.stat().st_size for path in directory.glob("*.tar"))
 
 
 def test_whole_shards_are_kept(directory, tmp_path):
@@ -185,12 +205,37 @@ def test_processes_that_ask_at_once_copy_once(directory, tmp_path):
         assert len([path for path, _ in requests if path.endswith(".tar")]) == len(FILES)
 
 
-def test_what_a_killed_process_left_is_deleted(tmp_path, monkeypatch):
-    (tmp_path / f"{caches.TEMPORARY}x-a.tar").write_bytes(b"part")
-    cache = caches.ShardCache(tmp_path, 10)
-    cache._make_room(1)
-    assert list(tmp_path.iterdir())
-    later = time.time() + 2 * caches._ABANDONED
-    monkeypatch.setattr(caches.time, "time", lambda: later)
-    cache._make_room(1)
-    assert not list(tmp_path.iterdir())
+def test_what_a_killed_process_left_makes_room_and_what_is_not_of_the_cache_stays(directory, tmp_path):
+    limit = sum(path.stat().st_size for path in directory.glob("*.tar"))
+    left = tmp_path / f"{caches.TEMPORARY}host_12345678-99-1-abcdef01-0123456789abcdef-drawn-train-00009.tar"
+    left.write_bytes(bytes(limit))
+    mine = tmp_path / "mine.tar"
+    mine.write_bytes(bytes(limit))
+    with serve_folder(directory) as (url, _):
+        assert keys(url, cache_dir=tmp_path, cache_bytes=limit) == keys(directory)
+    assert mine.exists() and not left.exists()
+
+
+def test_a_process_forked_while_a_shard_is_copied_keeps_no_lock(tmp_path):
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+
+    def pieces(start, stop):
+        forked.start()
+        yield b"shard"
+
+    shard = SimpleNamespace(name="a.tar", pieces=pieces)
+    copy = caches.ShardCache(tmp_path, 10).copy(shard, 5, hashlib.sha256(b"shard").hexdigest())
+    with open(copy.with_suffix(".lock")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    forked.kill()
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_not_skipped(directory, tmp_path):
+    with serve_folder(directory) as (url, _):
+        loader = open_shards(url, cache_dir=tmp_path / "cache", on_error="skip")
+        (tmp_path / "cache").rmdir()
+        with pytest.raises(InputError, match=r"cannot be kept in .*/cache: No such file or directory"):
+            list(loader)
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=r"cache_dir=.*/file cannot be made: File exists"):
+            open_shards(url, cache_dir=tmp_path / "file")

@@ -1,5 +1,6 @@
 """Batches of samples for a torch `DataLoader` that is given no `collate_fn`."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ def _stack(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def register() -> None:
-    """Let torch's default collate function know samples."""
-    from torch.utils.data._utils.collate import default_collate_fn_map
+    """Let torch's default collate function know samples, where there is torch; a worker process calls this for itself."""
+    if sys.modules.get("torch"):
+        from torch.utils.data._utils.collate import default_collate_fn_map
 
-    default_collate_fn_map[Sample] = lambda batch, *, collate_fn_map=None: collate(batch)
+        default_collate_fn_map[Sample] = lambda batch, *, collate_fn_map=None: collate(batch)

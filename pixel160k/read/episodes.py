@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pixel160k.errors import InputError, one_line
 from pixel160k.format import shards
 from pixel160k.paths import AnyPath, open_path, read_range
-from pixel160k.read import folder
+from pixel160k.read import collate, folder
 from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
 from pixel160k.read.stored import members_of_each
 
@@ -97,6 +97,7 @@ class ShardDirectory:
             IndexError: there are not so many.
             InputError: it cannot be read.
         """
+        collate.register()
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.directory} holds {len(self)} {self._by}s, there is no number {number}")
         number %= len(self)

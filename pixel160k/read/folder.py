@@ -65,11 +65,7 @@ def read_unchecked_manifest(folder: str | AnyPath) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(_read(folder, "manifest.json"))
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EIO):  # there may well be one, which a store does not give us
-            raise InputError(f"cannot read {folder}/manifest.json: {error.strerror}") from None
-        manifest = None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{folder} holds no shards (no readable manifest.json); `pixelcli build-shards` makes them")
@@ -128,10 +124,13 @@ def read_statistics(folder: str | AnyPath, dataset: str) -> dict[str, Any]:
         InputError: dataset_statistics.json is missing or does not hold them.
     """
     try:
-        return parse_statistics(_read(folder, "dataset_statistics.json"), dataset)
-    except (OSError, InputError) as error:
-        fault = one_line(error) if isinstance(error, InputError) else f"holds no statistics of {dataset}"
-        raise InputError(f"{folder}/dataset_statistics.json {fault}; build these shards again") from None
+        content = _read(folder, "dataset_statistics.json")
+    except OSError:
+        content = b""
+    try:
+        return parse_statistics(content, dataset)
+    except InputError as error:
+        raise InputError(f"{folder}/dataset_statistics.json {error}; build these shards again") from None
 
 
 def parse_statistics(content: bytes, dataset: str) -> dict[str, Any]:
@@ -162,5 +161,15 @@ def explain(error: ValidationError) -> list[str]:
 
 
 def _read(folder: str | AnyPath, name: str) -> bytes:
-    """Read a file of a folder. Raises OSError where it cannot be, InputError where no such URL can be read."""
-    return (open_path(folder) / name).read_bytes()
+    """Read a file of a folder.
+
+    Raises:
+        OSError: there is none.
+        InputError: there may well be one, which the store or the disk does not give us, or no such URL can be read.
+    """
+    try:
+        return (open_path(folder) / name).read_bytes()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EIO):
+            raise InputError(f"cannot read {folder}/{name}: {error.strerror}") from None
+        raise

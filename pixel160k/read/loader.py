@@ -18,15 +18,14 @@ import numpy as np
 
 from pixel160k.errors import InputError, one_line
 from pixel160k.format.table import ACCEPTED, REJECTED
-from pixel160k.paths import AnyPath, open_path
+from pixel160k.paths import AnyPath
 from pixel160k.read import collate
-from pixel160k.read.cache import ShardCache
+from pixel160k.read.cache import ShardCache, open_cache
 from pixel160k.read.order import Reader, epoch_order, left_over, quotas, turns_of
 from pixel160k.read.resume import Begin, Legs, begin_of, find_states
 from pixel160k.read.samples import MEMBERS, Sample, check_cameras, check_chunk, check_history, check_members, decode
 from pixel160k.read.shard_sets import ShardSet, open_sets
 from pixel160k.read.stored import Place, members_of_each, read_places
-from pixel160k.stores import StorePath
 
 try:
     import torch
@@ -44,7 +43,8 @@ except ModuleNotFoundError:
 
 
 _WORKERS = 256  # of one process at most, for their counts
-_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count
+_EPOCH, _LOADS, _SKIPPED = range(3)  # of what workers share: the epoch, how many states were loaded, the first count,
+_BEGUN = _SKIPPED + _WORKERS  # and the first mark of a worker that has begun from the states that this process loaded
 _LOG = logging.getLogger(__name__)
 
 
@@ -96,7 +96,7 @@ class ShardLoader(IterableDataset):
         self._position = 0
         self._finished = False
         # What the workers of a DataLoader share with this process.
-        size = _SKIPPED + _WORKERS
+        size = _BEGUN + _WORKERS
         self._shared: Any = (
             np.zeros(size, np.int64) if torch is None else torch.zeros(size, dtype=torch.int64).share_memory_()
         )
@@ -121,12 +121,13 @@ class ShardLoader(IterableDataset):
     @property
     def skipped(self) -> int:
         """How many samples this process and its DataLoader's workers have skipped so far, with `on_error="skip"`."""
-        return int(self._shared[_SKIPPED:].sum())
+        return int(self._shared[_SKIPPED:_BEGUN].sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives; call it before each. Another epoch, another order.
 
-        Workers of a `DataLoader` that live on (`persistent_workers=True`) hear of it.
+        Workers of a `DataLoader` that live on (`persistent_workers=True`) hear of it. A later epoch than that of a state that
+        was loaded leaves out what the state would give.
         """
         self.epoch = epoch
         if get_worker_info() is None:  # a worker says it for itself alone
@@ -170,9 +171,12 @@ class ShardLoader(IterableDataset):
         self._listen()
         begin = begin_of(states, self._reader(), sum(self._quotas))
         self._states = states
-        if get_worker_info() is None:
+        if (worker := get_worker_info()) is None:
             self._loads += 1
             self._shared[_LOADS] = self._loads
+            self._shared[_BEGUN:] = 0
+        else:
+            self._shared[_BEGUN + worker.id % _WORKERS] = 0
         self._finished = all(one["finished"] for one in states)
         # StatefulDataLoader loads a finished epoch's state after the user has set the next epoch: let that stand.
         self.epoch = max(self.epoch, begin.epoch) if self._finished else begin.epoch
@@ -187,13 +191,13 @@ class ShardLoader(IterableDataset):
             self._listen()
         except InputError as error:
             return _raise_at_first(error)
-        if self._states:
-            self._current = self._begin()
-            self._behind = {epoch: legs for epoch, legs in self._current.legs.items() if epoch > self._current.epoch}
-        else:
-            self._current = Begin(self.epoch, 0, {self.epoch: self._behind.pop(self.epoch, [])})
-        self._states, self._finished, self._position = [], False, 0
-        return self._samples(self._current)
+        begin = self._begin() if self._states else None
+        if begin is not None:
+            self._behind = {epoch: legs for epoch, legs in begin.legs.items() if epoch > begin.epoch}
+        if begin is None or self._has_begun() or begin.epoch < self.epoch:
+            begin = Begin(self.epoch, 0, {self.epoch: self._behind.get(self.epoch, [])})
+        self._current, self._states, self._finished, self._position = begin, [], False, 0
+        return self._samples(begin)
 
     def _samples(self, begin: Begin) -> Iterator[Sample]:
         order = epoch_order(self._sets, self._quotas, self._seed, begin.epoch, self._interleave)
@@ -222,6 +226,7 @@ class ShardLoader(IterableDataset):
         if fault is not None and not given and not begin.given:
             raise InputError(f"all {len(mine)} samples had to be skipped; the last: {fault}")
         self._finished = True
+        self._behind.pop(begin.epoch, None)
 
     def _place(self, number: int) -> Place:
         at = bisect.bisect_right(self._starts, number) - 1
@@ -253,6 +258,14 @@ class ShardLoader(IterableDataset):
 
     def _begin(self) -> Begin:
         return begin_of(self._states, self._reader(), sum(self._quotas))
+
+    def _has_begun(self) -> bool:
+        """Whether a worker in the place of this one has begun from the same states: each iteration has new ones, which inherit them."""
+        if (worker := get_worker_info()) is None:
+            return False
+        slot = _BEGUN + worker.id % _WORKERS
+        begun, self._shared[slot] = bool(self._shared[slot]), 1
+        return begun
 
     def _listen(self) -> None:
         """A worker that lives on hears which epoch was set where the DataLoader is. Raises InputError where a state was loaded."""
@@ -344,35 +357,16 @@ def open_shards(
     check_history(history, wanted, asked)
     for shard_set in sets:
         check_chunk(chunk, shard_set.horizon, str(shard_set.folder))
-    cache = None if cache_dir is None else _open_cache(cache_dir, cache_bytes, sets, interleave)
+    cache = None if cache_dir is None else open_cache(cache_dir, cache_bytes, _bytes_at_once(sets, interleave))
+    skip = on_error == "skip"
     return ShardLoader(
-        sets,
-        wanted,
-        chunk,
-        history,
-        asked,
-        weights,
-        interleave,
-        seed,
-        epoch,
-        rank,
-        world_size,
-        on_error == "skip",
-        cache,
+        sets, wanted, chunk, history, asked, weights, interleave, seed, epoch, rank, world_size, skip, cache
     )
 
 
-def _open_cache(folder: str | Path, limit: int, sets: Sequence[ShardSet], interleave: int) -> ShardCache:
-    path = open_path(folder) if isinstance(folder, str) else folder
-    if isinstance(path, StorePath):
-        raise InputError(f"cache_dir is a local folder, not {path}")
-    at_once = sum(sum(sorted(shard.bytes for shard in of_set.shards)[-max(1, interleave) :]) for of_set in sets)
-    if at_once > limit:
-        raise InputError(
-            f"cache_bytes={limit} is too little for the {at_once} bytes of the shards that are read at once; "
-            "raise it, or lower interleave"
-        )
-    return ShardCache(path, limit)
+def _bytes_at_once(sets: Sequence[ShardSet], interleave: int) -> int:
+    """How many bytes the shards have that samples are drawn from at once, at most."""
+    return sum(sum(sorted(shard.bytes for shard in of_set.shards)[-max(1, interleave) :]) for of_set in sets)
 
 
 def _fingerprint(sets: Sequence[ShardSet]) -> str:

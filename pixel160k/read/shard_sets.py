@@ -112,17 +112,15 @@ def open_sets(
         InputError: there is no shard or no wanted sample, a manifest or index is damaged, or a data set lies in two
             folders.
     """
-    folders: dict[AnyPath, set[str]] = {}  # with the tars asked for; empty where all are
+    folders: dict[AnyPath, set[str]] = {}  # with the tars asked for; "" stands for all
     for path in _expand([sources] if isinstance(sources, str | AnyPath) else sources):
         tar = path.suffix == ".tar"
-        asked = folders.setdefault(path.parent if tar else path, set())
-        if tar:
-            asked.add(path.name)
+        folders.setdefault(path.parent if tar else path, set()).add(path.name if tar else "")
     if not folders:
         raise InputError("no shards were named; give a folder, tars, or URLs of tars")
     sets: dict[str, ShardSet] = {}
     for folder, names in folders.items():
-        opened = _open_set(folder, names, split, status)
+        opened = _open_set(folder, set() if "" in names else names, split, status)
         if opened.dataset in sets:
             raise InputError(
                 f"{folder} and {sets[opened.dataset].folder} both hold {opened.dataset}; "
