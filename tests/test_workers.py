@@ -47,6 +47,7 @@ class Work:
     losses: int = 0  # the first calls for shard 2 that lose their device
     unusable: str = ""  # a device on which nothing can be done at all, as CUDA_VISIBLE_DEVICES names it
     bugs: int = 0  # the first calls for shard 2 in which an episode meets a bug
+    ending: type[BaseException] | None = None  # what a signal raises at shard 2
 
     def __call__(self, file, folder, device):
         (self.folder / f"worker-{os.getpid()}").touch()
@@ -65,6 +66,8 @@ class Work:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         if file.shard == 2 and calls < self.errors:
             raise OSError(self.error, os.strerror(self.error), "somewhere")
+        if file.shard == 2 and self.ending:
+            raise self.ending(143)
         return {
             "pid": os.getpid(),
             "device": device,
@@ -277,6 +280,16 @@ def test_a_full_disk_is_one_line_and_the_next_command_goes_on(tmp_path, calls, w
         run(Work(calls, error=errno.ENOSPC, errors=1), tmp_path / "out", workers)
     assert len(run(Work(calls, error=errno.ENOSPC, errors=1), tmp_path / "out", workers)) == 4
     assert not unfinished(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_signal_ends_a_command_that_works_in_its_own_process(tmp_path, calls, ending):
+    """Also when it has done files before; Beam makes a RuntimeError of it."""
+    out = tmp_path / "out"
+    with pytest.raises(ending):
+        run(Work(calls, ending=ending), out)
+    assert times(calls)[2] == 1 and sum(times(calls)) > 1 and not unfinished(out)
+    assert len(run(Work(calls), out)) == 4
 
 
 def test_workers_that_cannot_begin_end_the_job(tmp_path, calls, monkeypatch):

@@ -218,12 +218,21 @@ def _run_round(
     except InputError:
         raise
     except Exception as error:
+        if (ended := _ended_by(error)) is not None:
+            raise ended from None
         if says_disk_is_full(error):
             raise InputError(
                 f"no space left on the disk of {unit.out}; make room: the same command goes on from there"
             ) from None
         return error
     return None
+
+
+def _ended_by(error: BaseException | None) -> BaseException | None:
+    """Ctrl-C or SIGTERM in the midst of the work, which Beam hands over as a RuntimeError; None where it was neither."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
 
 
 class _DoFile(beam.DoFn):
