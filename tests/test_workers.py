@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from annotate.faults import DeviceUnusable
+from annotate.faults import WorkerUnusable
 from annotate.jobs import claims, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
@@ -56,7 +56,7 @@ class Work:
             time.sleep(0.01)
         if self.unusable and os.environ.get("CUDA_VISIBLE_DEVICES") == self.unusable:
             (self.folder / f"unusable-{file.name}").touch()
-            raise DeviceUnusable("--device cuda cannot be used: no such GPU")
+            raise WorkerUnusable("--device cuda cannot be used: no such GPU")
         calls = len(list(self.folder.glob(f"{file.name}-*")))
         (self.folder / f"{file.name}-{calls}").touch()
         (folder / f"{file.name}.txt").write_text(file.name)
@@ -130,10 +130,10 @@ def test_workers_whose_device_is_lost_stop_and_the_others_do_their_files(tmp_pat
     for text in (capfd.readouterr().err, (tmp_path / "out" / ".done" / "workers.log").read_text()):
         text = " ".join(text.split())
         assert re.search(
-            r"worker \d+ \(cuda:[01]\) lost its device at x-train.tfrecord-00002\S+, which is done again", text
+            r"worker \d+ \(cuda:[01]\) does nothing more at x-train.tfrecord-00002\S+, which is done again", text
         )
         assert "AcceleratorError: CUDA error: an illegal memory access" in text
-        assert re.search(r"worker \d+ \(cuda:2\) lost its device: --device cuda cannot be used: no such GPU", text)
+        assert re.search(r"worker \d+ \(cuda:2\) does nothing more: --device cuda cannot be used: no such GPU", text)
     assert not unfinished(tmp_path / "out")
 
 
@@ -144,7 +144,7 @@ def test_a_job_ends_when_no_device_is_left_and_goes_on_on_others(tmp_path, calls
     with pytest.raises(
         InputError,
         match=r"^no worker is left, since cuda:[01] does nothing more \(AcceleratorError: [^\n]*, at x-train[^\n]*\)"
-        r"; the same command goes on from there, with --devices on others$",
+        r"; the same command goes on from there once that is mended, or on other --devices$",
     ):
         run(work, tmp_path / "out", devices=devices)
     assert not list((tmp_path / "out" / ".done").glob("*.failed")) + list((tmp_path / "out" / ".done").glob("*.bug"))

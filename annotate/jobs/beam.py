@@ -37,7 +37,6 @@ from annotate.jobs.unit import (
     Work,
     finished,
     log_path,
-    lost_device,
     lost_notes,
     met_bugs,
     notes,
@@ -213,7 +212,7 @@ def _run_round(
             run_workers(unit, files, workers, tell)
         else:
             run_pipeline(unit, files, execution.runner, execution.options)
-            if not execution.runner and (why := lost_device(unit.device)):
+            if not execution.runner and (why := unit.lost()):
                 raise no_device_left(unit.device, why)
     except InputError:
         raise

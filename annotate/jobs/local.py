@@ -5,7 +5,7 @@ Each worker runs the same Beam pipeline in memory over all files, and takes thos
 `multi_processing` mode is not used: it gives each worker a fixed share, and waits for ever for one that died.
 
 A worker that dies is named in the log and on the terminal, and another one is started in its place; but not for a worker
-that lost its device, since the next one would meet the same. Workers end when this process ends, however it ends: their
+that can do nothing more, since the next one would meet the same. Workers end when this process ends, however it ends: their
 standard input closes then.
 """
 
@@ -57,7 +57,7 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
     Args:
         unit: does a file; its own device does not count.
         files: the files to do.
-        devices: one entry per worker; a device may stand there several times. An entry whose worker lost its device is
+        devices: one entry per worker; a device may stand there several times. An entry whose worker does nothing more is
             removed.
         say: shows a line to the user.
 
@@ -85,7 +85,7 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
                 if worker.returncode == DEVICE_IS_LOST:
                     notes = lost_notes(unit.out / ".done").items()
                     why = next((note for owner, note in notes if process_id(owner) == worker.pid), "")
-                    say(f"worker {worker.pid} ({device}) lost its device{where}: {why}")
+                    say(f"worker {worker.pid} ({device}) does nothing more{where}: {why}")
                     devices.remove(device)
                     if not devices:
                         raise no_device_left(device, why)
@@ -110,7 +110,7 @@ def no_device_left(device: str, why: str) -> InputError:
     """The end of a job whose workers have all lost their devices, this one the last."""
     return InputError(
         f"no worker is left, since {device} does nothing more ({why}); "
-        "the same command goes on from there, with --devices on others"
+        "the same command goes on from there once that is mended, or on other --devices"
     )
 
 
