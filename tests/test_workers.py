@@ -381,9 +381,18 @@ def test_another_run_in_the_same_folder_is_refused_and_leftovers_are_no_content(
     out = tmp_path / "out"
     out.mkdir()
     (out / temporary_name("run.json")).touch()  # killed before run.json was there
-    run(Work(calls), out)
-    with pytest.raises(InputError, match="holds the results of another run"):
-        run_job("x", Work(calls), FILES, out, {"job": "y"}, Execution())
+    ours = {"settings": {"filter": {"a": 0}}, "parts": dict.fromkeys("abcdefgh", 0)}
+    run_job("x", Work(calls), FILES, out, ours, Execution())
+    for other, said in (
+        ({"settings": {"filter": {"a": 1}}}, "(different: settings.filter.a); `pixelcli annotate --refilter "),
+        (
+            {"parts": {}},
+            "(different: parts.a, parts.b, parts.c, parts.d, parts.e, parts.f, and 2 more); choose another",
+        ),
+    ):
+        with pytest.raises(InputError, match="holds the results of another run") as error:
+            run_job("x", Work(calls), FILES, out, ours | other, Execution())
+        assert said in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["0/2", "3/2", "1", "x/y", "-1/2", "1/0", ""])
@@ -392,9 +401,20 @@ def test_a_part_that_is_none_is_wrong_usage(value):
     assert result.exit_code == 2 and "is not I/N with 1 <= I <= N, as 2/8" in result.output
 
 
+@pytest.mark.parametrize("more", [["--devices", "cuda:0", "cuda:1"], ["--", "--direct_num_workers=4"]])
+def test_a_word_too_many_is_wrong_usage(tmp_path, more):
+    result = CliRunner().invoke(main, ["annotate", "--src", "sample", "--out", str(tmp_path / "out"), *more])
+    assert result.exit_code == 2 and f"got unexpected {more[-1]}: " in result.output and not (tmp_path / "out").exists()
+
+
 def test_devices_of_two_kinds_and_devices_of_a_cluster_are_one_line(tmp_path):
     annotate = ["annotate", "--src", "sample", "--set", "annotators=motion", "--out", str(tmp_path / "out")]
-    for more in (["--devices", "cpu,cuda:0"], ["--device", "cuda:0,cuda:1", "--runner", "x"]):
+    tracked = ["--tracks"]
+    for more in (
+        ["--device", "cuda"],  # which nothing would use
+        ["--devices", "cpu,cuda:0", *tracked],
+        ["--device", "cuda:0,cuda:1", "--runner", "x", *tracked],
+    ):
         result = CliRunner().invoke(main, [*annotate, *more])
         assert result.exit_code == 1 and result.output.startswith("Error: --device c"), result.output
         assert len(result.output.splitlines()) == 1 and not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -54,6 +55,7 @@ from pixel160k.stores import StorePath
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 _ROUNDS_WITHOUT_PROGRESS = 3  # that many end a job whose runner does nothing
+_NAMED = 6  # of the differences from another run, in its error
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,9 @@ def _run_round(
         if (ended := _ended_by(error)) is not None:
             raise ended from None
         if says_disk_is_full(error):
+            disk = tempfile.gettempdir() if isinstance(unit.out, StorePath) else unit.out
             raise InputError(
-                f"no space left on the disk of {unit.out}; make room: the same command goes on from there"
+                f"no space left on the disk of {disk}; make room: the same command goes on from there"
             ) from None
         return error
     return None
@@ -292,9 +295,13 @@ def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
         if (earlier := read_json(record)) != (wanted := json.loads(canonical)):
             if not isinstance(earlier, dict):
                 raise InputError(f"{record} describes no run; choose another --out, or delete that one")
+            differences = list(_differences(earlier, wanted))
+            more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+            by_filter = all(name.startswith(("filter_digest", "settings.filter.")) for name in differences)
             raise InputError(
-                f"{out} holds the results of another run (different: {', '.join(_differences(earlier, wanted))}); "
-                "choose another --out, or delete that one"
+                f"{out} holds the results of another run (different: {', '.join(differences[:_NAMED])}{more}); "
+                + (f"`pixelcli annotate --refilter {out}` accepts them anew, without the models; " if by_filter else "")
+                + "choose another --out, or delete that one"
             )
     elif any(not path.name.startswith(TEMPORARY) for path in out.glob("*")) and not record.exists():
         raise InputError(f"{out} is not empty and holds no run of this kind; choose another --out")

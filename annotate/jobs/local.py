@@ -28,10 +28,8 @@ DISK_IS_FULL, DEVICE_IS_LOST = 28, 29  # exit codes of a worker
 _DEATHS_WITHOUT_WORK = 3  # that many workers in a row that die before they take a file end the job
 
 
-def list_devices(text: str, check: bool = True) -> list[str]:
+def list_devices(text: str) -> list[str]:
     """The devices that `--device` names, separated by commas; "cuda" alone stands for every GPU that torch sees.
-
-    Without `check` torch is not asked which GPUs there are.
 
     Raises:
         InputError: they are of different kinds, one is named that is not there, or none is named.
@@ -39,7 +37,7 @@ def list_devices(text: str, check: bool = True) -> list[str]:
     devices = [device.strip() for device in text.split(",")]
     if len({device.partition(":")[0] for device in devices}) != 1 or not all(devices):
         raise InputError(f"--device {text}: name devices of one kind, as cuda:0,cuda:2")
-    if check and devices[0].startswith("cuda"):
+    if devices[0].startswith("cuda"):
         import torch
 
         count = torch.cuda.device_count()
