@@ -114,13 +114,13 @@ def no_device_left(device: str, why: str) -> InputError:
 
 def _start(device: str) -> "subprocess.Popen[bytes]":
     """Start a worker. What it prints goes where our standard error goes."""
-    command = [sys.executable, "-m", "annotate.jobs.worker"]
+    command = [sys.executable, "-P", "-m", "annotate.jobs.worker"]  # -P: a random.py where we work is none of ours
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=worker_environment(device))
 
 
 def worker_environment(device: str) -> dict[str, str]:
     """The environment of a worker: it imports from where we do, and sees no other GPU than its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     kind, _, index = device.partition(":")
     if kind == "cuda" and index:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
