@@ -189,6 +189,13 @@ def test_a_cluster_whose_workers_have_all_lost_their_device_says_so(tmp_path, ca
     assert len(run_job("x", Work(calls), FILES, tmp_path / "out", {"job": "x"}, execution, ["cuda"])) == 4
 
 
+def test_an_option_that_beam_does_not_know_is_named(tmp_path, calls, capfd):
+    runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+    execution = Execution(runner=runner, options=["--direct_running_mod=in_memory"])
+    assert len(run_job("x", Work(calls), FILES, tmp_path / "out", {"job": "x"}, execution)) == 4
+    assert "Beam knows no option direct_running_mod;" in " ".join(capfd.readouterr().err.split())
+
+
 def test_what_met_a_bug_is_tried_once_by_each_command_and_nothing_else_is(tmp_path, calls):
     out, work = tmp_path / "out", Work(calls, bugs=2)
     for tries, bug in ((1, True), (2, True), (3, False), (3, False)):
@@ -242,6 +249,13 @@ def test_devices_are_those_that_torch_sees(monkeypatch):
     with pytest.raises(InputError, match="torch sees 0 GPUs here"):
         list_devices("cuda")
     assert list_devices("cpu") == ["cpu"] and list_devices("mps") == ["mps"]
+
+
+def test_workers_import_from_where_we_do_and_not_from_where_we_work(tmp_path, calls, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("random.py", "annotate.py"):
+        (tmp_path / name).write_text("raise SystemExit")
+    assert len(run(Work(calls), tmp_path / "out", workers=2)) == 4
 
 
 def test_parts_of_a_run(tmp_path, calls):

@@ -213,7 +213,7 @@ def _run_round(
         if workers:
             run_workers(unit, files, workers, tell)
         else:
-            run_pipeline(unit, files, execution.runner, execution.options)
+            run_pipeline(unit, files, execution.runner, execution.options, tell)
             if not execution.runner and (why := unit.lost()):
                 raise no_device_left(unit.device, why)
     except InputError:
@@ -247,8 +247,16 @@ class _DoFile(beam.DoFn):
         self.unit(file)
 
 
-def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options: Sequence[str] = ()) -> None:
+def run_pipeline(
+    unit: Unit,
+    files: list[SourceFile],
+    runner: str = "",
+    options: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Run the pipeline over these files: in this process, or by another Beam runner with its options.
+
+    `say` tells of options that Beam does not know: it ignores them, but runners in other languages may not.
 
     Raises:
         InputError: there is no such runner, or it does not take these options.
@@ -265,15 +273,16 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
             created = beam.Pipeline(options=PipelineOptions(chosen))
             # Only transforms in other languages use it, and it would stay where this process is killed.
             shutil.rmtree(created.local_tempdir)
-            created.options.get_all_options()  # reads all options, those of this runner included
+            known, given = (created.options.get_all_options(retain_unknown_options=all_) for all_ in (False, True))
     except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
         raise InputError(f"--runner {runner}: {one_line(error)}") from None
     except SystemExit:  # of argparse, which has printed its reason
         raise InputError(f"--runner {runner}: {complaint.getvalue().strip().rpartition('error: ')[2]}") from None
+    if unknown := given.keys() - known.keys():
+        say(f"--runner {runner}: Beam knows no option {', '.join(sorted(unknown))}; is it spelled rightly?")
     _ = created | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
-    created.run(
-        test_runner_api=False
-    ).wait_until_finish()  # without that test, which makes a second pipeline and its folder
+    # Without the runner's own test, which makes a second pipeline and its folder.
+    created.run(test_runner_api=False).wait_until_finish()
 
 
 def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
