@@ -1,6 +1,7 @@
 """Workers, claims and faults of the machine, with work that costs nothing: who does which file, and who does it again."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from annotate.faults import WorkerUnusable
-from annotate.jobs import claims, unit
+from annotate.jobs import claims, terminal, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
 from annotate.sources.rlds import SourceFile
@@ -256,6 +257,24 @@ def test_workers_import_from_where_we_do_and_not_from_where_we_work(tmp_path, ca
     for name in ("random.py", "annotate.py"):
         (tmp_path / name).write_text("raise SystemExit")
     assert len(run(Work(calls), tmp_path / "out", workers=2)) == 4
+
+
+def test_the_bar_goes_on_after_a_look_that_failed(monkeypatch):
+    looks = []
+
+    class Done:
+        def glob(self, _):
+            looks.append(1)
+            if len(looks) == 2:
+                raise OSError(errno.EIO, "no answer")
+            return []
+
+    monkeypatch.setattr(terminal, "interval", lambda _: 0.01)
+    with terminal.progress("x", Done(), ["a"], io.StringIO()):
+        deadline = time.monotonic() + 10
+        while len(looks) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(looks) >= 4
 
 
 def test_parts_of_a_run(tmp_path, calls):

@@ -16,23 +16,20 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
-import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import apache_beam as beam
 
 from annotate.jobs import claims
 from annotate.jobs.local import no_device_left, run_workers
+from annotate.jobs.terminal import interval, progress, worker_output_to
 from annotate.jobs.unit import (
     Unit,
     Work,
@@ -114,8 +111,8 @@ def run_job(
             if path.name in noted or path.name.endswith(".lost"):  # a process that still cannot work says so again
                 path.unlink(missing_ok=True)  # of an earlier command
         with (
-            _worker_output_to(log_path(out)) as terminal,
-            _progress(title, done, [f.name for f in files], terminal) as say,
+            worker_output_to(log_path(out)) as terminal,
+            progress(title, done, [f.name for f in files], terminal) as say,
         ):
             unit = Unit(work, str(out.resolve()), fingerprint, devices[0], again)
             _run_until_settled(unit, pending, execution, list(devices), say)
@@ -167,7 +164,7 @@ def _run_until_settled(
             if not waiting:
                 say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
             waiting, failure = True, None
-            time.sleep(_interval(done))
+            time.sleep(interval(done))
         left = [
             file
             for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint, unit.again), strict=True)
@@ -334,67 +331,6 @@ def _unfinished(files: Sequence[SourceFile], markers: Sequence[dict[str, Any] | 
     return [file for file, marker in zip(files, markers, strict=True) if marker is None]
 
 
-def _interval(folder: AnyPath) -> float:
-    """How many seconds lie between two looks into a folder: in a store each look costs a little."""
-    return 5.0 if isinstance(folder, StorePath) else 0.5
-
-
 def _log(out: AnyPath, text: str) -> None:
     with open(log_path(out), "a", encoding="utf-8") as log:
         log.write(f"{text}\n")
-
-
-@contextmanager
-def _worker_output_to(log: Path) -> Iterator[TextIO]:
-    """Send what this process and its children write to stderr into a file; yields the terminal's own stderr.
-
-    Beam and the libraries below it chatter on stderr at a level that no option reaches.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with open(log, "ab") as file, open(terminal, "w", closefd=False) as stream:
-            os.dup2(file.fileno(), 2)
-            yield stream
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
-
-@contextmanager
-def _progress(title: str, done: AnyPath, names: list[str], terminal: TextIO) -> Iterator[Callable[[str], None]]:
-    """A bar that counts the done-markers, which is all that any runner shows of its progress.
-
-    Yields what prints a line above the bar.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeElapsedColumn())
-    ended, wanted = threading.Event(), {f"{name}.json" for name in names}
-
-    def count() -> int:
-        return len(wanted.intersection(path.name for path in done.glob("*")))
-
-    with Progress(*columns, TimeRemainingColumn(), console=Console(file=terminal)) as progress:
-        task = progress.add_task(title, total=len(names), completed=count())
-
-        def watch() -> None:
-            while not ended.wait(_interval(done)):
-                progress.update(task, completed=count())
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield lambda line: progress.console.print(line, markup=False, highlight=False)
-        finally:
-            ended.set()
-            watcher.join()
-            progress.update(task, completed=count())
