@@ -171,6 +171,10 @@ def _execution(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if runner:
             _refuse_with("--runner", "workers")
+        elif beam_options:
+            raise click.UsageError(
+                f"got unexpected {' '.join(beam_options)}: each option takes one word, and those of Beam need --runner"
+            )
         try:
             command(execution=(workers, runner, beam_options, shard), **options)
         except PartDone as part:

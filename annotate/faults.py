@@ -22,8 +22,8 @@ _ROOT = Path(__file__).parents[1]
 _ROOMS = {"annotate", "pixel160k"}
 
 
-class DeviceUnusable(InputError):
-    """A device cannot be used by this process at all: no fault of the file that it should have worked on."""
+class WorkerUnusable(InputError):
+    """This process can do no file at all, and none is at fault: its device cannot be used, or a model cannot be loaded."""
 
 
 def internal_error(row: EpisodeAnnotation, error: Exception) -> EpisodeAnnotation:
@@ -50,8 +50,8 @@ def describe_error(error: Exception) -> str:
 
 
 def is_of_the_device(error: Exception) -> bool:
-    """Whether this process can do nothing more on its accelerator, whatever the episode or the file."""
-    if isinstance(error, DeviceUnusable):
+    """Whether this process can do nothing more on its device, whatever the episode or the file."""
+    if isinstance(error, WorkerUnusable):
         return True
     return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)  # of torch, which may not be there
 

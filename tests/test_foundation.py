@@ -431,7 +431,7 @@ def test_a_missing_model_is_one_line(folders, tmp_path):
 def test_a_broken_model_and_a_device_that_is_not_there_are_one_line(folders, tmp_path):
     import shutil
 
-    data = write_scenes(tmp_path / "data", [episode()])
+    data = write_scenes(tmp_path / "data", [episode()], [episode()])
     broken = tmp_path / "broken"
     shutil.copytree(folders[0], broken)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
@@ -444,6 +444,24 @@ def test_a_broken_model_and_a_device_that_is_not_there_are_one_line(folders, tmp
         assert result.exit_code == 1
         (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
         assert fault in line and "Traceback" not in result.output
+        assert not list(tmp_path.glob(f"{name}/.done/*.failed"))  # no file is at fault, and the second was not tried
+    shutil.rmtree(broken)
+    shutil.copytree(folders[0], broken)
+    assert run_annotate((broken, folders[1]), data, tmp_path / "d").exit_code == 0
+
+
+def test_a_gpu_without_room_for_the_models_fails_no_file(folders, tmp_path, monkeypatch):
+    """As where more workers share it than it holds."""
+
+    def load(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Segmenter, "__init__", load)
+    data = write_scenes(tmp_path / "data", [episode()], [episode()])
+    result = run_annotate(folders, data, tmp_path / "out", "--set", "detections=3")
+    line = result.output.splitlines()[-1]
+    assert result.exit_code == 1 and "has no room for the models (CUDA out of memory); try fewer --workers" in line
+    assert not list(tmp_path.glob("out/.done/*.bug"))
 
 
 def test_tracks_reach_every_step_of_the_shards(folders, tmp_path):

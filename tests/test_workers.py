@@ -1,6 +1,7 @@
 """Workers, claims and faults of the machine, with work that costs nothing: who does which file, and who does it again."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from annotate.faults import DeviceUnusable
-from annotate.jobs import claims, unit
+from annotate.faults import WorkerUnusable
+from annotate.jobs import claims, terminal, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
 from annotate.sources.rlds import SourceFile
@@ -47,6 +48,7 @@ class Work:
     losses: int = 0  # the first calls for shard 2 that lose their device
     unusable: str = ""  # a device on which nothing can be done at all, as CUDA_VISIBLE_DEVICES names it
     bugs: int = 0  # the first calls for shard 2 in which an episode meets a bug
+    ending: type[BaseException] | None = None  # what a signal raises at shard 2
 
     def __call__(self, file, folder, device):
         (self.folder / f"worker-{os.getpid()}").touch()
@@ -55,7 +57,7 @@ class Work:
             time.sleep(0.01)
         if self.unusable and os.environ.get("CUDA_VISIBLE_DEVICES") == self.unusable:
             (self.folder / f"unusable-{file.name}").touch()
-            raise DeviceUnusable("--device cuda cannot be used: no such GPU")
+            raise WorkerUnusable("--device cuda cannot be used: no such GPU")
         calls = len(list(self.folder.glob(f"{file.name}-*")))
         (self.folder / f"{file.name}-{calls}").touch()
         (folder / f"{file.name}.txt").write_text(file.name)
@@ -65,6 +67,8 @@ class Work:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         if file.shard == 2 and calls < self.errors:
             raise OSError(self.error, os.strerror(self.error), "somewhere")
+        if file.shard == 2 and self.ending:
+            raise self.ending(143)
         return {
             "pid": os.getpid(),
             "device": device,
@@ -127,10 +131,10 @@ def test_workers_whose_device_is_lost_stop_and_the_others_do_their_files(tmp_pat
     for text in (capfd.readouterr().err, (tmp_path / "out" / ".done" / "workers.log").read_text()):
         text = " ".join(text.split())
         assert re.search(
-            r"worker \d+ \(cuda:[01]\) lost its device at x-train.tfrecord-00002\S+, which is done again", text
+            r"worker \d+ \(cuda:[01]\) does nothing more at x-train.tfrecord-00002\S+, which is done again", text
         )
         assert "AcceleratorError: CUDA error: an illegal memory access" in text
-        assert re.search(r"worker \d+ \(cuda:2\) lost its device: --device cuda cannot be used: no such GPU", text)
+        assert re.search(r"worker \d+ \(cuda:2\) does nothing more: --device cuda cannot be used: no such GPU", text)
     assert not unfinished(tmp_path / "out")
 
 
@@ -141,7 +145,7 @@ def test_a_job_ends_when_no_device_is_left_and_goes_on_on_others(tmp_path, calls
     with pytest.raises(
         InputError,
         match=r"^no worker is left, since cuda:[01] does nothing more \(AcceleratorError: [^\n]*, at x-train[^\n]*\)"
-        r"; the same command goes on from there, with --devices on others$",
+        r"; the same command goes on from there once that is mended, or on other --devices$",
     ):
         run(work, tmp_path / "out", devices=devices)
     assert not list((tmp_path / "out" / ".done").glob("*.failed")) + list((tmp_path / "out" / ".done").glob("*.bug"))
@@ -184,6 +188,13 @@ def test_a_cluster_whose_workers_have_all_lost_their_device_says_so(tmp_path, ca
         run_job("x", Work(calls, losses=1), FILES, tmp_path / "out", {"job": "x"}, execution, ["cuda"])
     monkeypatch.setattr(unit, "_LOST", {})  # as of a worker that was started again
     assert len(run_job("x", Work(calls), FILES, tmp_path / "out", {"job": "x"}, execution, ["cuda"])) == 4
+
+
+def test_an_option_that_beam_does_not_know_is_named(tmp_path, calls, capfd):
+    runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+    execution = Execution(runner=runner, options=["--direct_running_mod=in_memory"])
+    assert len(run_job("x", Work(calls), FILES, tmp_path / "out", {"job": "x"}, execution)) == 4
+    assert "Beam knows no option direct_running_mod;" in " ".join(capfd.readouterr().err.split())
 
 
 def test_what_met_a_bug_is_tried_once_by_each_command_and_nothing_else_is(tmp_path, calls):
@@ -241,6 +252,31 @@ def test_devices_are_those_that_torch_sees(monkeypatch):
     assert list_devices("cpu") == ["cpu"] and list_devices("mps") == ["mps"]
 
 
+def test_workers_import_from_where_we_do_and_not_from_where_we_work(tmp_path, calls, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("random.py", "annotate.py"):
+        (tmp_path / name).write_text("raise SystemExit")
+    assert len(run(Work(calls), tmp_path / "out", workers=2)) == 4
+
+
+def test_the_bar_goes_on_after_a_look_that_failed(monkeypatch):
+    looks = []
+
+    class Done:
+        def glob(self, _):
+            looks.append(1)
+            if len(looks) == 2:
+                raise OSError(errno.EIO, "no answer")
+            return []
+
+    monkeypatch.setattr(terminal, "interval", lambda _: 0.01)
+    with terminal.progress("x", Done(), ["a"], io.StringIO()):
+        deadline = time.monotonic() + 10
+        while len(looks) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(looks) >= 4
+
+
 def test_parts_of_a_run(tmp_path, calls):
     with pytest.raises(PartDone, match=r"part 2 of 3 is done; of 4 files 3 are missing, the first is x-train.*00000"):
         run(Work(calls), tmp_path / "out", shard=(2, 3))
@@ -277,6 +313,16 @@ def test_a_full_disk_is_one_line_and_the_next_command_goes_on(tmp_path, calls, w
         run(Work(calls, error=errno.ENOSPC, errors=1), tmp_path / "out", workers)
     assert len(run(Work(calls, error=errno.ENOSPC, errors=1), tmp_path / "out", workers)) == 4
     assert not unfinished(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_signal_ends_a_command_that_works_in_its_own_process(tmp_path, calls, ending):
+    """Also when it has done files before; Beam makes a RuntimeError of it."""
+    out = tmp_path / "out"
+    with pytest.raises(ending):
+        run(Work(calls, ending=ending), out)
+    assert times(calls)[2] == 1 and sum(times(calls)) > 1 and not unfinished(out)
+    assert len(run(Work(calls), out)) == 4
 
 
 def test_workers_that_cannot_begin_end_the_job(tmp_path, calls, monkeypatch):
@@ -368,9 +414,18 @@ def test_another_run_in_the_same_folder_is_refused_and_leftovers_are_no_content(
     out = tmp_path / "out"
     out.mkdir()
     (out / temporary_name("run.json")).touch()  # killed before run.json was there
-    run(Work(calls), out)
-    with pytest.raises(InputError, match="holds the results of another run"):
-        run_job("x", Work(calls), FILES, out, {"job": "y"}, Execution())
+    ours = {"settings": {"filter": {"a": 0}}, "parts": dict.fromkeys("abcdefgh", 0)}
+    run_job("x", Work(calls), FILES, out, ours, Execution())
+    for other, said in (
+        ({"settings": {"filter": {"a": 1}}}, "(different: settings.filter.a); `pixelcli annotate --refilter "),
+        (
+            {"parts": {}},
+            "(different: parts.a, parts.b, parts.c, parts.d, parts.e, parts.f, and 2 more); choose another",
+        ),
+    ):
+        with pytest.raises(InputError, match="holds the results of another run") as error:
+            run_job("x", Work(calls), FILES, out, ours | other, Execution())
+        assert said in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["0/2", "3/2", "1", "x/y", "-1/2", "1/0", ""])
@@ -379,9 +434,20 @@ def test_a_part_that_is_none_is_wrong_usage(value):
     assert result.exit_code == 2 and "is not I/N with 1 <= I <= N, as 2/8" in result.output
 
 
+@pytest.mark.parametrize("more", [["--devices", "cuda:0", "cuda:1"], ["--", "--direct_num_workers=4"]])
+def test_a_word_too_many_is_wrong_usage(tmp_path, more):
+    result = CliRunner().invoke(main, ["annotate", "--src", "sample", "--out", str(tmp_path / "out"), *more])
+    assert result.exit_code == 2 and f"got unexpected {more[-1]}: " in result.output and not (tmp_path / "out").exists()
+
+
 def test_devices_of_two_kinds_and_devices_of_a_cluster_are_one_line(tmp_path):
     annotate = ["annotate", "--src", "sample", "--set", "annotators=motion", "--out", str(tmp_path / "out")]
-    for more in (["--devices", "cpu,cuda:0"], ["--device", "cuda:0,cuda:1", "--runner", "x"]):
+    tracked = ["--tracks"]
+    for more in (
+        ["--device", "cuda"],  # which nothing would use
+        ["--devices", "cpu,cuda:0", *tracked],
+        ["--device", "cuda:0,cuda:1", "--runner", "x", *tracked],
+    ):
         result = CliRunner().invoke(main, [*annotate, *more])
         assert result.exit_code == 1 and result.output.startswith("Error: --device c"), result.output
         assert len(result.output.splitlines()) == 1 and not (tmp_path / "out").exists()

@@ -12,8 +12,10 @@ from annotate.annotators.grammar import GrammarNamer
 from annotate.annotators.motion_roles import MotionGripperFinder, MotionObjectFinder
 from annotate.annotators.pretrained import check_device, elsewhere, pin
 from annotate.annotators.roles import TargetNamer
+from annotate.faults import WorkerUnusable
 from annotate.settings import AnnotateSettings
 from annotate.timing import Stopwatch
+from pixel160k.errors import InputError, one_line
 from pixel160k.packages import require_packages
 
 _CHOOSING = threading.Lock()
@@ -32,13 +34,21 @@ def choose_annotators(settings: AnnotateSettings, device: str) -> Annotators:
         device: where the models compute, as torch names it.
 
     Raises:
-        InputError: a model cannot be loaded.
-        DeviceUnusable: the device cannot be used.
+        WorkerUnusable: the device cannot be used or has no room for the models, or one cannot be loaded.
     """
     # Held while transformers is imported, too: its lazy modules fail where several threads import them at once.
     with _CHOOSING:
         cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
-        return _choose(settings, device)
+        try:
+            return _choose(settings, device)
+        except InputError as error:
+            raise WorkerUnusable(one_line(error)) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # of torch
+                raise
+            raise WorkerUnusable(
+                f"--device {device} has no room for the models ({one_line(error).split('. ')[0]}); try fewer --workers"
+            ) from error
 
 
 @lru_cache(maxsize=1)

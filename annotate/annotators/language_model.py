@@ -48,9 +48,10 @@ class LanguageModelNamer:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch_dtype(dtype), use_safetensors=True, revision=revision
             )
-            return loaded.to(device).eval(), AutoTokenizer.from_pretrained(path, revision=revision)
+            return loaded, AutoTokenizer.from_pretrained(path, revision=revision)
 
-        self._model, self._tokenizer = load("target.model", model, from_pretrained)
+        loaded, self._tokenizer = load("target.model", model, from_pretrained)
+        self._model = loaded.to(device).eval()
         self._generate = generate
         self._targets: dict[str, str] = {}
 

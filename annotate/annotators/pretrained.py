@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from annotate.faults import DeviceUnusable
+from annotate.faults import WorkerUnusable
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import sha256_of
 
@@ -122,14 +122,14 @@ def check_device(device: str) -> None:
     """Check that torch can compute on a device of this machine.
 
     Raises:
-        DeviceUnusable: torch does not know it, or cannot use it here.
+        WorkerUnusable: torch does not know it, or cannot use it here.
     """
     import torch
 
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
-        raise DeviceUnusable(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}") from None
+        raise WorkerUnusable(f"--device {device} cannot be used: {one_line(error).split('. ')[0]}") from None
 
 
 def torch_dtype(name: str) -> Any:

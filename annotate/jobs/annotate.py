@@ -151,12 +151,14 @@ def read_run(annotations: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _devices(settings: AnnotateSettings, execution: Execution, device: str) -> list[str]:
-    """Where the workers compute: several devices only for local workers, and looked for only where models need them."""
+    """Where the workers compute: several devices only for local workers, and others than the CPU only for models."""
+    if settings.annotators == "motion" and settings.tracks == "none" and not device.startswith("cpu"):
+        raise InputError(f"--device {device}: annotators=motion without tracks computes on the CPU alone; leave it out")
     if execution.runner:
         if "," in device:
             raise InputError(f"--device {device} does not go with --runner: each worker takes one, as cuda")
         return [device]
-    return list_devices(device, check=settings.annotators != "motion" or settings.tracks != "none")
+    return list_devices(device)
 
 
 def annotate(

@@ -16,28 +16,25 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
-import sys
-import threading
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import apache_beam as beam
 
 from annotate.jobs import claims
 from annotate.jobs.local import no_device_left, run_workers
+from annotate.jobs.terminal import interval, progress, worker_output_to
 from annotate.jobs.unit import (
     Unit,
     Work,
     finished,
     log_path,
-    lost_device,
     lost_notes,
     met_bugs,
     notes,
@@ -55,6 +52,7 @@ from pixel160k.stores import StorePath
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 _ROUNDS_WITHOUT_PROGRESS = 3  # that many end a job whose runner does nothing
+_NAMED = 6  # of the differences from another run, in its error
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,8 @@ def run_job(
             if path.name in noted or path.name.endswith(".lost"):  # a process that still cannot work says so again
                 path.unlink(missing_ok=True)  # of an earlier command
         with (
-            _worker_output_to(log_path(out)) as terminal,
-            _progress(title, done, [f.name for f in files], terminal) as say,
+            worker_output_to(log_path(out)) as terminal,
+            progress(title, done, [f.name for f in files], terminal) as say,
         ):
             unit = Unit(work, str(out.resolve()), fingerprint, devices[0], again)
             _run_until_settled(unit, pending, execution, list(devices), say)
@@ -166,7 +164,7 @@ def _run_until_settled(
             if not waiting:
                 say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
             waiting, failure = True, None
-            time.sleep(_interval(done))
+            time.sleep(interval(done))
         left = [
             file
             for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint, unit.again), strict=True)
@@ -212,18 +210,28 @@ def _run_round(
         if workers:
             run_workers(unit, files, workers, tell)
         else:
-            run_pipeline(unit, files, execution.runner, execution.options)
-            if not execution.runner and (why := lost_device(unit.device)):
+            run_pipeline(unit, files, execution.runner, execution.options, tell)
+            if not execution.runner and (why := unit.lost()):
                 raise no_device_left(unit.device, why)
     except InputError:
         raise
     except Exception as error:
+        if (ended := _ended_by(error)) is not None:
+            raise ended from None
         if says_disk_is_full(error):
+            disk = tempfile.gettempdir() if isinstance(unit.out, StorePath) else unit.out
             raise InputError(
-                f"no space left on the disk of {unit.out}; make room: the same command goes on from there"
+                f"no space left on the disk of {disk}; make room: the same command goes on from there"
             ) from None
         return error
     return None
+
+
+def _ended_by(error: BaseException | None) -> BaseException | None:
+    """Ctrl-C or SIGTERM in the midst of the work, which Beam hands over as a RuntimeError; None where it was neither."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error
 
 
 class _DoFile(beam.DoFn):
@@ -236,8 +244,16 @@ class _DoFile(beam.DoFn):
         self.unit(file)
 
 
-def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options: Sequence[str] = ()) -> None:
+def run_pipeline(
+    unit: Unit,
+    files: list[SourceFile],
+    runner: str = "",
+    options: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Run the pipeline over these files: in this process, or by another Beam runner with its options.
+
+    `say` tells of options that Beam does not know: it ignores them, but runners in other languages may not.
 
     Raises:
         InputError: there is no such runner, or it does not take these options.
@@ -254,15 +270,16 @@ def run_pipeline(unit: Unit, files: list[SourceFile], runner: str = "", options:
             created = beam.Pipeline(options=PipelineOptions(chosen))
             # Only transforms in other languages use it, and it would stay where this process is killed.
             shutil.rmtree(created.local_tempdir)
-            created.options.get_all_options()  # reads all options, those of this runner included
+            known, given = (created.options.get_all_options(retain_unknown_options=all_) for all_ in (False, True))
     except (ImportError, AttributeError, ValueError) as error:  # how Beam says that there is no such runner
         raise InputError(f"--runner {runner}: {one_line(error)}") from None
     except SystemExit:  # of argparse, which has printed its reason
         raise InputError(f"--runner {runner}: {complaint.getvalue().strip().rpartition('error: ')[2]}") from None
+    if unknown := given.keys() - known.keys():
+        say(f"--runner {runner}: Beam knows no option {', '.join(sorted(unknown))}; is it spelled rightly?")
     _ = created | beam.Create(files) | beam.Reshuffle() | beam.ParDo(_DoFile(unit))
-    created.run(
-        test_runner_api=False
-    ).wait_until_finish()  # without that test, which makes a second pipeline and its folder
+    # Without the runner's own test, which makes a second pipeline and its folder.
+    created.run(test_runner_api=False).wait_until_finish()
 
 
 def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
@@ -284,9 +301,13 @@ def _open_run(out: AnyPath, description: dict[str, Any]) -> str:
         if (earlier := read_json(record)) != (wanted := json.loads(canonical)):
             if not isinstance(earlier, dict):
                 raise InputError(f"{record} describes no run; choose another --out, or delete that one")
+            differences = list(_differences(earlier, wanted))
+            more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+            by_filter = all(name.startswith(("filter_digest", "settings.filter.")) for name in differences)
             raise InputError(
-                f"{out} holds the results of another run (different: {', '.join(_differences(earlier, wanted))}); "
-                "choose another --out, or delete that one"
+                f"{out} holds the results of another run (different: {', '.join(differences[:_NAMED])}{more}); "
+                + (f"`pixelcli annotate --refilter {out}` accepts them anew, without the models; " if by_filter else "")
+                + "choose another --out, or delete that one"
             )
     elif any(not path.name.startswith(TEMPORARY) for path in out.glob("*")) and not record.exists():
         raise InputError(f"{out} is not empty and holds no run of this kind; choose another --out")
@@ -310,67 +331,6 @@ def _unfinished(files: Sequence[SourceFile], markers: Sequence[dict[str, Any] | 
     return [file for file, marker in zip(files, markers, strict=True) if marker is None]
 
 
-def _interval(folder: AnyPath) -> float:
-    """How many seconds lie between two looks into a folder: in a store each look costs a little."""
-    return 5.0 if isinstance(folder, StorePath) else 0.5
-
-
 def _log(out: AnyPath, text: str) -> None:
     with open(log_path(out), "a", encoding="utf-8") as log:
         log.write(f"{text}\n")
-
-
-@contextmanager
-def _worker_output_to(log: Path) -> Iterator[TextIO]:
-    """Send what this process and its children write to stderr into a file; yields the terminal's own stderr.
-
-    Beam and the libraries below it chatter on stderr at a level that no option reaches.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with open(log, "ab") as file, open(terminal, "w", closefd=False) as stream:
-            os.dup2(file.fileno(), 2)
-            yield stream
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
-
-@contextmanager
-def _progress(title: str, done: AnyPath, names: list[str], terminal: TextIO) -> Iterator[Callable[[str], None]]:
-    """A bar that counts the done-markers, which is all that any runner shows of its progress.
-
-    Yields what prints a line above the bar.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeElapsedColumn())
-    ended, wanted = threading.Event(), {f"{name}.json" for name in names}
-
-    def count() -> int:
-        return len(wanted.intersection(path.name for path in done.glob("*")))
-
-    with Progress(*columns, TimeRemainingColumn(), console=Console(file=terminal)) as progress:
-        task = progress.add_task(title, total=len(names), completed=count())
-
-        def watch() -> None:
-            while not ended.wait(_interval(done)):
-                progress.update(task, completed=count())
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield lambda line: progress.console.print(line, markup=False, highlight=False)
-        finally:
-            ended.set()
-            watcher.join()
-            progress.update(task, completed=count())

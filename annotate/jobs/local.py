@@ -5,7 +5,7 @@ Each worker runs the same Beam pipeline in memory over all files, and takes thos
 `multi_processing` mode is not used: it gives each worker a fixed share, and waits for ever for one that died.
 
 A worker that dies is named in the log and on the terminal, and another one is started in its place; but not for a worker
-that lost its device, since the next one would meet the same. Workers end when this process ends, however it ends: their
+that can do nothing more, since the next one would meet the same. Workers end when this process ends, however it ends: their
 standard input closes then.
 """
 
@@ -28,10 +28,8 @@ DISK_IS_FULL, DEVICE_IS_LOST = 28, 29  # exit codes of a worker
 _DEATHS_WITHOUT_WORK = 3  # that many workers in a row that die before they take a file end the job
 
 
-def list_devices(text: str, check: bool = True) -> list[str]:
+def list_devices(text: str) -> list[str]:
     """The devices that `--device` names, separated by commas; "cuda" alone stands for every GPU that torch sees.
-
-    Without `check` torch is not asked which GPUs there are.
 
     Raises:
         InputError: they are of different kinds, one is named that is not there, or none is named.
@@ -39,7 +37,7 @@ def list_devices(text: str, check: bool = True) -> list[str]:
     devices = [device.strip() for device in text.split(",")]
     if len({device.partition(":")[0] for device in devices}) != 1 or not all(devices):
         raise InputError(f"--device {text}: name devices of one kind, as cuda:0,cuda:2")
-    if check and devices[0].startswith("cuda"):
+    if devices[0].startswith("cuda"):
         import torch
 
         count = torch.cuda.device_count()
@@ -57,7 +55,7 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
     Args:
         unit: does a file; its own device does not count.
         files: the files to do.
-        devices: one entry per worker; a device may stand there several times. An entry whose worker lost its device is
+        devices: one entry per worker; a device may stand there several times. An entry whose worker does nothing more is
             removed.
         say: shows a line to the user.
 
@@ -85,7 +83,7 @@ def run_workers(unit: Unit, files: list[SourceFile], devices: list[str], say: Ca
                 if worker.returncode == DEVICE_IS_LOST:
                     notes = lost_notes(unit.out / ".done").items()
                     why = next((note for owner, note in notes if process_id(owner) == worker.pid), "")
-                    say(f"worker {worker.pid} ({device}) lost its device{where}: {why}")
+                    say(f"worker {worker.pid} ({device}) does nothing more{where}: {why}")
                     devices.remove(device)
                     if not devices:
                         raise no_device_left(device, why)
@@ -110,19 +108,19 @@ def no_device_left(device: str, why: str) -> InputError:
     """The end of a job whose workers have all lost their devices, this one the last."""
     return InputError(
         f"no worker is left, since {device} does nothing more ({why}); "
-        "the same command goes on from there, with --devices on others"
+        "the same command goes on from there once that is mended, or on other --devices"
     )
 
 
 def _start(device: str) -> "subprocess.Popen[bytes]":
     """Start a worker. What it prints goes where our standard error goes."""
-    command = [sys.executable, "-m", "annotate.jobs.worker"]
+    command = [sys.executable, "-P", "-m", "annotate.jobs.worker"]  # -P: a random.py where we work is none of ours
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, env=worker_environment(device))
 
 
 def worker_environment(device: str) -> dict[str, str]:
     """The environment of a worker: it imports from where we do, and sees no other GPU than its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     kind, _, index = device.partition(":")
     if kind == "cuda" and index:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -11,7 +11,8 @@ goes to `.done/workers.log`. Three faults are treated otherwise:
 - an OSError that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
 - a full disk stops the process (OSError), since every other file would meet it too and there is no room to note it;
 - a lost device (`is_of_the_device`) is the fault of no file, and nothing works on it any more in this process. So the file
-  is put back, as if the process had died at it, this process takes no other, and `.done/{process}.lost` says why.
+  is put back, as if the process had died at it, this process takes no other, and `.done/{process}.lost` says why. The same
+  where a process cannot begin (`WorkerUnusable`), but that a later command may try it again.
 
 A done file some of whose episodes met a bug is done again by every new command, once: the marker's token tells its own
 outcome from that of an earlier command (`met_bugs`).
@@ -24,6 +25,7 @@ import json
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,12 +72,7 @@ def says_disk_is_full(error: Exception) -> bool:
     return any(f"[Errno {code}]" in str(error) for code in _FULL)
 
 
-_LOST: dict[str, str] = {}  # devices that do nothing more for this process, and why
-
-
-def lost_device(device: str) -> str:
-    """Why this process can do nothing more on a device; "" where it can."""
-    return _LOST.get(device, "")
+_LOST: dict[str, str] = {}  # why this process does nothing more: on a device, or for the unit of a token
 
 
 def lost_notes(done: AnyPath) -> dict[str, str]:
@@ -173,6 +170,11 @@ class Unit:
         """Of what, where to, in which run, on which device, and which done files again (as `met_bugs` returns them)."""
         self.work, self.out, self.fingerprint, self.device = work, open_path(out), fingerprint, device
         self.again = dict(again or {})
+        self._token = uuid.uuid4().hex  # of this command
+
+    def lost(self) -> str:
+        """Why this process can do nothing more on the device; "" where it can."""
+        return _LOST.get(self.device, "") or _LOST.get(self._token, "")
 
     def __call__(self, file: SourceFile) -> None:
         """Do a file, unless it is done, has failed, another living process is at it, or the device is lost.
@@ -180,7 +182,7 @@ class Unit:
         Raises:
             OSError: the disk is full.
         """
-        if self.device in _LOST:
+        if self.lost():
             self._note_loss()
             return
         import cv2
@@ -234,7 +236,7 @@ class Unit:
         """Put the file back, and take no other in this process."""
         self._log(f"{file.path.name}:\n{''.join(traceback.format_exception(error))}")
         if isinstance(error, InputError):  # it could not be used from the start, and the file did nothing to it
-            _LOST[self.device] = one_line(error)
+            _LOST[self._token] = one_line(error)
         else:
             _LOST[self.device] = f"{describe_error(error)}, at {file.path.name}"
             claims.put_back(self.out / ".done", file.name, claim)
@@ -243,7 +245,7 @@ class Unit:
     def _note_loss(self) -> None:
         note = self.out / ".done" / f"{this_process()}.lost"
         if not note.exists():
-            write_text(note, _LOST[self.device])
+            write_text(note, self.lost())
 
     def _do(self, file: SourceFile, claim: claims.Claim) -> None:
         """Do the work, and once more for each fault that may pass."""

@@ -22,7 +22,7 @@ def main() -> None:
     threading.Thread(target=_end_with_the_client, daemon=True).start()
     from annotate.jobs.beam import run_pipeline
     from annotate.jobs.local import DEVICE_IS_LOST, DISK_IS_FULL
-    from annotate.jobs.unit import lost_device, says_disk_is_full
+    from annotate.jobs.unit import says_disk_is_full
 
     try:
         run_pipeline(unit, files)
@@ -30,7 +30,7 @@ def main() -> None:
         if says_disk_is_full(error):
             sys.exit(DISK_IS_FULL)
         raise
-    if lost_device(unit.device):
+    if unit.lost():
         sys.exit(DEVICE_IS_LOST)
 
 
