@@ -59,12 +59,14 @@ class Lane:
         video: whose frames it goes through.
         order: the indices of these frames, the prompted one first.
         prompted: the memory of the prompted frame.
+        span: how old, in frames, the oldest object pointer of the video can be, at most the model's own limit; float32 (1,).
         logits, presence: for each frame so far, mask logits (1, h, w) and the logit of the object's presence (1, 1).
     """
 
     video: EncodedVideo
     order: range
     prompted: Memory
+    span: torch.Tensor
     logits: list[torch.Tensor] = field(default_factory=list)
     presence: list[torch.Tensor] = field(default_factory=list)
 
@@ -76,6 +78,7 @@ class Bundle:
         """`frames`, `pointers`: how many memories and object pointers are kept, besides those of the prompted frame."""
         self.lanes = lanes
         self.prompted = joined([lane.prompted for lane in lanes])
+        self.spans = torch.cat([lane.span for lane in lanes])
         self._recent: deque[Memory] = deque(maxlen=frames)  # the last frame first
         self._pointers: deque[torch.Tensor] = deque(maxlen=pointers)
 
