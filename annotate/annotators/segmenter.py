@@ -35,6 +35,7 @@ _ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
 _PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
 _BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
 _CPU_FRAMES = 4  # encoded at once on a CPU, to the same bits as one by one
+_SCALED = 64  # masks at once that are brought to the image's size: as float32, 1 MB each at 480 x 640
 _VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
 
 
@@ -347,7 +348,8 @@ class Segmenter:
         """What both lanes of an object found, in the order of the frames; copied from the device all at once."""
         segments: dict[int, Segment] = {}
         for lane in lanes:
-            found = self._masks(torch.stack(lane.logits), height, width).cpu().numpy()
+            parts = (torch.stack(lane.logits[start : start + _SCALED]) for start in range(0, len(lane.logits), _SCALED))
+            found = torch.cat([self._masks(logits, height, width) for logits in parts]).cpu().numpy()
             scores = torch.sigmoid(torch.cat(lane.presence).float()).flatten().tolist()
             segments |= zip(lane.order, map(Segment, found, scores), strict=True)
         return [segments[step] for step in sorted(segments)]
