@@ -237,11 +237,13 @@ def _annotate(
 def _region(gripper: Gripper | None, keyframed: KeyframedEpisode, expansion: float) -> Box | None:
     """Where on the first frame to look for the object: around the gripper at the close. The region follows a shaken camera.
 
-    None without a gripper, or where the camera moved farther: then nothing says where that place is on the first frame.
+    None without a gripper, or where the camera moved farther: then nothing says where that place is on the first frame, or the
+    frame does not show it.
     """
     if gripper is None or keyframed.motion.moved_before_close:
         return None
-    return propose_region(shift_box(gripper.box, *keyframed.motion.close_offset), expansion, *gripper.mask.shape)
+    region = propose_region(shift_box(gripper.box, *keyframed.motion.close_offset), expansion, *gripper.mask.shape)
+    return region if region[0] < region[2] and region[1] < region[3] else None
 
 
 def _why_no_region(keyframed: KeyframedEpisode) -> str:

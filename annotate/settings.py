@@ -6,7 +6,7 @@ of them are part of a run's fingerprint. What changes no result (workers, runner
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 
 from pixel160k.settings import Settings
 
@@ -17,6 +17,15 @@ Expansion = Annotated[float, Field(ge=1)]
 def _in_words(tracks: Any) -> Any:
     """`tracks` as runs of earlier versions and YAML's no have it: true meant all."""
     return ("all" if tracks else "none") if isinstance(tracks, bool) else tracks
+
+
+def _point_or_box(prompt: tuple[float, ...]) -> tuple[float, ...]:
+    """`gripper_prompt`, or a ValueError, to which pydantic adds the setting and its value."""
+    if len(prompt) not in (0, 2, 4) or min(prompt, default=0) < 0:
+        raise ValueError("should be x, y or x0, y0, x1, y1 in pixels")
+    if len(prompt) == 4 and not (prompt[0] < prompt[2] and prompt[1] < prompt[3]):
+        raise ValueError("x0, y0 of a box should be its upper left corner")
+    return prompt
 
 
 Tracks = Annotated[Literal["none", "accepted", "all"], BeforeValidator(_in_words)]
@@ -49,7 +58,8 @@ class FoundationSettings(Settings):
     segmenter: str = "facebook/sam2.1-hiera-small"  # hub id or folder of a SAM 2; "tiny": the shipped one
     dtype: Literal["float32", "bfloat16"] = "float32"
     gripper_phrase: str = "robot gripper"
-    gripper_prompt: tuple[float, ...] = ()  # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
+    # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels
+    gripper_prompt: Annotated[tuple[FiniteFloat, ...], AfterValidator(_point_or_box)] = ()
     box_threshold: Share = 0.05
     text_threshold: Share = 0.05
     region_expansion: Expansion = 1.75  # sides of the gripper's box, as motion's

@@ -51,7 +51,7 @@ def write_detector(folder, size=256):
 
 
 def write_segmenter(folder, size=256):
-    """A random SAM 2 with video memory of about 1 M parameters."""
+    """A random SAM 2 with video memory of about 1 M parameters, for which everything is there; ages of pointers count much."""
     torch.manual_seed(0)
     width = 128
     backbone = Sam2HieraDetConfig(
@@ -75,5 +75,12 @@ def write_segmenter(folder, size=256):
         memory_encoder_output_channels=64, mask_downsampler_embed_dim=width, memory_fuser_embed_dim=width,
         memory_fuser_intermediate_dim=32, memory_fuser_num_layers=1,
     )  # fmt: skip
-    Sam2VideoModel(config).save_pretrained(folder)
+    model = Sam2VideoModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not name.startswith("vision_encoder"):
+                parameter *= 3
+        model.temporal_positional_encoding_projection_layer.weight *= 30
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(99)
+    model.save_pretrained(folder)
     return folder

@@ -11,6 +11,7 @@ from annotate.annotators.candidates import Candidate, distinct, fingers_end, ran
 from annotate.annotators.grasps import holding_grasp
 from annotate.annotators.mask_cleaning import near_box
 from annotate.annotators.regions import opened, propose_region, reaches_out
+from annotate.annotators.touched import ranked_parts
 from annotate.settings import AnnotateSettings
 from pixel160k.format import masks
 from pixel160k.format.table import Detection
@@ -35,6 +36,14 @@ def motion(tmp_path_factory):
 def test_what_left_its_place_outweighs_the_detector_and_nearness(motion):
     wrong, right = candidate(ALIKE, 0.95), candidate(TAKEN, 0.1)
     assert ranked([wrong, right], ALIKE, motion, CHOICE) == [right, wrong]
+
+
+def test_a_box_in_which_nothing_is_cut_out_is_never_chosen(motion):
+    """SAM 2 calls the thing absent in many a box of a low score; an empty mask agrees with what did not move."""
+    found, nothing = candidate(ALIKE, 0.1), Candidate(Detection((0, 0, 9, 9), 0.95), np.zeros((256, 256), bool), 0.0)
+    assert ranked([nothing, found], (0, 0), motion, CHOICE)[0] is found
+    assert ranked([nothing, found], (0, 0), None, CHOICE)[0] is found
+    assert ranked_parts([nothing, found], (0, 0, 9, 9), motion, "top drawer", CHOICE)[0] is found
 
 
 def test_without_motion_nearness_to_the_fingers_decides_between_alike_things():

@@ -29,7 +29,7 @@ from annotate.annotators import segmenter as segmenter_module  # noqa: E402
 from annotate.annotators.choose import choose_annotators  # noqa: E402
 from annotate.annotators.detector import Detector  # noqa: E402
 from annotate.annotators.device import mixed_precision, resized, resized_as_floats  # noqa: E402
-from annotate.annotators.lanes import Video  # noqa: E402
+from annotate.annotators.lanes import EncodedVideo, Video  # noqa: E402
 from annotate.annotators.segmenter import Segmenter  # noqa: E402
 from annotate.jobs.annotate import describe_run, load_settings  # noqa: E402
 from annotate.settings import AnnotateSettings, FoundationSettings  # noqa: E402
@@ -163,6 +163,19 @@ def test_frames_are_encoded_once_on_a_cpu_too(monkeypatch):
     frames = [np.full((64, 64, 3), 20 * place, np.uint8) for place in range(5)]
     list(model.follow([Video(frames, [(0, (10.0, 10.0, 40.0, 40.0)), (2, (30.0, 30.0))])]))
     assert sorted(encoded) == sorted(map(id, frames))
+
+
+def test_a_long_video_fills_no_memory_with_the_features_of_its_frames():
+    """The object is followed from the first frame, the gripper from far away, forth and back."""
+    asked, orders = Counter(), [range(600), range(300, 600), range(300, -1, -1)]
+    video = EncodedVideo(range(600), lambda steps: asked.update(steps) or [[step] for step in steps], 16)
+    for order in orders:
+        video.uses.update(order)
+    for start in range(600):
+        for order in orders:
+            assert not order[start:] or video.take(order[start:]) == [order[start]]
+        assert len(video._kept) <= 64
+    assert not video._kept and max(asked.values()) == 2
 
 
 @pytest.fixture(scope="module")

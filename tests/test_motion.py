@@ -156,6 +156,19 @@ def test_a_moved_camera_costs_its_own_episode_alone(tmp_path):
     assert keyframed.episode is reads[1] and gripper is fake.found[1] and region == rows[1].region_box
 
 
+def test_a_region_beyond_the_first_frame_is_none(tmp_path):
+    """The camera turned by 80 pixels to the left: where the hand closes, at the left edge, the first frame shows nothing."""
+    turned = episode()
+    for step in turned["steps"][1:]:
+        image = cv2.imdecode(np.frombuffer(step["observation"]["image"].getvalue(), np.uint8), cv2.IMREAD_COLOR)
+        image = np.roll(image, 80, axis=1)
+        step["observation"]["image"] = io.BytesIO(cv2.imencode(".jpg", image)[1].tobytes())
+    reads, fake = read_all("libero", write_scenes(tmp_path, [turned])), GrippersByEpisode()
+    annotators = dataclasses.replace(choose_annotators(SETTINGS, "cpu"), gripper=fake, object=fake)
+    (row,), _ = annotate_episodes(reads, annotators, SETTINGS)
+    assert (row.reason, row.region_box, fake.asked) == ("camera_moved", None, [])
+
+
 @given(st.integers(1, 8), st.sampled_from([0, 20, 50, 70, 100]), st.integers(0, 99))
 def test_percentile_is_numpys(count, percent, seed):
     images = np.random.default_rng(seed).integers(0, 256, (count, 9, 11)).astype(np.uint8)

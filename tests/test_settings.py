@@ -23,6 +23,8 @@ def test_yaml_then_overrides(tmp_path):
         ("filter.min_evidence=high", "setting 'filter.min_evidence'"),
         ("annotators=magic", "setting 'annotators': input should be 'foundation' or 'motion', not 'magic'"),
         ("tracks=most", "setting 'tracks': input should be 'none', 'accepted' or 'all', not 'most'"),
+        ("foundation.gripper_prompt=[1, 2, 3]", "should be x, y or x0, y0, x1, y1 in pixels, not [1, 2, 3]"),
+        ("foundation.gripper_prompt=[9, 9, 5, 5]", "x0, y0 of a box should be its upper left corner"),
         ("evidence_frames", "--set takes key=value"),
         ("annotators.x=1", "'annotators' holds a value"),
         ("evidence_frames=[", "--set evidence_frames=[: the value is no YAML: "),

@@ -59,7 +59,7 @@ def nearness(mask: np.ndarray, point: Point, settings: ChoiceSettings) -> float:
 def ranked(
     candidates: Sequence[Candidate], fingers: Point, motion: Motion | None, settings: ChoiceSettings
 ) -> list[Candidate]:
-    """The candidates, the best first; equally good ones stay in their order.
+    """The candidates, the best first; equally good ones stay in their order, and those whose mask is empty come last.
 
     Args:
         candidates: of one frame.
@@ -69,6 +69,8 @@ def ranked(
     """
 
     def merit(candidate: Candidate) -> float:
+        if not candidate.mask.any():
+            return -1.0
         total = candidate.detection.score + nearness(candidate.mask, fingers, settings)
         if motion is not None:
             total += settings.motion_weight * masks.iou(candidate.mask, motion.moved_with(candidate.mask))

@@ -1,4 +1,4 @@
-"""Videos and what is followed in them: frames that are encoded once, and lanes, each with its memories.
+"""Videos and what is followed in them: frames that are encoded for all of it, and lanes, each with its memories.
 
 A lane is one object on its way through a video, from the frame on which it is prompted to the first frame or to the last.
 Lanes that are equally far from their prompted frames have equally many memories, and go through the model together.
@@ -17,6 +17,9 @@ Prompt = Sequence[float] | np.ndarray
 """A box x0, y0, x1, y1, a point x, y, in pixels of its frame, or a mask, bool (height, width)."""
 
 
+_KEPT = 64  # frames of a video whose features are held: 17 MB each in float32 at SAM 2's size, half of it in bfloat16
+
+
 @dataclass(frozen=True)
 class Video:
     """Frames, RGB uint8 (height, width, 3), all of one size, and the prompts of what to follow, each with its frame."""
@@ -26,7 +29,11 @@ class Video:
 
 
 class EncodedVideo:
-    """The features of a video's frames. Each frame is encoded once, and forgotten after it was taken for the last time."""
+    """The features of a video's frames. Each frame is encoded once, and forgotten after it was taken for the last time.
+
+    Where lanes are far from each other in a long video, those encoded first are forgotten before, and encoded anew when they
+    are wanted: a video of 1,000 steps fills no more memory than a short one.
+    """
 
     def __init__(
         self, frames: Sequence[np.ndarray], encode: Callable[..., list[list[torch.Tensor]]], batch: int
@@ -36,7 +43,7 @@ class EncodedVideo:
         Args:
             frames: RGB, uint8 (height, width, 3).
             encode: frames -> the features of each, a tensor per level.
-            batch: how many frames are encoded at once.
+            batch: how many frames are encoded at once, at most as many as are kept.
         """
         self.frames, self._encode, self._batch = frames, encode, batch
         self.uses: Counter[int] = Counter()  # how often each frame will still be taken
@@ -47,6 +54,8 @@ class EncodedVideo:
         if order[0] not in self._kept:
             steps = [step for step in order[: self._batch] if step not in self._kept and self.uses[step]]
             self._kept |= zip(steps, self._encode([self.frames[step] for step in steps]), strict=True)
+            while len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
         self.uses[order[0]] -= 1
         return self._kept[order[0]] if self.uses[order[0]] else self._kept.pop(order[0])
 
@@ -59,12 +68,14 @@ class Lane:
         video: whose frames it goes through.
         order: the indices of these frames, the prompted one first.
         prompted: the memory of the prompted frame.
+        span: how old, in frames, the oldest object pointer of the video can be, at most the model's own limit; float32 (1,).
         logits, presence: for each frame so far, mask logits (1, h, w) and the logit of the object's presence (1, 1).
     """
 
     video: EncodedVideo
     order: range
     prompted: Memory
+    span: torch.Tensor
     logits: list[torch.Tensor] = field(default_factory=list)
     presence: list[torch.Tensor] = field(default_factory=list)
 
@@ -76,6 +87,7 @@ class Bundle:
         """`frames`, `pointers`: how many memories and object pointers are kept, besides those of the prompted frame."""
         self.lanes = lanes
         self.prompted = joined([lane.prompted for lane in lanes])
+        self.spans = torch.cat([lane.span for lane in lanes])
         self._recent: deque[Memory] = deque(maxlen=frames)  # the last frame first
         self._pointers: deque[torch.Tensor] = deque(maxlen=pointers)
 

@@ -5,7 +5,7 @@ numbers to 2e-7). Masks come out at a quarter of the input's resolution and are 
 
 transformers follows one object at a time and encodes every frame again for each object. Here a frame is encoded once for
 all objects of its video, and a GPU follows many objects of many videos in one forward pass, in both directions (lanes.py).
-On a CPU one lane is taken after the other, and masks are those of transformers bit by bit.
+On a CPU one lane is taken after the other, and mask logits are those of transformers but for their last bits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +35,7 @@ _ABSENT = -1024.0  # SAM 2's mask logits of an object that is not there
 _PRESENT = 0.5  # SAM 2 itself counts an object as present from here on
 _BATCH = 16  # images, or objects of videos, in one forward pass on a GPU
 _CPU_FRAMES = 4  # encoded at once on a CPU, to the same bits as one by one
+_SCALED = 64  # masks at once that are brought to the image's size: as float32, 1 MB each at 480 x 640
 _VIDEOS = 8  # of which objects are followed together there: the features of a frame take 8 MB in bfloat16
 
 
@@ -168,6 +169,9 @@ class Segmenter:
         orders = [(range(start, count), range(start, -1, -1)) for start, _ in video.prompts]  # forth and back
         for forth, back in orders:
             encoded.uses.update([forth[0], *forth[1:], *back[1:]])
+        # Filled on the device: a copy from the host would wait for it.
+        longest = min(count, self._model.config.max_object_pointers_in_encoder) - 1
+        span = torch.full((1,), float(longest), device=self._device)
         lanes = []
         for (forth, back), (_, prompt) in zip(orders, video.prompts, strict=True):
             first = self._prompted(encoded, forth, prompt)
@@ -175,7 +179,7 @@ class Segmenter:
                 first["maskmem_features"], first["maskmem_pos_enc"], first["object_pointer"].flatten(0, -2)
             )
             logits, presence = first["pred_masks"][0], first["object_score_logits"].view(1, 1)
-            lanes.append(tuple(Lane(encoded, order, memory, [logits], [presence]) for order in (forth, back)))
+            lanes.append(tuple(Lane(encoded, order, memory, span, [logits], [presence]) for order in (forth, back)))
         return lanes
 
     def _prompted(self, encoded: EncodedVideo, order: range, prompt: Prompt) -> dict[str, torch.Tensor]:
@@ -262,7 +266,7 @@ class Segmenter:
         sizes = model.backbone_feature_sizes
         maps = [level.view(*level.shape[:2], *size) for level, size in zip(levels, sizes, strict=True)]
 
-        pointers = self._pointers(bundle.pointers(count), step)
+        pointers = self._pointers(bundle.pointers(count), bundle.spans[:count], step)
         fused = self._attention(current, positions.permute(2, 0, 1), bundle.memories(count), *pointers)
         maps[-1] = fused.transpose(1, 2).view_as(maps[-1])
         logits, presence, pointer = self._decode(maps)
@@ -279,8 +283,11 @@ class Segmenter:
         )
         bundle.remember(self._attention.remember(features, encodings, pointer))
 
-    def _pointers(self, pointers: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time."""
+    def _pointers(self, pointers: torch.Tensor, spans: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Object pointers (frames, lanes, channels) as memory tokens, (tokens, lanes, 64), with their encoding in time.
+
+        Their ages are encoded as shares of `spans`, (lanes,), which is shorter where the lane's video is.
+        """
         model, config = self._model, self._model.config
         frames, lanes, _ = pointers.shape
         splits = pointers.shape[-1] // model.mem_dim
@@ -291,9 +298,9 @@ class Segmenter:
             half = pointers.shape[-1] // 2
             frequencies = torch.arange(half, dtype=torch.float32, device=pointers.device)
             wavelengths = 10000 ** (2 * (frequencies // 2) / half)
-            angles = (ages / float(config.max_object_pointers_in_encoder - 1))[:, None] / wavelengths
+            angles = (ages[:, None] / spans)[..., None] / wavelengths
             sines = torch.cat([angles.sin(), angles.cos()], dim=-1).to(pointers.dtype)
-            encoding = model.temporal_positional_encoding_projection_layer(sines)[:, None].expand(-1, lanes, -1)
+            encoding = model.temporal_positional_encoding_projection_layer(sines)
         else:
             encoding = pointers.new_zeros(frames, lanes, model.mem_dim)
         tokens = pointers.view(frames, lanes, splits, model.mem_dim).permute(0, 2, 1, 3).flatten(0, 1)
@@ -341,7 +348,8 @@ class Segmenter:
         """What both lanes of an object found, in the order of the frames; copied from the device all at once."""
         segments: dict[int, Segment] = {}
         for lane in lanes:
-            found = self._masks(torch.stack(lane.logits), height, width).cpu().numpy()
+            parts = (torch.stack(lane.logits[start : start + _SCALED]) for start in range(0, len(lane.logits), _SCALED))
+            found = torch.cat([self._masks(logits, height, width) for logits in parts]).cpu().numpy()
             scores = torch.sigmoid(torch.cat(lane.presence).float()).flatten().tolist()
             segments |= zip(lane.order, map(Segment, found, scores), strict=True)
         return [segments[step] for step in sorted(segments)]

@@ -60,7 +60,7 @@ def stays_in_place(verb_class: str) -> bool:
 def ranked_parts(
     candidates: Sequence[Candidate], gripper: Box, motion: Motion | None, target: str, settings: ChoiceSettings
 ) -> list[Candidate]:
-    """The candidates for a part, the best first; equally good ones stay in their order.
+    """The candidates for a part, the best first; equally good ones stay in their order, and those whose mask is empty come last.
 
     Besides score and nearness, two questions count like a full score each: did the part leave its place (a handle moves
     with its drawer; a knob need not)? Does it lie where the target's words say ("top", "middle", "bottom") among those
@@ -74,13 +74,18 @@ def ranked_parts(
         target: the words of the instruction.
         settings: the weight of nearness, how fast it falls, and what counts as found.
     """
-    sure = [index for index, one in enumerate(candidates) if one.detection.score >= settings.min_part_score]
+    there = [one.mask.any() for one in candidates]
+    sure = [
+        index for index, one in enumerate(candidates) if there[index] and one.detection.score >= settings.min_part_score
+    ]
     heights = {index: centre_of(masks.box_of(candidates[index].mask))[1] for index in sure}
     named = _named_by_position(sorted(sure, key=heights.__getitem__), target)
 
     def merit(index: int) -> float:
+        if not there[index]:
+            return -1.0
         one = candidates[index]
-        left = motion is not None and one.mask.any() and motion.left_its_place[one.mask].mean() >= 0.5
+        left = motion is not None and motion.left_its_place[one.mask].mean() >= 0.5
         near = nearness(one.mask, centre_of(gripper), settings)
         return one.detection.score + near + left + (index in named)
 
