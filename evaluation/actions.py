@@ -29,7 +29,7 @@ from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
-from train.checkpoints import load_policy, recipe_of
+from train.checkpoints import load_policy, recipe_of, statistics_of
 from train.data import masks_and_prompts
 from train.settings import TrainSettings
 from train.stream import is_held_out
@@ -105,7 +105,12 @@ def evaluate(
         InputError: checkpoint or shards cannot be read, no episode is held out, or as `measure_policy`.
     """
     check_prompts(prompts)
-    episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
+    directory = ShardDirectory(shards)  # what can be said is said before a large policy is loaded
+    episodes = choose_episodes(directory, recipe_of(checkpoint), split)
+    dataset, known = scaled_as or directory.manifest["dataset"], sorted(statistics_of(checkpoint))
+    if dataset not in known:
+        told = f"{checkpoint} has no statistics of {dataset!r}, only of {', '.join(known) or 'no data set'}"
+        raise InputError(f"{told}: name the one that it was trained on with --scaled-as")
     policy = load_policy(checkpoint, merged=merged, device=device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     return measure_policy(policy, directory, episodes, prompts, out, progress, scaled_as)
