@@ -29,7 +29,7 @@ from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
 from pixel160k.seeding import seeded_generator
-from train.checkpoints import load_policy, recipe_of
+from train.checkpoints import load_policy, recipe_of, statistics_of
 from train.data import masks_and_prompts
 from train.settings import TrainSettings
 from train.stream import is_held_out
@@ -105,7 +105,12 @@ def evaluate(
         InputError: checkpoint or shards cannot be read, no episode is held out, or as `measure_policy`.
     """
     check_prompts(prompts)
-    episodes = choose_episodes(ShardDirectory(shards), recipe_of(checkpoint), split)  # before a large policy is loaded
+    directory = ShardDirectory(shards)  # what can be said is said before a large policy is loaded
+    episodes = choose_episodes(directory, recipe_of(checkpoint), split)
+    dataset, known = scaled_as or directory.manifest["dataset"], sorted(statistics_of(checkpoint))
+    if dataset not in known:
+        told = f"{checkpoint} has no statistics of {dataset!r}, only of {', '.join(known) or 'no data set'}"
+        raise InputError(f"{told}: name the one that it was trained on with --scaled-as")
     policy = load_policy(checkpoint, merged=merged, device=device)
     directory = ShardDirectory(shards, chunk=policy.settings.chunk)
     return measure_policy(policy, directory, episodes, prompts, out, progress, scaled_as)
@@ -148,21 +153,23 @@ def measure_policy(
     dataset = directory.manifest["dataset"]
     scaled_as = scaled_as or dataset
     mean = np.array(policy.processor.statistics_of(scaled_as)["action"]["mean"])
-    firsts = {episode: directory.sample(episode, directory.steps(episode)[0]) for episode in episodes}
-    pointed = {episode: sample for episode, sample in firsts.items() if sample.prompts}
+    pointed = [episode for episode in episodes if _marks(directory, episode).prompts]
     if not pointed:
-        raise InputError(f"none of the {len(firsts)} episodes of {directory.directory} to evaluate on has prompts")
+        raise InputError(f"none of the {len(episodes)} episodes of {directory.directory} to evaluate on has prompts")
     wrong = _wrong_episodes(directory, pointed) if any(kind.startswith(WRONG) for kind in prompts) else {}
+    if out is not None:  # first of all, since measuring may take hours
+        out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
-    for episode in progress(list(pointed)):
+    for episode in progress(pointed):
         samples = directory.episode(episode)
+        other = _marks(directory, wrong[episode]) if wrong else None
         found[MEAN_ACTION].append(_errors(samples, [np.broadcast_to(mean, _actions(s).shape) for s in samples]))
         found[REPEAT_LAST].append(_errors(samples, _repeated(samples)))
         unprompted: dict[int, np.ndarray] = {}
         moves = {DEMONSTRATED: _actions(samples[0])[samples[0].action_mask, :2]}
         for kind in prompts:
-            source = pointed[wrong[episode]] if kind.startswith(WRONG) else None
+            source = other if kind.startswith(WRONG) else None
             shown = [_shown(sample, kind.removeprefix(WRONG), source) for sample in samples]
             predicted = _predict(policy, samples, shown, unprompted, scaled_as)
             found[kind].append(_errors(samples, predicted))
@@ -173,31 +180,37 @@ def measure_policy(
         "dataset": dataset,
         "scaled_as": scaled_as,
         "episodes": len(pointed),
-        "left_out": len(firsts) - len(pointed),
+        "left_out": len(episodes) - len(pointed),
         "conditions": {name: _summary(errors) for name, errors in found.items()},
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_text(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
         write_page(result, examples, out / "actions.html")
     return result
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Check that all of these are names of `PROMPTS`.
+    """Check that all of these are names of `PROMPTS`, each there once: twice, it would count every episode twice.
 
     Raises:
         InputError: names one that is not.
     """
     if unknown := sorted(set(prompts) - set(PROMPTS)):
         raise InputError(f"there is no prompt {unknown[0]!r}; choose of {', '.join(PROMPTS)}")
+    if len(set(prompts)) < len(prompts):
+        raise InputError(f"name each prompt once, not {','.join(prompts)}")
 
 
-def _wrong_episodes(directory: ShardDirectory, pointed: dict[str, Sample]) -> dict[str, str]:
+def _marks(directory: ShardDirectory, episode: str) -> Sample:
+    """What marks the target of an episode at its first step, without the image."""
+    return directory.sample(episode, directory.steps(episode)[0], ("labels", "prompts"))
+
+
+def _wrong_episodes(directory: ShardDirectory, pointed: Sequence[str]) -> dict[str, str]:
     """For each episode the id of another one, whose prompts show another object."""
     pictures = defaultdict(list)
-    for episode, sample in pointed.items():
-        pictures[hashlib.sha256(directory.image(episode, sample.step)).digest()].append(episode)
+    for episode in pointed:
+        pictures[hashlib.sha256(directory.image(episode, directory.steps(episode)[0])).digest()].append(episode)
     twins = {episode: group for group in pictures.values() for episode in group}
     chosen = {}
     for episode in pointed:

@@ -8,6 +8,7 @@ seem to.
 """
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import only_writer, read_json_object, write_text, written_atomically
 from pixel160k.paths import AnyPath, open_path
 from pixel160k.read.episodes import ShardDirectory
+from pixel160k.read.folder import read_manifest
 from train import checkpoints
 from train.checks import check_policy
 from train.mixture import check_mixture
@@ -146,7 +148,7 @@ def run_study(
     Raises:
         InputError: a setting is unknown or wrong, a data set has nothing to train on or nothing held out, a condition is
             unknown, or the device cannot be used, which is said before anything is trained; `out` holds policies of another
-            recipe or of other steps, or another process writes there; or as `train.run.train`.
+            recipe, of other steps or of other shards, or another process writes there; or as `train.run.train`.
     """
     check_prompts(study.conditions)
     check_device(device)
@@ -158,6 +160,7 @@ def run_study(
     if study.cross and len(sources) == 1:
         raise InputError("a study across data sets needs two of them or more: repeat --shards")
     with only_writer(out):
+        _keep_shards(sources, out)
         result = {
             "recipe": study.recipe,
             "init": study.init,
@@ -170,6 +173,22 @@ def run_study(
         write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
         _draw(result, out / "study.png")
     return result
+
+
+def _keep_shards(sources: Mapping[str, AnyPath], out: Path) -> None:
+    """Write down the bytes of the shards that policies in `out` are trained and measured on; where they lie may change.
+
+    Raises:
+        InputError: `out` holds policies of others.
+    """
+    file = out / "shards.json"
+    known = read_json_object(file) if file.exists() else {}
+    for name, directory in sources.items():
+        tars = [tar["sha256"] for tar in read_manifest(directory)["shards"]]
+        digest = hashlib.sha256("".join(tars).encode()).hexdigest()
+        if known.setdefault(name, digest) != digest:
+            raise InputError(f"{out} is of a study on other shards of {name} than {directory}: choose another --out")
+    write_text(file, json.dumps(known, indent=1) + "\n")
 
 
 def _rows(

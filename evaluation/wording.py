@@ -70,7 +70,7 @@ _BEFORE = (
     "It is almost time for lunch.",
     "Nothing here is in a hurry.",
 )
-_SIDES = r"(?! (?:left|right|front|back)\b)"  # "the mug on the left": a name, not a place
+_SIDES = r"(?! (?:left|right|front|back|middle)\b)"  # "the mug on the left": a name, not a place
 
 
 def reworded(instruction: str, level: int, rng: np.random.Generator) -> str:

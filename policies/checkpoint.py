@@ -10,7 +10,7 @@ from model.policy import PixelVLA
 from model.processor import Observation
 from pixel160k.errors import InputError
 from policies.base import Seen
-from train.checkpoints import load_policy
+from train.checkpoints import load_policy, statistics_of
 
 
 class CheckpointPolicy:
@@ -37,14 +37,15 @@ class CheckpointPolicy:
             dtype: of the backbone's parameters; see `train.checkpoints.load_policy`.
 
         Raises:
-            InputError: it cannot be loaded, or `dataset` must be named.
+            InputError: it cannot be loaded, or has no such statistics, or `dataset` must be named.
         """
-        policy = load_policy(model, dtype, device=device)
-        known = sorted(policy.processor.statistics)
-        if dataset is None and len(known) != 1:
-            raise InputError(f"{model} has statistics of {', '.join(known)}: name whose robot acts with --dataset")
-        policy.processor.statistics_of(chosen := known[0] if dataset is None else dataset)
-        return cls(policy, chosen)
+        known = sorted(statistics_of(model))  # before a large policy is loaded
+        chosen = known[0] if dataset is None and len(known) == 1 else dataset
+        if chosen not in known:
+            raise InputError(
+                f"{model} has statistics of {', '.join(known) or 'no data set'}: name whose robot acts with --dataset"
+            )
+        return cls(load_policy(model, dtype, device=device), chosen)
 
     def reset(self, episode: str, instruction: str) -> None:
         """There is nothing to forget."""

@@ -15,7 +15,6 @@ import torch
 from model.backbones.openvla import OpenVLABackbone
 from model.checkpoint import open_checkpoint
 from model.sequence import sequence_ids
-from model.statistics import checked_statistics
 from model.weights import locate, on_device, reading_to
 from pixel160k.errors import InputError
 from pixel160k.files import read_json_object
@@ -64,7 +63,7 @@ class OpenVLAPolicy:
             raise InputError(f"{checkpoint.folder} has no tokenizer.json; put the one of its language model there")
         if config.get("n_action_bins", _BINS) != _BINS:
             raise InputError(f"{checkpoint.folder}: n_action_bins must be {_BINS}, not {config['n_action_bins']}")
-        known = checked_statistics(checkpoint.statistics, str(checkpoint.folder))
+        known = checkpoint.statistics
         names = [dataset, f"{dataset}_no_noops"] if dataset is not None else list(known) if len(known) == 1 else []
         name = next((name for name in names if name in known), None)
         if name is None:

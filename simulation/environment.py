@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from simulation.goals import subtasks_of, target_of
-from simulation.libero import described_with_objects, described_with_target, import_libero, load_task
+from simulation.libero import described_with_objects, described_with_target, load_task, make_environment
 from simulation.textures import Textures
 
 IMAGE_SIZE = 256
@@ -86,7 +86,7 @@ class TaskEnvironment:
                 a change places them.
 
         Raises:
-            InputError: there is no such suite or task, or LIBERO is not installed.
+            InputError: there is no such suite or task, LIBERO is not installed, or its renderer does not start.
         """
         task = load_task(suite, task_id)
         self.suite, self.task_id = suite, task_id
@@ -95,11 +95,10 @@ class TaskEnvironment:
         self.initial_states: np.ndarray = task.initial_states
         self.change: Callable[[TaskEnvironment, int], None] | None = None
         self.added = tuple(f"{kind}_1" for kind in added)
-        control_env = import_libero()[2]
         with tempfile.TemporaryDirectory() as folder:
             description = described_with_target(task.description, target, Path(folder)) if target else task.description
             description = described_with_objects(description, added, Path(folder)) if added else description
-            self._env = control_env(
+            self._env = make_environment(
                 bddl_file_name=str(description),
                 use_camera_obs=False,
                 hard_reset=hard_reset,

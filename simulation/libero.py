@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 
 # From 3.3.3 on MuJoCo darkens the floor of libero_object, and from 3.4.0 on objects topple that stood before: scenes that
 # nobody who publishes LIBERO results has seen (LIBERO issue 88, lerobot issue 4390).
@@ -93,11 +94,9 @@ def import_libero() -> tuple[Any, Any, Any]:
         from libero.libero.envs.env_wrapper import ControlEnv
     except ImportError as error:
         raise InputError(f"the LIBERO simulator is missing ({error}): pip install 'pixelvla[sim]'") from error
-    except AttributeError as error:  # PyOpenGL does not say that it found no library
-        raise InputError(
-            f"the simulator's renderer {os.environ['MUJOCO_GL']} cannot be loaded ({error}): sudo apt-get install libosmesa6, "
-            "or, with a GPU, MUJOCO_GL=egl"
-        ) from error
+    except (AttributeError, RuntimeError, AssertionError, ValueError) as error:
+        # AttributeError is how PyOpenGL says that it found no library.
+        raise _cannot_render(error) from error
     installed = version("mujoco")
     if installed != MUJOCO_VERSION and os.environ.get(ANY_MUJOCO) != "1":
         raise InputError(
@@ -105,6 +104,30 @@ def import_libero() -> tuple[Any, Any, Any]:
             f"pip install mujoco=={MUJOCO_VERSION}, or allow it with {ANY_MUJOCO}=1"
         )
     return benchmark, get_libero_path, ControlEnv
+
+
+def make_environment(**described: Any) -> Any:
+    """LIBERO's `ControlEnv`, which starts its renderer.
+
+    Raises:
+        InputError: the renderer does not start on this machine.
+    """
+    control_env = import_libero()[2]
+    try:
+        return control_env(**described)
+    except Exception as error:
+        places = {Path(frame.filename).parent for frame in traceback.extract_tb(error.__traceback__)}
+        if any(place.parts[-3:] == ("robosuite", "renderers", "context") for place in places):
+            raise _cannot_render(error) from error
+        raise
+
+
+def _cannot_render(error: Exception) -> InputError:
+    told = f"MUJOCO_GL={os.environ['MUJOCO_GL']} ({one_line(error).rstrip('.')})"
+    return InputError(
+        f"the simulator's renderer does not start with {told}: osmesa, on the CPU, wants libosmesa6; egl wants libegl1 and a "
+        "GPU, whose number MUJOCO_EGL_DEVICE_ID says"
+    )
 
 
 def simulator_versions() -> dict[str, str]:

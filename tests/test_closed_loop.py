@@ -63,8 +63,8 @@ def test_a_wrong_request_is_one_line():
     ):
         with pytest.raises(InputError, match=said):
             scenes_of(settings(**wrong))
-    for wrong in ({"hz": 7}, {"prompts": ["points"]}, {"prompts": []}):
-        with pytest.raises(InputError, match=r"setting '(hz|prompts)'"):
+    for wrong in ({"hz": 7}, {"prompts": ["points"]}, {"prompts": []}, {"tasks": [1, 1]}):
+        with pytest.raises(InputError, match=r"setting '(hz|prompts|tasks)'"):
             settings(**wrong)
 
 

@@ -149,6 +149,8 @@ def test_one_episode_has_no_wrong_object_and_needs_none(directory):
 def test_wrong_requests(directory, tmp_path):
     with pytest.raises(InputError, match="no prompt 'circle'; choose of none, point"):
         measure_policy(Oracle(directory), directory, directory.episode_ids, ["circle"])
+    with pytest.raises(InputError, match="each prompt once, not none,point,none"):
+        measure_policy(Oracle(directory), directory, directory.episode_ids, ["none", "point", "none"])
     rejected = [e for e in directory.episode_ids if not directory.sample(e, 0).prompts]
     with pytest.raises(InputError, match="none of the 1 episodes"):
         measure_policy(Oracle(directory), directory, rejected, ["none"])
@@ -168,3 +170,6 @@ def test_the_command(directory, tmp_path):
     assert CHUNK <= HORIZON
     assert "no episode of the split 'val'" in CliRunner().invoke(main, [*arguments, "--split", "val"]).output
     assert "does not say what it was trained on" in CliRunner().invoke(main, arguments).output
+    (tmp_path / "policy" / "model.safetensors").unlink()  # said before weights are read
+    elsewhere = CliRunner().invoke(main, [*arguments, "--split", "train", "--scaled-as", "bridge_orig"])
+    assert "has no statistics of 'bridge_orig', only of drawn: name the one that" in elsewhere.output

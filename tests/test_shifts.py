@@ -223,6 +223,7 @@ def test_sides_that_name_an_object_are_kept():
         and "white cup" in worded
         and "mug" not in worded
     )
+    assert "bowl in the middle" in in_words("stack the black bowl at the front on the black bowl in the middle", 4)
 
 
 # --- what is counted

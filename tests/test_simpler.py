@@ -211,6 +211,7 @@ def test_bad_answers_get_one_line(reply, message):
     [
         ({}, None, "--gripper"),
         ({"gripper": "closed_1"}, None, "closed_1"),
+        ({"gripper": ["unit"]}, None, "does not say"),
         ({"gripper": "signed"}, "unit", "signed"),
         ([], None, "metadata"),
     ],
@@ -274,6 +275,8 @@ def test_parts_make_one_table_and_other_settings_are_refused(simulator, tmp_path
         assert "| put carrot on plate | 100.0 | 86.2 to 100.0 | 24 | 100.0 |" in capsys.readouterr().out
     assert run.main([*command, "--tasks", "stack_cubes"]) == 1
     assert "start it first" in capsys.readouterr().err
+    assert run.main([*command, "--out", str(tmp_path / "settings.json")]) == 1
+    assert "settings.json" in (said := capsys.readouterr().err) and said.startswith("Error: ") and said.count("\n") == 1
 
 
 def test_episodes_are_named_for_servers_that_take_a_name(simulator, tmp_path):

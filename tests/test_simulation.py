@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import os
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -435,6 +437,21 @@ def test_missing_libero_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'pixelvla\[sim\]'"):
         record_sample("libero_object", 1, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_renderer_that_does_not_start_is_one_line(monkeypatch):
+    """Of an unknown name it is said as LIBERO is imported; of one without a device as the environment is made."""
+    asked = "from simulation.libero import import_libero\nimport_libero()"
+    environment = os.environ | {"MUJOCO_GL": "cpu"}
+    failed = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True)
+    assert "InputError: the simulator's renderer does not start with MUJOCO_GL=cpu (invalid value" in failed.stderr
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    libero.import_libero()
+    monkeypatch.setattr("OpenGL.osmesa.OSMesaCreateContextExt", lambda *_: None)
+    with pytest.raises(
+        InputError, match=r"MUJOCO_GL=osmesa \(Failed to create .* context\): osmesa, on the CPU, wants lib"
+    ):
+        TaskEnvironment("libero_object", 0)
 
 
 def test_another_mujoco_is_refused_by_name_unless_allowed(tmp_path, monkeypatch):

@@ -89,6 +89,11 @@ def test_a_study_trains_each_combination_once_and_tells_them_apart(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             run_study(replace(study, **changed), [shards], tmp_path / "out")
+    # The same bytes elsewhere are the same study; others, of the same data set, are not.
+    moved = str(write_shards(tmp_path / "moved", [[6] * 4, [6] * 4]))
+    assert run_study(study, [moved], tmp_path / "out") == result
+    with pytest.raises(InputError, match=r"study on other shards of drawn than .*fewer: choose another --out"):
+        run_study(study, [str(write_shards(tmp_path / "fewer", [[6] * 4, [6] * 3]))], tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """The policy that ships: it is what its recipe says, and it goes where it is pointed."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("peft", reason="needs the extra [train]")
 
+from pixel160k.errors import InputError
 from pixel160k.format.prompts import point
 from policies.base import Seen
 from policies.choose import SHIPPED, TINY, open_policy
@@ -20,6 +24,19 @@ def test_the_shipped_policy_acts_in_float32():
         left, right = policy.act([Seen(image, INSTRUCTION, (), [point(x, 128.5)], None, state) for x in (60.5, 190.5)])
     assert left.shape == (8, 7) and left.dtype == np.float32 and np.abs(left - right).max() > 0.01
     assert (SHIPPED / "model.safetensors").stat().st_size < 6e6 and (SHIPPED / "README.md").is_file()
+
+
+def test_whose_robot_acts_is_known_before_weights_are_read(tmp_path):
+    policy = shutil.copytree(SHIPPED, tmp_path / "policy", ignore=shutil.ignore_patterns("*.safetensors"))
+    ((name, known),) = json.loads((policy / "dataset_statistics.json").read_text()).items()
+    (policy / "dataset_statistics.json").write_text(json.dumps({name: known, "other": known}))
+    for dataset, said in (
+        (None, f"statistics of {name}, other: name whose"),
+        ("bridge_orig", "name whose"),
+        ("other", "neither"),
+    ):
+        with pytest.raises(InputError, match=said), open_policy(str(policy), dataset=dataset):
+            pass
 
 
 @pytest.mark.slow

@@ -162,6 +162,12 @@ def settings_of(model: str | Path) -> tuple[ModelSettings, PreTrainedTokenizerFa
     return checkpoint.settings, checkpoint.tokenizer or read_tokenizer(folder)
 
 
+def statistics_of(model: str | Path) -> dict[str, Any]:
+    """The statistics of data sets by name that a policy acts by, without its weights; as `load_policy` has them."""
+    folder = latest(Path(model)) or locate(model)
+    return read_statistics(folder) if _is_part(folder) else open_checkpoint(folder).statistics
+
+
 def load_policy(
     model: str | Path, dtype: torch.dtype | None = None, merged: bool = True, device: str | None = None
 ) -> PixelVLA:

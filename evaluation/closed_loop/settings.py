@@ -65,6 +65,13 @@ class LiberoSettings(Settings):
             raise ValueError(f"must divide {CONTROL_HZ}, the control steps of a second")
         return hz
 
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("must name each task once")
+        return tasks
+
     @field_validator("prompts")
     @classmethod
     def _known(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:

@@ -121,12 +121,12 @@ class Server:
             said = self.metadata.get("gripper")
             if said is not None and gripper not in (None, said):
                 raise InputError(f"{url} says that its gripper is {said!r}: leave out --gripper {gripper}")
-            if (said or gripper) not in GRIPPERS:
+            self.gripper = str(said or gripper)
+            if self.gripper not in GRIPPERS:
                 known = ", ".join(f"{name} ({meaning})" for name, meaning in GRIPPERS.items())
                 raise InputError(
                     f"{url} does not say what its gripper values mean ({said!r}); --gripper says it: {known}"
                 )
-            self.gripper = str(said or gripper)
             self._close = connected.pop_all().close
 
     def ask(self, image: np.ndarray, instruction: str, episode: str) -> np.ndarray:

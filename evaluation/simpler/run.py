@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         print(run(options))
-    except InputError as error:
+    except (InputError, OSError) as error:  # such as a full disk, or --out where nothing can be written
         print(f"Error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
