@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate.annotators.device import Batches
 from evaluation.action_report import DEMONSTRATED, DIMENSIONS, EXAMPLES, Example, write_page
 from evaluation.annotation_measures import bootstrap_interval
 from evaluation.conditions import PROMPTS, WRONG
@@ -161,6 +162,7 @@ def measure_policy(
         out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
+    batches = Batches(_BATCH)
     for episode in progress(pointed):
         samples = directory.episode(episode)
         other = _marks(directory, wrong[episode]) if wrong else None
@@ -171,7 +173,7 @@ def measure_policy(
         for kind in prompts:
             source = other if kind.startswith(WRONG) else None
             shown = [_shown(sample, kind.removeprefix(WRONG), source) for sample in samples]
-            predicted = _predict(policy, samples, shown, unprompted, scaled_as)
+            predicted = _predict(policy, samples, shown, unprompted, scaled_as, batches)
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]
         if len(examples) < EXAMPLES:
@@ -233,6 +235,7 @@ def _predict(
     shown: Sequence[_Shown],
     unprompted: dict[int, np.ndarray],
     scaled_as: str,
+    batches: Batches,
 ) -> list[np.ndarray]:
     """The action chunk of each sample, (N_c, 7) in robot units, with `shown` beside its image.
 
@@ -241,11 +244,9 @@ def _predict(
     told = list(zip(samples, shown, strict=True))
     todo = [(sample, one) for sample, one in told if any(one) or sample.step not in unprompted]
     pointed: dict[int, np.ndarray] = {}
-    for begin in range(0, len(todo), _BATCH):
-        batch = todo[begin : begin + _BATCH]
-        chunks = policy.act([_observation(sample, *one, scaled_as) for sample, one in batch])
-        for (sample, one), chunk in zip(batch, chunks, strict=True):
-            (pointed if any(one) else unprompted)[sample.step] = chunk
+    chunks = batches(todo, lambda some: [*policy.act([_observation(sample, *one, scaled_as) for sample, one in some])])
+    for (sample, one), chunk in zip(todo, chunks, strict=True):
+        (pointed if any(one) else unprompted)[sample.step] = chunk
     return [(pointed if any(one) else unprompted)[sample.step] for sample, one in told]
 
 

@@ -76,6 +76,17 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
     assert summary_table(result).row_count == 5
 
 
+def test_a_full_gpu_is_asked_for_less_at_once(directory):
+    class Small(Oracle):
+        def act(self, observations):
+            if len(observations) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().act(observations)
+
+    asked = (directory, directory.episode_ids, ["none", "point"])
+    assert measure_policy(Small(directory), *asked) == measure_policy(Oracle(directory), *asked)
+
+
 def test_a_policy_of_another_data_set_acts_by_its_own_statistics(directory):
     oracle = Oracle(directory)
     oracle.statistics_of = lambda name: {"home": {"action": {"mean": [9] * 7}}}[name]
