@@ -26,6 +26,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format.prompts import Prompt
 from pixel160k.format.shards import split_of
+from pixel160k.format.table import ACCEPTED
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
@@ -131,7 +132,8 @@ def measure_policy(
     Args:
         policy: with statistics of the shards' data set, or of `scaled_as`.
         directory: opened with all members and the policy's chunk.
-        episodes: ids; those without any prompt are left out and counted, so that all conditions have the same episodes.
+        episodes: ids; those that were rejected, whose prompts may mark something else, and those without any prompt are left
+            out and counted, so that all conditions have the same episodes.
         prompts: the conditions, names of `PROMPTS`. Each is shown where its prompt still marks the object, as in training
             (`train.data.masks_and_prompts`). "wrong_" shows the prompts of another object on the very same steps: those of
             an episode that begins with the very same picture, if there is one (two-alike scenes), else of an episode
@@ -154,9 +156,11 @@ def measure_policy(
     dataset = directory.manifest["dataset"]
     scaled_as = scaled_as or dataset
     mean = np.array(policy.processor.statistics_of(scaled_as)["action"]["mean"])
-    pointed = [episode for episode in episodes if _marks(directory, episode).prompts]
+    pointed = [episode for episode in episodes if _is_pointed_at(_marks(directory, episode))]
     if not pointed:
-        raise InputError(f"none of the {len(episodes)} episodes of {directory.directory} to evaluate on has prompts")
+        raise InputError(
+            f"none of the {len(episodes)} episodes of {directory.directory} to evaluate on was accepted and has prompts"
+        )
     wrong = _wrong_episodes(directory, pointed) if any(kind.startswith(WRONG) for kind in prompts) else {}
     if out is not None:  # first of all, since measuring may take hours
         out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +210,11 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def _marks(directory: ShardDirectory, episode: str) -> Sample:
     """What marks the target of an episode at its first step, without the image."""
     return directory.sample(episode, directory.steps(episode)[0], ("labels", "prompts"))
+
+
+def _is_pointed_at(first: Sample) -> bool:
+    """Whether prompts mark what an episode is about: a rejected one has those of the mask that was not believed."""
+    return first.status == ACCEPTED and bool(first.prompts)
 
 
 def _wrong_episodes(directory: ShardDirectory, pointed: Sequence[str]) -> dict[str, str]:
