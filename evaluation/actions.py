@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate.annotators.device import Batches
 from evaluation.action_report import DEMONSTRATED, DIMENSIONS, EXAMPLES, Example, write_page
 from evaluation.annotation_measures import bootstrap_interval
 from evaluation.conditions import PROMPTS, WRONG
@@ -25,6 +26,7 @@ from pixel160k.errors import InputError
 from pixel160k.files import write_text
 from pixel160k.format.prompts import Prompt
 from pixel160k.format.shards import split_of
+from pixel160k.format.table import ACCEPTED
 from pixel160k.paths import AnyPath
 from pixel160k.read.episodes import ShardDirectory
 from pixel160k.read.samples import Sample
@@ -130,7 +132,8 @@ def measure_policy(
     Args:
         policy: with statistics of the shards' data set, or of `scaled_as`.
         directory: opened with all members and the policy's chunk.
-        episodes: ids; those without any prompt are left out and counted, so that all conditions have the same episodes.
+        episodes: ids; those that were rejected, whose prompts may mark something else, and those without any prompt are left
+            out and counted, so that all conditions have the same episodes.
         prompts: the conditions, names of `PROMPTS`. Each is shown where its prompt still marks the object, as in training
             (`train.data.masks_and_prompts`). "wrong_" shows the prompts of another object on the very same steps: those of
             an episode that begins with the very same picture, if there is one (two-alike scenes), else of an episode
@@ -153,14 +156,17 @@ def measure_policy(
     dataset = directory.manifest["dataset"]
     scaled_as = scaled_as or dataset
     mean = np.array(policy.processor.statistics_of(scaled_as)["action"]["mean"])
-    pointed = [episode for episode in episodes if _marks(directory, episode).prompts]
+    pointed = [episode for episode in episodes if _is_pointed_at(_marks(directory, episode))]
     if not pointed:
-        raise InputError(f"none of the {len(episodes)} episodes of {directory.directory} to evaluate on has prompts")
+        raise InputError(
+            f"none of the {len(episodes)} episodes of {directory.directory} to evaluate on was accepted and has prompts"
+        )
     wrong = _wrong_episodes(directory, pointed) if any(kind.startswith(WRONG) for kind in prompts) else {}
     if out is not None:  # first of all, since measuring may take hours
         out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Errors]] = defaultdict(list)
     examples: list[Example] = []
+    batches = Batches(_BATCH)
     for episode in progress(pointed):
         samples = directory.episode(episode)
         other = _marks(directory, wrong[episode]) if wrong else None
@@ -171,7 +177,7 @@ def measure_policy(
         for kind in prompts:
             source = other if kind.startswith(WRONG) else None
             shown = [_shown(sample, kind.removeprefix(WRONG), source) for sample in samples]
-            predicted = _predict(policy, samples, shown, unprompted, scaled_as)
+            predicted = _predict(policy, samples, shown, unprompted, scaled_as, batches)
             found[kind].append(_errors(samples, predicted))
             moves[kind] = predicted[0][:, :2]
         if len(examples) < EXAMPLES:
@@ -206,6 +212,11 @@ def _marks(directory: ShardDirectory, episode: str) -> Sample:
     return directory.sample(episode, directory.steps(episode)[0], ("labels", "prompts"))
 
 
+def _is_pointed_at(first: Sample) -> bool:
+    """Whether prompts mark what an episode is about: a rejected one has those of the mask that was not believed."""
+    return first.status == ACCEPTED and bool(first.prompts)
+
+
 def _wrong_episodes(directory: ShardDirectory, pointed: Sequence[str]) -> dict[str, str]:
     """For each episode the id of another one, whose prompts show another object."""
     pictures = defaultdict(list)
@@ -233,6 +244,7 @@ def _predict(
     shown: Sequence[_Shown],
     unprompted: dict[int, np.ndarray],
     scaled_as: str,
+    batches: Batches,
 ) -> list[np.ndarray]:
     """The action chunk of each sample, (N_c, 7) in robot units, with `shown` beside its image.
 
@@ -241,11 +253,9 @@ def _predict(
     told = list(zip(samples, shown, strict=True))
     todo = [(sample, one) for sample, one in told if any(one) or sample.step not in unprompted]
     pointed: dict[int, np.ndarray] = {}
-    for begin in range(0, len(todo), _BATCH):
-        batch = todo[begin : begin + _BATCH]
-        chunks = policy.act([_observation(sample, *one, scaled_as) for sample, one in batch])
-        for (sample, one), chunk in zip(batch, chunks, strict=True):
-            (pointed if any(one) else unprompted)[sample.step] = chunk
+    chunks = batches(todo, lambda some: [*policy.act([_observation(sample, *one, scaled_as) for sample, one in some])])
+    for (sample, one), chunk in zip(todo, chunks, strict=True):
+        (pointed if any(one) else unprompted)[sample.step] = chunk
     return [(pointed if any(one) else unprompted)[sample.step] for sample, one in told]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from model.policy import PixelVLA
 from model.processor import Observation
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from policies.base import Seen
 from train.checkpoints import load_policy, statistics_of
 
@@ -52,6 +52,9 @@ class CheckpointPolicy:
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
         """The next chunks, see `policies.base.Policy.act`."""
-        return self._policy.act(
-            [Observation(s.image, s.instruction, s.masks, s.prompts, s.state, self._dataset) for s in seen]
-        )
+        observed = [Observation(s.image, s.instruction, s.masks, s.prompts, s.state, self._dataset) for s in seen]
+        try:
+            return self._policy.act(observed)
+        except torch.OutOfMemoryError as error:
+            reason = one_line(error).split(". ")[0]
+            raise InputError(f"the GPU does not hold {len(seen)} episodes at once ({reason}): lower --batch") from None

@@ -1,6 +1,7 @@
 """Held-out action error: what is compared with what, and that pointing elsewhere is pointing elsewhere."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -70,10 +71,21 @@ def test_the_errors_are_those_of_each_condition(directory, tmp_path):
         }  # fmt: skip
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
     page = (tmp_path / "out" / "actions.html").read_text()
-    assert "wrong_point" in page and "1 more have no prompts" in page
+    assert "wrong_point" in page and "1 more were not accepted, or have no prompts" in page
     first_moves = [page.count(f"<title>{name}</title>") for name in (DEMONSTRATED, "none", "point", "wrong_point")]
     assert first_moves == [3] * 4 and page.count("move right") == 3 + 1  # one line per episode, and the key
     assert summary_table(result).row_count == 5
+
+
+def test_a_full_gpu_is_asked_for_less_at_once(directory):
+    class Small(Oracle):
+        def act(self, observations):
+            if len(observations) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().act(observations)
+
+    asked = (directory, directory.episode_ids, ["none", "point"])
+    assert measure_policy(Small(directory), *asked) == measure_policy(Oracle(directory), *asked)
 
 
 def test_a_policy_of_another_data_set_acts_by_its_own_statistics(directory):
@@ -144,6 +156,21 @@ def test_the_wrong_object_is_the_twin_s_where_there_is_one(tmp_path, monkeypatch
 def test_one_episode_has_no_wrong_object_and_needs_none(directory):
     result = measure_policy(Oracle(directory), directory, directory.episode_ids[:1], ["none", "point"])
     assert result["episodes"] == 1 and result["conditions"]["point"]["before_close"]["error"] == [0.0] * 7
+
+
+def test_what_was_rejected_points_at_nothing(tmp_path, monkeypatch):
+    """Its prompts are of a mask that was found and not believed."""
+    made = numbered_shards.annotation
+
+    def contradicted(*asked):
+        row = made(*asked)
+        return replace(row, status="rejected", reason="contradicted_by_motion") if row.record == 1 else row
+
+    monkeypatch.setattr(numbered_shards, "annotation", contradicted)
+    directory = ShardDirectory(write_shards(tmp_path / "shards", [[12] * 4]), chunk=CHUNK)
+    assert directory.sample(directory.episode_ids[1], 0).prompts
+    result = measure_policy(Oracle(directory), directory, directory.episode_ids, ["point", "wrong_point"])
+    assert (result["episodes"], result["left_out"]) == (2, 2)
 
 
 def test_wrong_requests(directory, tmp_path):

@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason="needs the extra [train]")
 from pixel160k.errors import InputError
 from pixel160k.format.prompts import point
 from policies.base import Seen
+from policies.checkpoint import CheckpointPolicy
 from policies.choose import SHIPPED, TINY, open_policy
 from simulation.two_alike import INSTRUCTION, TARGETS
 
@@ -37,6 +38,18 @@ def test_whose_robot_acts_is_known_before_weights_are_read(tmp_path):
     ):
         with pytest.raises(InputError, match=said), open_policy(str(policy), dataset=dataset):
             pass
+
+
+def test_a_full_gpu_is_one_line():
+    import torch
+
+    class Full:
+        def act(self, observations):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    seen = Seen(np.zeros((4, 4, 3), np.uint8), INSTRUCTION)
+    with pytest.raises(InputError, match=r"does not hold 2 episodes at once \(CUDA out of memory\): lower --batch"):
+        CheckpointPolicy(Full(), "here").act([seen, seen])
 
 
 @pytest.mark.slow
