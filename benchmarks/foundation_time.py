@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if any((arguments.out / name).exists() for name in ("warm-up", "measured")):
+        parser.error(f"{arguments.out} has results already, and nothing would be annotated: name another --out")
     data_dir = default_data_dir(arguments.src, arguments.data_dir)
     settings = AnnotateSettings.load(None, TINY)
     annotate(arguments.src, data_dir, arguments.out / "warm-up", settings, Execution())

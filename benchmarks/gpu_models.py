@@ -64,10 +64,12 @@ def random_segmenter(size: str, device: str, dtype: Dtype) -> Segmenter:
 
 
 def random_sam2(size: str, device: str) -> Any:
-    """SAM 2.1 of transformers with random weights, always the same, made on the device."""
+    """SAM 2.1 of transformers with random weights, always the same, made on the device; it never loses what it follows."""
     torch.manual_seed(0)
-    with torch.device(device):
-        return transformers.Sam2VideoModel(sam2_config(size)).eval()
+    with torch.device(device), torch.no_grad():
+        model = transformers.Sam2VideoModel(sam2_config(size)).eval()
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(99)  # else all masks may be empty, and so alike
+    return model
 
 
 def sam2_config(size: str) -> Any:

@@ -254,8 +254,10 @@ def test_detector_inputs_made_by_torch_are_the_processors_own(size):
         images = transformers.GroundingDinoImageProcessorPil(size=size)
         model._processor.image_processor = images
     noise = np.random.default_rng(0).integers(0, 255, (32, 40, 3)).astype(np.uint8)
-    images = [cv2.resize(noise, shape) for shape in ((320, 256), (100, 100), (90, 64))]
-    texts = ["red disc.", "robot gripper.", "bowl."]
+    images = [
+        cv2.resize(noise, shape) for shape in ((320, 256), (100, 100), (90, 64), (3, 3))
+    ]  # 3 rows are no channels
+    texts = ["red disc.", "robot gripper.", "bowl.", "cup."]
     expected, found = (model._inputs(images, texts) for model in models)
     level = 1 / 255 / 0.224
     for name, value in expected.items():

@@ -116,7 +116,13 @@ class Detector:
         On a CPU the processor resizes with Pillow, 30 ms per image; a GPU does it in 0.3 ms.
         """
         if self._device == "cpu":
-            return self._processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+            return self._processor(
+                images=list(images),
+                text=list(texts),
+                padding=True,
+                return_tensors="pt",
+                input_data_format="channels_last",
+            )
         inputs = self._processor.tokenizer(list(texts), padding=True, return_tensors="pt")
         prepared = [self._prepared(image) for image in images]
         height, width = (max(pixels.shape[axis] for pixels in prepared) for axis in (1, 2))
