@@ -72,6 +72,7 @@ def test_same_shards_same_bytes(drawn, tmp_path, to):
         assert run("--shards", drawn, "--to", to, "--out", tmp_path / name, *rate(to))[0] == 0
     assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+    assert to == "coco" or "Cite the source: Liu et al., LIBERO" in (tmp_path / "first" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("to", FORMATS)
