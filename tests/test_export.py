@@ -118,6 +118,13 @@ def test_an_episode_is_read_in_one_request(drawn, monkeypatch):
     )
     episodes = list(read_episodes(ShardDirectory(drawn), lambda samples: None))
     assert len(read) == len(episodes) == 2 and [len(episode) for episode in episodes] == [24, 24]
+    directory = ShardDirectory(drawn, history=2)
+    samples = directory.episode(directory.episode_ids[0])
+    assert len(read) == 3 and len(samples) == 24
+    for step in (0, 1, 9):
+        alone = directory.sample(directory.episode_ids[0], step)
+        np.testing.assert_array_equal(samples[step].history, alone.history)
+        np.testing.assert_array_equal(samples[step].history_valid, alone.history_valid)
 
 
 def test_no_shards(tmp_path):
