@@ -237,9 +237,10 @@ def test_annotations_join_to_the_source(shards, rows):
     exec(
         re.search(r"```python\n(.*?)```", EXPORT_DOC.read_text(), re.DOTALL)[1].replace("bridge_orig", "sample"), names
     )
+    images = dict(names["images"]())
     joined = 0
     for row, sample in zip(rows, raw_samples(shards), strict=True):
-        image = names["images"][row["episode_id"]][row["step"]]
+        image = images[row["episode_id"]][row["step"]]
         assert google_crc32c.value(image) == row["image_crc32c"]
         assert image == sample["jpg"]
         labels = np.asarray(row["mask"])
