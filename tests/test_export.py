@@ -218,17 +218,30 @@ def test_coco_holds_accepted_episodes_only(drawn, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def rows(shards, tmp_path_factory):
+def hf_folder(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf") / "out"
+    assert export(shards, "hf", folder) == {"rows": 477}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(hf_folder):
     datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
-    path = tmp_path_factory.mktemp("hf")
-    assert export(shards, "hf", path / "out") == {"rows": 477}
-    return datasets.load_dataset(str(path / "out"), split="train", cache_dir=str(path / "cache"))
+    return datasets.load_dataset(str(hf_folder), split="train", cache_dir=str(hf_folder.with_name("cache")))
 
 
 def test_annotations_hold_no_image_and_no_action(shards, rows):
     assert "mask" in rows.column_names and not {"jpg", "image", "action", "state"} & set(rows.column_names)
     jpegs = sum(len(sample["jpg"]) for sample in raw_samples(shards))
     assert rows.data.nbytes < jpegs / 2
+
+
+def test_a_mask_is_found_as_the_card_says(shards, hf_folder, rows, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    wanted = list(raw_samples(shards))[99]
+    names = {"EPISODE_ID": wanted["metadata"]["episode_id"], "STEP": wanted["metadata"]["step"]}
+    exec(re.search(r"```python\n(.*?)```", (hf_folder / "README.md").read_text(), re.DOTALL)[1], names)
+    np.testing.assert_array_equal(np.asarray(names["mask"]), masks.decode_indexed_png(wanted["mask.png"]))
 
 
 def test_annotations_join_to_the_source(shards, rows):

@@ -25,7 +25,8 @@ _JOIN = """\
 from datasets import load_dataset
 
 rows = load_dataset("FOLDER", split="SPLIT")
-masks = {(row["episode_id"], row["step"]): row["mask"] for row in rows}
+place = {key: number for number, key in enumerate(zip(rows["episode_id"], rows["step"]))}
+mask = rows[place[EPISODE_ID, STEP]]["mask"]
 ```
 
 `episode_id` is `{dataset}-{split}-{shard:05d}-{record:05d}`: the number of the TFRecord file and of the record in it, both
