@@ -112,9 +112,11 @@ def test_a_server_that_goes_away_is_an_error_that_is_not_skipped(directory, monk
 
 
 def test_whole_shards_are_kept(directory, tmp_path):
-    with serve_folder(directory, parts=False) as (url, requests):
+    # A server of its own: threads that a failed reading leaves behind may still ask a while later.
+    with serve_folder(directory, parts=False) as (url, _):
         with pytest.raises(InputError, match=r"gives whole files only; read with cache_dir="):
             keys(url)
+    with serve_folder(directory, parts=False) as (url, requests):
         for _ in range(2):
             assert keys(url, cache_dir=tmp_path / "cache") == keys(directory)
             assert len([path for path, _ in requests if path.endswith(".tar")][-len(FILES) :]) == len(FILES)
