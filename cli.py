@@ -510,6 +510,8 @@ def predict_command(
     from pixel160k.show.painting import paint
     from train.checkpoints import load_policy
 
+    if drawing is not None and Image.registered_extensions().get(drawing.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"--draw {drawing}: its name does not end as an image's, as in said.png")
     image, prompts = read_image(image_file), read_prompts(points, lines, regions)
     masks = [read_mask(file) for file in mask_files]
     policy = load_policy(checkpoint, device=device)

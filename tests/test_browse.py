@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from drawn_shards import ACCEPTED, GRIPPER, TARGET, jpeg, write_drawn_shards
+from markupsafe import Markup
 
 from cli import main
 from pixel160k.errors import InputError
 from pixel160k.format import shards
 from pixel160k.format.episode_rows import EpisodeRow, as_table
+from pixel160k.read.episodes import ShardDirectory
 from pixel160k.show import browse_page, drawing
 from pixel160k.show.browse_server import BrowseServer
 from pixel160k.show.overview import Choice, Overview
-from pixel160k.show.sample_html import split_at_target
+from pixel160k.show.sample_html import sample_html, split_at_target
 
 
 @pytest.fixture
@@ -81,6 +83,15 @@ def test_draws_masks_prompts_and_region(page):
 def test_says_why_there_is_no_close_frame(page):
     assert "The gripper never closes." in cards(page)[1]
     assert "The close step 3 is not in the shard, which holds the valid steps 0–2." in cards(page)[2]
+
+
+def test_a_gripper_that_closes_on_nothing_does_close(directory):
+    row = Overview(table_of(0)).rows([0])[0]
+    card = browse_page.make_card(replace(row, reason="failed_grasp"), lambda row, step: Markup())
+    assert card.missing == "The gripper closes on nothing that it carries."
+    sample = ShardDirectory(directory).sample("drawn-train-00000-00001", 0)
+    for reason, closes in (("no_gripper_close", "never"), ("failed_grasp", "on nothing that it carries")):
+        assert f"<span>{closes}</span>" in sample_html(replace(sample, reason=reason))
 
 
 def test_says_scores_and_reasons(page):

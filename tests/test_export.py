@@ -72,6 +72,7 @@ def test_same_shards_same_bytes(drawn, tmp_path, to):
         assert run("--shards", drawn, "--to", to, "--out", tmp_path / name, *rate(to))[0] == 0
     assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+    assert to == "coco" or "Cite the source: Liu et al., LIBERO" in (tmp_path / "first" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -117,6 +118,13 @@ def test_an_episode_is_read_in_one_request(drawn, monkeypatch):
     )
     episodes = list(read_episodes(ShardDirectory(drawn), lambda samples: None))
     assert len(read) == len(episodes) == 2 and [len(episode) for episode in episodes] == [24, 24]
+    directory = ShardDirectory(drawn, history=2)
+    samples = directory.episode(directory.episode_ids[0])
+    assert len(read) == 3 and len(samples) == 24
+    for step in (0, 1, 9):
+        alone = directory.sample(directory.episode_ids[0], step)
+        np.testing.assert_array_equal(samples[step].history, alone.history)
+        np.testing.assert_array_equal(samples[step].history_valid, alone.history_valid)
 
 
 def test_no_shards(tmp_path):
@@ -210,11 +218,16 @@ def test_coco_holds_accepted_episodes_only(drawn, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def rows(shards, tmp_path_factory):
+def hf_folder(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf") / "out"
+    assert export(shards, "hf", folder) == {"rows": 477}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(hf_folder):
     datasets = pytest.importorskip("datasets", reason="needs the extra [export]")
-    path = tmp_path_factory.mktemp("hf")
-    assert export(shards, "hf", path / "out") == {"rows": 477}
-    return datasets.load_dataset(str(path / "out"), split="train", cache_dir=str(path / "cache"))
+    return datasets.load_dataset(str(hf_folder), split="train", cache_dir=str(hf_folder.with_name("cache")))
 
 
 def test_annotations_hold_no_image_and_no_action(shards, rows):
@@ -223,15 +236,24 @@ def test_annotations_hold_no_image_and_no_action(shards, rows):
     assert rows.data.nbytes < jpegs / 2
 
 
+def test_a_mask_is_found_as_the_card_says(shards, hf_folder, rows, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    wanted = list(raw_samples(shards))[99]
+    names = {"EPISODE_ID": wanted["metadata"]["episode_id"], "STEP": wanted["metadata"]["step"]}
+    exec(re.search(r"```python\n(.*?)```", (hf_folder / "README.md").read_text(), re.DOTALL)[1], names)
+    np.testing.assert_array_equal(np.asarray(names["mask"]), masks.decode_indexed_png(wanted["mask.png"]))
+
+
 def test_annotations_join_to_the_source(shards, rows):
     """By episode id and step alone, by the code of docs/export.md, every row finds its image, and the checksum agrees."""
     names = {"DATA_DIR": default_directory()}
     exec(
         re.search(r"```python\n(.*?)```", EXPORT_DOC.read_text(), re.DOTALL)[1].replace("bridge_orig", "sample"), names
     )
+    images = dict(names["images"]())
     joined = 0
     for row, sample in zip(rows, raw_samples(shards), strict=True):
-        image = names["images"][row["episode_id"]][row["step"]]
+        image = images[row["episode_id"]][row["step"]]
         assert google_crc32c.value(image) == row["image_crc32c"]
         assert image == sample["jpg"]
         labels = np.asarray(row["mask"])

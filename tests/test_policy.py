@@ -536,6 +536,7 @@ class TestCommand:
             (["--region", "1,2,x,4"], "--region takes"),
             (["--point", "999,1"], "999"),
             (["--mask", "IMAGE"], "several colours"),
+            (["--draw", "said"], "--draw said: its name does not end as an image's"),
         ],
     )
     def test_mistakes_are_one_line(self, files, wrong, says):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import split_of_shard
-from pixel160k.publish.card import declared_splits, front_matter
+from pixel160k.publish.card import declared_splits, front_matter, how_to_cite
 from pixel160k.publish.features import IMAGE, METADATA, declared
 from pixel160k.publish.steps import Step
 
@@ -25,7 +25,8 @@ _JOIN = """\
 from datasets import load_dataset
 
 rows = load_dataset("FOLDER", split="SPLIT")
-masks = {(row["episode_id"], row["step"]): row["mask"] for row in rows}
+place = {key: number for number, key in enumerate(zip(rows["episode_id"], rows["step"]))}
+mask = rows[place[EPISODE_ID, STEP]]["mask"]
 ```
 
 `episode_id` is `{dataset}-{split}-{shard:05d}-{record:05d}`: the number of the TFRecord file and of the record in it, both
@@ -77,12 +78,13 @@ def _card(manifest: dict[str, Any], rows: int, patterns: dict[str, str | list[st
         "configs": declared_splits(patterns),
         "dataset_info": {"features": declared(COLUMNS)},
     }
+    origin = origin_of(manifest)
     return "\n".join(
         [
             front_matter(header),
             f"# {manifest['dataset']}: pixel annotations without the images\n",
             f"{rows} rows, one per step, of {manifest['episodes']} episodes, made with pixelvla {manifest['software']}.",
-            f"The images are those of {origin_of(manifest).credit}: join your own copy.\n",
+            f"The images are those of {origin.credit}: join your own copy. {how_to_cite(origin)}\n",
             _JOIN.replace("SPLIT", next(iter(patterns))) + "\n",
         ]
     )

@@ -94,6 +94,11 @@ def front_matter(fields: dict[str, Any], origin: Origin | None = None) -> str:
     return f"---\n{yaml.safe_dump(licence | fields, sort_keys=False).strip()}\n---"
 
 
+def how_to_cite(origin: Origin) -> str:
+    """A sentence of every card: images and instructions are the source's."""
+    return f"Cite the source: {origin.citation}." if origin.citation else "Cite the source as its own card asks."
+
+
 def declared_splits(files: Mapping[str, str | list[str]]) -> list[dict[str, Any]]:
     """The `configs` of a card: which files each split has, by patterns, so that nobody trains on what is for validation."""
     return [{"config_name": "default", "data_files": [{"split": split, "path": path} for split, path in files.items()]}]
@@ -135,7 +140,7 @@ def data_card(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"{manifest['horizon']}), made with pixelvla {manifest['software']}.\n",
             f"- Source: {origin.credit}. The images are the source's own bytes{_converted(manifest)}.",
             f"- Robot: {origin.robot}{f' at {origin.hz:g} Hz' if origin.hz else ''}. Actions: {origin.actions}; gripper 1 = open.",
-            f"- Cite the source: {origin.citation}." if origin.citation else "- Cite the source as its own card asks.",
+            f"- {how_to_cite(origin)}",
             f"- Models: {', '.join(f'{role} by {model}' for role, model in made['models'].items())}.",
             *_revisions(made.get("revisions", {})),
             f"- Splits of the source: {', '.join(f'`{split}` ({samples} samples)' for split, samples in splits.items()) or 'none here'}.",

@@ -21,7 +21,7 @@ from pixel160k.files import write_json
 from pixel160k.format.metadata import PER_STEP
 from pixel160k.format.origins import origin_of
 from pixel160k.format.shards import IMAGES, TRAIN, form_of, split_of
-from pixel160k.publish.card import declared_splits, front_matter
+from pixel160k.publish.card import declared_splits, front_matter, how_to_cite
 from pixel160k.publish.features import IMAGE, METADATA
 from pixel160k.publish.steps import Step
 from pixel160k.read.foreign import decode_image
@@ -388,7 +388,7 @@ def _card(manifest: dict[str, Any], counts: dict[str, int], splits: dict[str, _S
         f"{front_matter(header, origin)}\n"
         f"# {manifest['dataset']}: pixel annotations as LeRobot v3.0\n\n"
         f"{counts['frames']} frames of {counts['episodes']} episodes, {counts['tasks']} tasks, exported by pixelvla "
-        f"{manifest['software']} from {origin.credit}.\n\n"
+        f"{manifest['software']} from {origin.credit}. {how_to_cite(origin)}\n\n"
         "`observation.mask` is an indexed image: 0 background, 1 gripper, 2 target object, 255 not annotated. LeRobot gives\n"
         "it as float (1, height, width) in [0, 1]; `(255 * mask).round()` are the labels again. Columns `annotation/...` of\n"
         "`meta/episodes` hold what was found: status, target object, boxes, prompts, scores.\n"

@@ -144,7 +144,11 @@ class ShardDirectory:
         Raises:
             InputError: there is no such episode, or its samples cannot be read.
         """
-        return [self.sample(episode_id, step) for step in self.steps(episode_id)]
+        encoded, history = list(self.episode_members(episode_id).items()), self._history_for(self._members)
+        return [
+            self._decode(dict(encoded[max(0, place - history) : place + 1]), self._members, history)
+            for place in range(len(encoded))
+        ]
 
     def sample(self, episode_id: str, step: int, members: Collection[str] | None = None) -> Sample:
         """The sample of a raw step of an episode.
@@ -158,13 +162,8 @@ class ShardDirectory:
             InputError: there is no such sample, or it cannot be read.
         """
         wanted = self._members if members is None else check_members(members)
-        history = self._history if self._cameras or "image" in wanted else 0
-        encoded = self._read(episode_id, step, history)
-        key = shards.sample_key(episode_id, step)
-        try:
-            return decode(key, encoded.pop(key), wanted, self._chunk, history, encoded, self._cameras)
-        except InputError as error:
-            raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
+        history = self._history_for(wanted)
+        return self._decode(self._read(episode_id, step, history), wanted, history)
 
     def members(self, episode_id: str, step: int) -> dict[str, bytes]:
         """The bytes of a sample's members by their suffix (`jpg` or `png`, `mask.png`, ...), not decoded.
@@ -182,6 +181,17 @@ class ShardDirectory:
         """
         steps = self.steps(episode_id)
         return self._read(episode_id, steps[-1], len(steps) - 1)
+
+    def _history_for(self, wanted: Collection[str]) -> int:
+        return self._history if self._cameras or "image" in wanted else 0
+
+    def _decode(self, encoded: dict[str, dict[str, bytes]], wanted: Collection[str], history: int) -> Sample:
+        """The sample of the last of these steps; those before it are its history."""
+        key, members = encoded.popitem()
+        try:
+            return decode(key, members, wanted, self._chunk, history, encoded, self._cameras)
+        except InputError as error:
+            raise InputError(f"{self.directory}: {error}; `pixelcli verify` says more") from None
 
     def _read(self, episode_id: str, step: int, history: int) -> dict[str, dict[str, bytes]]:
         """The members of the sample of a step and of up to `history` before it, oldest first, by their keys: one reading."""

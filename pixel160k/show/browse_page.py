@@ -75,7 +75,8 @@ def make_card(row: EpisodeRow, picture: Picture) -> Card:
     """The card of an episode, with pictures of its first step and of that at which the gripper closes."""
     steps, missing = [row.first_step], ""
     if row.close_step < 0:
-        missing = "The gripper never closes."
+        never = row.reason == "no_gripper_close"
+        missing = "The gripper never closes." if never else "The gripper closes on nothing that it carries."
     elif not row.first_step <= row.close_step <= row.last_step:
         valid = f"{row.first_step}–{row.last_step}"
         missing = f"The close step {row.close_step} is not in the shard, which holds the valid steps {valid}."

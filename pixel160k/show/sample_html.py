@@ -90,9 +90,10 @@ def _view(camera: str, image: np.ndarray | None) -> Markup:
 
 def _facts(sample: "Sample") -> list[tuple[str, str]]:
     metadata = sample.metadata
+    carries = f"step {metadata.close_step}" if metadata.close_step >= 0 else "on nothing that it carries"
     facts = [
         ("step", f"{sample.step}, of {metadata.first_step} to {metadata.last_step}"),
-        ("gripper closes", f"step {metadata.close_step}" if metadata.close_step >= 0 else "never"),
+        ("gripper closes", "never" if sample.reason == "no_gripper_close" else carries),
         ("object", sample.target_object or "none named"),
     ]
     if sample.labels is not None:

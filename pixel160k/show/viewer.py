@@ -42,7 +42,7 @@ class Viewer(widgets.VBox):
     Attributes:
         status, reason, verb, target: dropdowns; "" lets every episode through.
         worst: dropdown of scores: the episodes that have it, the lowest first; "": all, in the shards' order.
-        text: words that the instruction or the episode's id must all contain.
+        text: words that the instruction, the object's words or the episode's id must all contain.
         layers: checkboxes by their names: "object mask", "gripper mask", "prompts".
         episode: number, from 0, among the episodes that the filters let through.
         step: the raw step.
