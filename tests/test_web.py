@@ -44,13 +44,16 @@ def keys(*sources, **changed):
 
 
 def test_urls_are_read_as_folders_are(directory, tmp_path):
-    with serve_folder(directory) as (url, _):
+    with serve_folder(directory) as (url, requests):
         pattern = "drawn-train-{00001..00003}.tar"
         assert keys(f"{url}/{pattern}") == keys(f"{directory}/{pattern}")
         assert open_shards(url).statistics == open_shards(directory).statistics
         ours, theirs = ShardDirectory(url), ShardDirectory(directory)
         assert ours.members(ours.episode_ids[3], 1) == theirs.members(theirs.episode_ids[3], 1)
+        requests.clear()
         assert verify(url) == verify(directory)
+        asked = [path for path, part in requests if path.endswith(".tar") and part != "bytes=0-0"]
+        assert sorted(asked) == [f"/{path.name}" for path in sorted(directory.glob("*.tar"))]
         with pytest.raises(InputError, match="/nowhere holds no shards"):
             open_shards(f"{url}/nowhere")
 
