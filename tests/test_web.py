@@ -22,6 +22,7 @@ from cli import main
 from pixel160k import ShardDirectory, open_shards, web
 from pixel160k.errors import InputError
 from pixel160k.files import sha256_of
+from pixel160k.paths import open_path
 from pixel160k.read import cache as caches
 from pixel160k.read.verify import verify
 
@@ -78,6 +79,14 @@ def test_samples_that_follow_each_other_are_one_request(directory):
     with serve_folder(directory) as (url, requests):
         assert keys(url, interleave=0) == keys(directory, interleave=0)
         assert len([path for path, _ in requests if path.endswith(".tar")]) == len(FILES)
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path):
+    (tmp_path / "x-train-00416.tar").write_bytes(b"shard")  # 416 is also what a server says of a file without a byte
+    (tmp_path / "empty").touch()
+    with serve_folder(tmp_path, busy=1) as (url, requests):
+        assert [open_path(f"{url}/{name}").stat().st_size for name in ("x-train-00416.tar", "empty")] == [5, 0]
+    assert len(requests) == 3
 
 
 @pytest.mark.parametrize("interleave", [0, 3])
