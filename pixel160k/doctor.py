@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
+from pixel160k.errors import one_line
+
 _SYSTEM_LIBRARIES = {
     "GL": ("libgl1", "OpenCV"),
     "glib-2.0": ("libglib2.0-0", "OpenCV"),
@@ -103,10 +105,11 @@ def _devices() -> Finding:
         import torch
     except ImportError:
         return Finding("devices", True, "cpu (without the extra [foundation] there is no torch to ask for others)")
-    devices = [
-        "cpu",
-        *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())),
-    ]
+    try:
+        gpus = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:
+        return Finding("devices", False, one_line(error), "nvidia-smi says whether the GPU works and what uses it")
+    devices = ["cpu", *gpus]
     if torch.backends.mps.is_available():
         devices.append("mps")
     return Finding("devices", True, ", ".join(devices))

@@ -32,6 +32,8 @@ def open_path(text: str | AnyPath) -> AnyPath:
     Raises:
         InputError: the scheme is none that can be read, its package is not installed, or no bucket is named.
     """
+    if isinstance(text, Path) and text.parts[:1] in [(f"{scheme}:",) for scheme in STORES] and not text.exists():
+        raise InputError(f"{text} was a URL before it became a Path, which drops a slash; give the URL as text")
     if not isinstance(text, str):
         return text
     scheme, colon, rest = text.partition(":")

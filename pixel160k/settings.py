@@ -103,9 +103,23 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that takes no key twice, where PyYAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, fault: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date such as 2024-13-01
         raise InputError(f"{fault}: {one_line(error)}") from None
 

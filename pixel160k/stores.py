@@ -308,8 +308,11 @@ class StorePath:
 
     def _error(self, error: Exception) -> OSError:
         number = next((number for kind, number in _ERRORS.items() if isinstance(error, kind)), errno.EIO)
-        if type(error).__name__ in _NO_CREDENTIALS or getattr(error, "status", None) in (401, 403):
+        status = getattr(error, "status", None)  # of the web
+        if type(error).__name__ in _NO_CREDENTIALS or status in (401, 403):
             number = errno.EACCES
+        elif status == 416:
+            number = errno.ERANGE
         what = os.strerror(number) if number in (errno.ENOENT, errno.EEXIST) else one_line(error)
         return OSError(number, what, str(self))  # FileNotFoundError and so on, by the number
 

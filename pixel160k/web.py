@@ -16,7 +16,7 @@ _WHOLE_ONLY = "this server gives whole files only; read with cache_dir=, or copy
 Connect = Callable[[int, int | None], AbstractContextManager[Any]]
 """Opens a file from one byte to before another, or to its end: fsspec's stream, whose `r` is aiohttp's response.
 
-What fails raises OSError, with EIO where it may be the connection's fault.
+What fails raises OSError, with EIO where it may be the connection's fault, with ERANGE where the file has no such bytes.
 """
 
 
@@ -62,7 +62,7 @@ def size(connect: Connect) -> int:
             with connect(0, 1) as stream:
                 return int(_total(stream) or stream.r.headers.get("Content-Length", 0))
         except OSError as error:
-            if "416" in str(error.strerror):  # there is no first byte
+            if error.errno == errno.ERANGE:  # there is no first byte
                 return 0
             tries.failed(error)
 

@@ -208,6 +208,20 @@ def test_doctor_knows_this_installation():
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
 
 
+def test_doctor_says_that_a_gpu_cannot_be_used(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def name(index):
+        raise RuntimeError(
+            "CUDA error: all CUDA-capable devices are busy or unavailable\nCompile with TORCH_USE_CUDA_DSA"
+        )
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    (devices,) = [finding for finding in examine() if finding.subject == "devices"]
+    assert not devices.well and "devices are busy" in devices.found and "nvidia-smi" in devices.remedy
+
+
 def test_a_bar_is_drawn_while_python_imports_otherwise(monkeypatch, tmp_path):
     """tensorflow_datasets replaces Python's import, for all threads, while it is loaded: in `sample`, beside the bar."""
     pytest.importorskip("libero", reason="needs the extra [sim]")

@@ -69,7 +69,7 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path):
     assert TrainSettings.model_fields.keys() >= CHANGEABLE_ON_RESUME
     free = {
         "gradient_checkpointing": False, "log_every": 1, "save_every": 2, "keep": 9, "evaluate_every": 3,
-        "evaluate_batches": 4, "report_to": (), "workers": 1, "cache_dir": "kept",
+        "evaluate_batches": 4, "report_to": (), "workers": 1, "cache_dir": "kept", "cache_bytes": 1,
     }  # fmt: skip
     assert free.keys() == CHANGEABLE_ON_RESUME
     same_init = str((tmp_path / "runs" / ".." / "runs" / "cat").absolute())

@@ -71,6 +71,9 @@ def test_unreadable_files(tmp_path):
         file.write_bytes(content)
         with pytest.raises(InputError, match=f"cannot read the settings file {file}"):
             AnnotateSettings.load(file)
+    (tmp_path / "twice.yaml").write_text("prompts: {seed: 1}\nfilter: {}\nprompts: {points: 3}\n")
+    with pytest.raises(InputError, match=r"twice.yaml: 'prompts' stands twice .* line 3, column 1"):
+        AnnotateSettings.load(tmp_path / "twice.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(InputError, match="must hold `key: value` lines"):
         AnnotateSettings.load(tmp_path / "list.yaml")

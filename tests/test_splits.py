@@ -318,7 +318,7 @@ def test_training_goes_on_with_other_workers(directory, monkeypatch):
         assert sorted(keys) == [sample.key for sample in whole]
 
 
-def test_training_reads_its_split_alone(directory, monkeypatch):
+def test_training_reads_its_split_alone(directory, monkeypatch, tmp_path):
     """What is for validation is held out, what is for a test is not touched, and another split is trained on when asked."""
     pytest.importorskip("torchdata", reason="needs the extra [train]")
     from train import stream
@@ -336,6 +336,8 @@ def test_training_reads_its_split_alone(directory, monkeypatch):
         trained = set().union(*itertools.islice(stream.open_stream(processor, settings, sources), 40))
         return trained, set().union(*stream.HeldOut(processor, settings, sources))
 
+    with pytest.raises(InputError, match="cache_bytes=7 is too little"):
+        stream.open_stream(processor, recipe(f"cache_dir={tmp_path / 'cache'}", "cache_bytes=7"), sources)
     trained, held_out = read(recipe("held_out_share=0.8"))
     assert trained | held_out == set(EPISODES["train"]) and trained and held_out and not trained & held_out
     trained, held_out = read(recipe("held_out_share=0", "held_out_split=validation"))

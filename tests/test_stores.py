@@ -103,6 +103,8 @@ def test_local_paths_stay_what_they_are(tmp_path, monkeypatch):
     assert open_path("file:a/b") == Path("a/b")
     assert open_path(Path("x")) == Path("x") and type(open_path("x")) is type(Path("x"))
     assert open_path("http://") == Path("http:")  # there is such a folder
+    with pytest.raises(InputError, match=r"s3:/bucket/x was a URL before it became a Path, .* give the URL as text"):
+        open_path(Path("s3://bucket/x"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from pixel160k.format import masks, shards
 from pixel160k.format.metadata import Metadata
 from pixel160k.processes import in_order
 from pixel160k.publish.features import METADATA, declared
+from pixel160k.read.loader import open_shards
 from pixel160k.read.verify import verify
 
 
@@ -407,6 +408,19 @@ def test_the_index_points_at_the_samples(directory, column, fault):
     shards.write_index(path, rows)
     make_checksums_agree(directory)
     assert_fault(directory, fault)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows[::-1], lambda rows: rows[3:] + rows[:3], lambda rows: [*rows[:4], *rows[3:]]]
+)
+def test_the_index_lists_samples_in_their_order(directory, change):
+    """Each row may be right: the loader takes those of a shard together, in their order."""
+    path = directory / "index.parquet"
+    shards.write_index(path, change(shards.read_index(path)))
+    make_checksums_agree(directory)
+    assert_fault(directory, "index.parquet: does not list the samples of drawn-train-00000.tar one after the other")
+    with pytest.raises(InputError, match="`pixelcli verify` says more"):
+        open_shards(directory)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from web_server import serve_folder
 from cli import main
 from pixel160k import ShardDirectory, open_shards, web
 from pixel160k.errors import InputError
+from pixel160k.files import sha256_of
+from pixel160k.paths import open_path
 from pixel160k.read import cache as caches
 from pixel160k.read.verify import verify
 
@@ -44,13 +46,16 @@ def keys(*sources, **changed):
 
 
 def test_urls_are_read_as_folders_are(directory, tmp_path):
-    with serve_folder(directory) as (url, _):
+    with serve_folder(directory) as (url, requests):
         pattern = "drawn-train-{00001..00003}.tar"
         assert keys(f"{url}/{pattern}") == keys(f"{directory}/{pattern}")
         assert open_shards(url).statistics == open_shards(directory).statistics
         ours, theirs = ShardDirectory(url), ShardDirectory(directory)
         assert ours.members(ours.episode_ids[3], 1) == theirs.members(theirs.episode_ids[3], 1)
+        requests.clear()
         assert verify(url) == verify(directory)
+        asked = [path for path, part in requests if path.endswith(".tar") and part != "bytes=0-0"]
+        assert sorted(asked) == [f"/{path.name}" for path in sorted(directory.glob("*.tar"))]
         with pytest.raises(InputError, match="/nowhere holds no shards"):
             open_shards(f"{url}/nowhere")
 
@@ -74,6 +79,14 @@ def test_samples_that_follow_each_other_are_one_request(directory):
     with serve_folder(directory) as (url, requests):
         assert keys(url, interleave=0) == keys(directory, interleave=0)
         assert len([path for path, _ in requests if path.endswith(".tar")]) == len(FILES)
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path):
+    (tmp_path / "x-train-00416.tar").write_bytes(b"shard")  # 416 is also what a server says of a file without a byte
+    (tmp_path / "empty").touch()
+    with serve_folder(tmp_path, busy=1) as (url, requests):
+        assert [open_path(f"{url}/{name}").stat().st_size for name in ("x-train-00416.tar", "empty")] == [5, 0]
+    assert len(requests) == 3
 
 
 @pytest.mark.parametrize("interleave", [0, 3])
@@ -209,13 +222,14 @@ def test_processes_that_ask_at_once_copy_once(directory, tmp_path):
 
 def test_what_a_killed_process_left_makes_room_and_what_is_not_of_the_cache_stays(directory, tmp_path):
     limit = sum(path.stat().st_size for path in directory.glob("*.tar"))
-    left = tmp_path / f"{caches.TEMPORARY}host_12345678-99-1-abcdef01-0123456789abcdef-drawn-train-00009.tar"
-    left.write_bytes(bytes(limit))
+    first = min(directory.glob("*.tar"))
+    for begun in ("0123456789abcdef-drawn-train-00009.tar", f"{sha256_of(first)[:16]}-{first.name}"):
+        (tmp_path / f"{caches.TEMPORARY}host_12345678-99-1-abcdef01-{begun}").write_bytes(bytes(limit))
     mine = tmp_path / "mine.tar"
     mine.write_bytes(bytes(limit))
     with serve_folder(directory) as (url, _):
         assert keys(url, cache_dir=tmp_path, cache_bytes=limit) == keys(directory)
-    assert mine.exists() and not left.exists()
+    assert mine.exists() and not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_process_forked_while_a_shard_is_copied_keeps_no_lock(tmp_path):

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def serve_folder(folder, drop=None, parts=True):
+def serve_folder(folder, drop=None, parts=True, busy=0):
     """Serve a folder; yields its URL and the list of the requests, as (path, range).
 
     Args:
         folder: what to serve.
         drop: after a random number of bytes up to this the connection is cut, each and every one; None: never.
         parts: whether the server understands `Range`.
+        busy: so many requests are refused, the first ones.
     """
     requests, generator = [], random.Random(0)
 
@@ -23,6 +24,8 @@ def serve_folder(folder, drop=None, parts=True):
             asked = self.headers.get("Range") if parts else None
             requests.append((self.path, asked))
             path = folder / self.path.lstrip("/")
+            if len(requests) <= busy:
+                return self.send_error(503)
             if not path.is_file():
                 return self.send_error(404)
             content = path.read_bytes()

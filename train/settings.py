@@ -23,7 +23,8 @@ Weight = Annotated[float, Field(ge=0)]
 RECIPES = Path(__file__).parent / "recipes"
 
 CHANGEABLE_ON_RESUME = frozenset(
-    "gradient_checkpointing log_every save_every keep evaluate_every evaluate_batches report_to workers cache_dir".split()
+    "gradient_checkpointing log_every save_every keep evaluate_every evaluate_batches report_to workers "
+    "cache_dir cache_bytes".split()
 )
 """Settings that a resumed run may change, since they do not change what is learned: other `workers` read the samples that are
 left in another order. `max_steps` may also grow."""
@@ -89,6 +90,7 @@ class TrainSettings(Settings):
     interleave: Count = 64  # shards that samples are drawn from at once
     workers: Annotated[int, Field(ge=0)] = 1  # loader processes per training process
     cache_dir: str = ""  # a local folder that keeps whole shards of a store or the web; "": none
+    cache_bytes: Count = 50 << 30  # that it may hold; with fewer than all shards have, epochs copy shards again
     seed: int = 0
     log_every: Count = 10  # steps, as in the next two
     save_every: Count = 1000

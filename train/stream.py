@@ -193,4 +193,5 @@ def _open(
         rank=rank,
         world_size=processes,
         cache_dir=settings.cache_dir or None,
+        cache_bytes=settings.cache_bytes,
     )

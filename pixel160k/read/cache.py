@@ -81,6 +81,8 @@ class ShardCache:
 
     def _download(self, path: StorePath, size: int, sha256: str, target: Path) -> None:
         digest = hashlib.sha256()
+        for left in self._folder.glob(f"{TEMPORARY}*-{target.name}"):  # whoever wrote it holds the lock no more
+            left.unlink(missing_ok=True)
         with written_atomically(target) as temporary, open(temporary, "wb") as file:
             with self._locked("room"):
                 self._make_room(size)

@@ -70,6 +70,7 @@ class _Verification:
     def run(self, workers: int) -> list[str]:
         """Find the faults: those of the files first, then those in the shards."""
         self._check_manifest()
+        self._check_index_order()
         of_files, self._faults = self._faults, []
         there = [shard.name for shard in self._manifest.shards if shard.name in self._sizes]
         digests = {}
@@ -136,6 +137,17 @@ class _Verification:
         for name in _COMPANIONS:
             if name not in manifest.files:
                 self._fault("manifest.json", f"lacks the checksum of {name}")
+
+    def _check_index_order(self) -> None:
+        """The index lists the samples of a shard one after the other, as they lie in it, and each once."""
+        if self._index is None:
+            return
+        offsets = self._index["offset"].to_numpy()
+        for name, rows in self._indexed.items():
+            if len(rows) and (rows[-1] - rows[0] >= len(rows) or (np.diff(offsets[rows]) <= 0).any()):
+                self._fault(
+                    "index.parquet", f"does not list the samples of {name} one after the other, as they lie in it"
+                )
 
     def _check_cameras(self) -> None:
         """What the manifest says of further cameras is what the shards hold."""
