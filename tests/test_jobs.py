@@ -1,6 +1,7 @@
 """The two jobs: the same bytes whatever the workers, exact restart after a kill, nothing lost, nothing twice."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from scene import episode, write_scenes
 from annotate.jobs import annotate as annotate_job
 from annotate.jobs import beam as beam_job
 from annotate.jobs import shards as shards_job
+from annotate.jobs import unit
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
@@ -31,7 +33,7 @@ from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from annotate.sources.rlds import SourceFile, first_episodes, list_files
 from pixel160k.errors import InputError, JobBug
-from pixel160k.format import masks, shards
+from pixel160k.format import masks, shards, table
 from pixel160k.format.actions import chunk_mask
 from pixel160k.format.episode_rows import write_rows
 from pixel160k.format.table import read_annotations
@@ -338,6 +340,21 @@ def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
         build_shards(finished / "annotations", tmp_path / "shards", Execution(), data_dir=other)
     log = (tmp_path / "shards" / ".done" / "workers.log").read_text()
     assert log.count("Traceback") == 4 and "InputError: the annotations do not belong to this data" in log
+
+
+def test_a_part_that_cannot_be_read_for_a_moment_is_read_again(drawn, finished, tmp_path, monkeypatch):
+    real, calls = table.open_parquet, []
+
+    def open_parquet(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(table, "open_parquet", open_parquet)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    build_shards(finished / "annotations", tmp_path / "shards", Execution(), include="all")
+    assert len(calls) == 5 and digests(tmp_path / "shards") == digests(finished / "shards")
 
 
 def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_counted(tmp_path):

@@ -8,7 +8,7 @@ A file that fails does not stop the others. What the input or the disk did (Inpu
 `.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
 goes to `.done/workers.log`. Three faults are treated otherwise:
 
-- an OSError that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
+- an error that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
 - a full disk stops the process (OSError), since every other file would meet it too and there is no room to note it;
 - a lost device (`is_of_the_device`) is the fault of no file, and nothing works on it any more in this process. So the file
   is put back, as if the process had died at it, this process takes no other, and `.done/{process}.lost` says why. The same
@@ -60,9 +60,15 @@ _TRANSIENT = {
 }
 
 
-def is_transient(error: OSError) -> bool:
-    """Whether an error of a disk or network may pass by itself: no answer, a broken connection, an input/output error."""
-    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
+def is_transient(error: BaseException | None) -> bool:
+    """Whether an error of a disk or network may pass by itself: no answer, a broken connection, an input/output error.
+
+    So does what a reader of files made of it, an InputError that names the file.
+    """
+    error = error.__context__ if isinstance(error, InputError) else error
+    return isinstance(error, OSError) and (
+        isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
+    )
 
 
 def says_disk_is_full(error: Exception) -> bool:
@@ -266,7 +272,7 @@ class Unit:
                 }
                 write_json(self.out / ".done" / f"{file.name}.json", marker)
                 return
-            except OSError as error:
+            except (OSError, InputError) as error:
                 if wait is None or not is_transient(error):
                     raise
                 self._log(f"{file.path.name}: {one_line(error)}; next try in {wait:g} s")
@@ -290,7 +296,7 @@ class Unit:
         self._log(f"{file.path.name}:\n{trace}")
         ours = not isinstance(error, InputError | OSError)
         cause = f"{type(error).__name__}: {one_line(error)}" if ours else one_line(error)
-        if isinstance(error, OSError) and is_transient(error):
+        if is_transient(error):
             cause += f" (tried {len(WAITS) + 1} times)"
         rest = f"\n{trace}" if isinstance(self.out, StorePath) else ""
         write_text(notes(self.out / ".done", file)["bug" if ours else "failed"], f"{file.path.name}: {cause}{rest}")
