@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from scene import episode, write_scenes
 
 from annotate.jobs import annotate as annotate_job
@@ -28,7 +30,7 @@ from annotate.jobs import unit
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
-from annotate.jobs.summary import check_episodes
+from annotate.jobs.summary import check_episodes, summary_table
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from annotate.sources.rlds import SourceFile, first_episodes, list_files
@@ -113,6 +115,11 @@ def test_a_limit_takes_the_first_episodes_of_the_set_and_no_other(drawn, finishe
     whole = [row.episode_id for row in read_annotations(finished / "annotations")]
     assert [row.episode_id for row in read_annotations(annotations)] == whole[:3]
     assert (totals["episodes"], totals["limit"], totals["files"], totals["files_missing"]) == (3, 3, 2, 0)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(summary_table(totals))
+    assert re.search(
+        r"^3 episodes, .* per second of work; no more than the first 3 were asked for", shown.getvalue(), re.M
+    )
     first = "part-train-00000.parquet"  # of a file that was not cut: what a run without a limit writes
     assert (annotations / first).read_bytes() == (finished / "annotations" / first).read_bytes()
 
