@@ -298,6 +298,20 @@ def test_a_fault_that_passes_is_tried_again_and_counted(tmp_path, calls, monkeyp
     )
 
 
+def test_a_store_that_does_not_say_for_a_moment_what_is_done_is_asked_again(tmp_path, calls, monkeypatch):
+    real, looks = claims.read_claim, []
+
+    def read_claim(path):
+        looks.append(path)
+        if len(looks) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(claims, "read_claim", read_claim)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    assert len(run(Work(calls), tmp_path / "out")) == 4 and looks[1] == looks[0]
+
+
 @pytest.mark.parametrize(("code", "tries"), [("EIO", 5), ("ENOENT", 1), ("EACCES", 1), ("EROFS", 1)])
 def test_a_fault_that_stays_fails_the_file(tmp_path, calls, monkeypatch, code, tries):
     monkeypatch.setattr(unit, "WAITS", (0, 0, 0, 0))
@@ -383,6 +397,18 @@ def test_a_claim_is_taken_over_only_from_the_dead(tmp_path):
     with claims.renewed(tmp_path / ".done", "train-00000", taken):
         assert claims.is_ours(tmp_path / ".done", "train-00000", taken)
     assert not (tmp_path / ".done" / "train-00000.claim").exists()
+
+
+@pytest.mark.parametrize("error", [FileExistsError, TimeoutError])
+def test_a_claim_that_was_made_without_our_hearing_of_it_is_ours(tmp_path, monkeypatch, error):
+    """A store that is asked again, since its answer was lost, says that there is one."""
+
+    def create_file(path, content):
+        path.write_bytes(content)
+        raise error
+
+    monkeypatch.setattr(claims, "create_file", create_file)
+    assert claims.take(tmp_path, "train-00000") is not None
 
 
 def test_a_claim_is_renewed_while_its_holder_works(tmp_path, monkeypatch):

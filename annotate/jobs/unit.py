@@ -28,7 +28,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from annotate.faults import describe_error, is_of_the_device
 from annotate.jobs import claims
@@ -43,6 +43,7 @@ LOG = "workers.log"  # in .done: what local workers print, and the traceback of 
 ATTEMPTS = 3  # a file that this many processes died at is given up
 WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before a transient fault's next try
 
+Result = TypeVar("Result")
 Work = Callable[[SourceFile, Path, str], dict[str, Any]]
 """Makes the outputs of one source file in the given empty folder, on the given device; returns a summary that JSON can hold.
 
@@ -195,7 +196,8 @@ class Unit:
 
         cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
         done = self.out / ".done"
-        if self.is_settled(file) or (claim := claims.take(done, file.name)) is None:
+        claim = self._patiently(file, lambda _: None if self.is_settled(file) else claims.take(done, file.name))
+        if claim is None:
             return
         with claims.renewed(done, file.name, claim):
             if self.is_settled(file):  # meanwhile
@@ -254,29 +256,37 @@ class Unit:
             write_text(note, self.lost())
 
     def _do(self, file: SourceFile, claim: claims.Claim) -> None:
-        """Do the work, and once more for each fault that may pass."""
+        """Do the work, publish its outputs, and write the marker."""
         started = time.monotonic()
-        for retries, wait in enumerate((*WAITS, None)):
+
+        def once(retries: int) -> None:
+            with working_folder(self.out, file.name) as folder:
+                summary = self.work(file, folder, self.device)
+                outputs = self._publish(folder)
+            marker = {
+                "fingerprint": self.fingerprint,
+                "outputs": outputs,
+                "summary": summary,
+                "seconds": round(time.monotonic() - started, 3),
+                "retries": retries,
+                "died": claim.died,
+                "token": claim.token,
+            }
+            write_json(self.out / ".done" / f"{file.name}.json", marker)
+
+        self._patiently(file, once)
+
+    def _patiently(self, file: SourceFile, work: Callable[[int], Result]) -> Result:
+        """What `work` returns, which is told how often it failed before: it is done again after each fault that may pass."""
+        for retries, wait in enumerate(WAITS):
             try:
-                with working_folder(self.out, file.name) as folder:
-                    summary = self.work(file, folder, self.device)
-                    outputs = self._publish(folder)
-                marker = {
-                    "fingerprint": self.fingerprint,
-                    "outputs": outputs,
-                    "summary": summary,
-                    "seconds": round(time.monotonic() - started, 3),
-                    "retries": retries,
-                    "died": claim.died,
-                    "token": claim.token,
-                }
-                write_json(self.out / ".done" / f"{file.name}.json", marker)
-                return
+                return work(retries)
             except (OSError, InputError) as error:
-                if wait is None or not is_transient(error):
+                if not is_transient(error):
                     raise
                 self._log(f"{file.path.name}: {one_line(error)}; next try in {wait:g} s")
             time.sleep(wait)
+        return work(len(WAITS))
 
     def _publish(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Move the outputs into place; returns bytes and SHA-256 of each by its name."""
