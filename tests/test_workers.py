@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from annotate.faults import WorkerUnusable
-from annotate.jobs import claims, terminal, unit
+from annotate.jobs import beam, claims, terminal, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
 from annotate.sources.rlds import SourceFile
@@ -310,6 +310,20 @@ def test_a_store_that_does_not_say_for_a_moment_what_is_done_is_asked_again(tmp_
     monkeypatch.setattr(claims, "read_claim", read_claim)
     monkeypatch.setattr(unit, "WAITS", (0,))
     assert len(run(Work(calls), tmp_path / "out")) == 4 and looks[1] == looks[0]
+
+
+def test_nor_does_the_command_end_that_waits_for_others(tmp_path, calls, monkeypatch):
+    real, looks = beam.settled, []
+
+    def settled(*arguments):
+        looks.append(1)
+        if len(looks) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "s3://bucket/out")
+        return real(*arguments)
+
+    monkeypatch.setattr(beam, "settled", settled)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    assert len(run(Work(calls), tmp_path / "out")) == 4 and times(calls) == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("code", "tries"), [("EIO", 5), ("ENOENT", 1), ("EACCES", 1), ("EROFS", 1)])

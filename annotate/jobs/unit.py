@@ -72,6 +72,19 @@ def is_transient(error: BaseException | None) -> bool:
     )
 
 
+def patiently(work: Callable[[int], Result], say: Callable[[str], None]) -> Result:
+    """What `work` returns. It is done again after each fault that may pass, and told how often it failed before."""
+    for retries, wait in enumerate(WAITS):
+        try:
+            return work(retries)
+        except (OSError, InputError) as error:
+            if not is_transient(error):
+                raise
+            say(f"{one_line(error)}; next try in {wait:g} s")
+        time.sleep(wait)
+    return work(len(WAITS))
+
+
 def says_disk_is_full(error: Exception) -> bool:
     """Whether an exception says that the disk is full. Beam hands over an exception of a worker as text."""
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -277,16 +290,7 @@ class Unit:
         self._patiently(file, once)
 
     def _patiently(self, file: SourceFile, work: Callable[[int], Result]) -> Result:
-        """What `work` returns, which is told how often it failed before: it is done again after each fault that may pass."""
-        for retries, wait in enumerate(WAITS):
-            try:
-                return work(retries)
-            except (OSError, InputError) as error:
-                if not is_transient(error):
-                    raise
-                self._log(f"{file.path.name}: {one_line(error)}; next try in {wait:g} s")
-            time.sleep(wait)
-        return work(len(WAITS))
+        return patiently(work, lambda line: self._log(f"{file.path.name}: {line}"))
 
     def _publish(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Move the outputs into place; returns bytes and SHA-256 of each by its name."""
