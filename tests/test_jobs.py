@@ -24,9 +24,8 @@ from rich.console import Console
 from scene import episode, write_scenes
 
 from annotate.jobs import annotate as annotate_job
-from annotate.jobs import beam as beam_job
 from annotate.jobs import shards as shards_job
-from annotate.jobs import unit
+from annotate.jobs import terminal, unit
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
@@ -147,7 +146,7 @@ def test_a_limit_is_kept_where_nothing_says_how_many_records_a_file_holds(drawn,
 def test_no_folder_is_listed_for_each_file(tmp_path, monkeypatch):
     """Folders grow with the files: who lists them for every file needs time that grows with the square of their number."""
     listed, scandir = [], os.scandir
-    monkeypatch.setattr(beam_job, "_interval", lambda folder: 1000.0)  # the progress bar lists by the clock
+    monkeypatch.setattr(terminal, "interval", lambda folder: 1000.0)  # the progress bar lists by the clock
     monkeypatch.setattr(os, "scandir", lambda path=".": (listed.append(str(path)), scandir(path))[1])
 
     def listings(count):
