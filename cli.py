@@ -173,7 +173,8 @@ def _execution(command: Callable[..., None]) -> Callable[..., None]:
             _refuse_with("--runner", "workers")
         elif beam_options:
             raise click.UsageError(
-                f"got unexpected {' '.join(beam_options)}: each option takes one word, and those of Beam need --runner"
+                f"unexpected {' '.join(beam_options)}, which would be ignored: "
+                "each option takes one word, and those of Beam need --runner"
             )
         try:
             command(execution=(workers, runner, beam_options, shard), **options)
@@ -296,7 +297,6 @@ def annotate_command(
             "workers",
             "shard",
             "runner",
-            "beam_options",
         )
         totals = refilter_job.refilter(refilter, out, overrides)
         _print(summary.summary_table(totals))

@@ -4,6 +4,7 @@
 of them are part of a run's fingerprint. What changes no result (workers, runner, paths) is a command-line option.
 """
 
+from os.path import expanduser
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
@@ -12,6 +13,7 @@ from pixel160k.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Expansion = Annotated[float, Field(ge=1)]
+Model = Annotated[str, AfterValidator(expanduser)]  # no shell expands the ~ of --set KEY=~/FOLDER
 
 
 def _in_words(tracks: Any) -> Any:
@@ -48,14 +50,15 @@ class TargetSettings(Settings):
     """Who names the object that is grasped first where the grammar is not sure; what it is sure of, it names."""
 
     method: Literal["rank", "generate", "grammar"] = "rank"  # an LLM ranks the instruction's noun phrases, or answers
-    model: str = "HuggingFaceTB/SmolLM2-1.7B-Instruct"  # hub id or folder of an instruct LLM
+    model: Model = "HuggingFaceTB/SmolLM2-1.7B-Instruct"  # hub id or folder of an instruct LLM
 
 
 class FoundationSettings(Settings):
     """The foundation models and their floors: low, since accepting is a later step over what they found."""
 
-    detector: str = "IDEA-Research/grounding-dino-tiny"  # hub id or folder of a Grounding DINO; "tiny": the shipped one
-    segmenter: str = "facebook/sam2.1-hiera-small"  # hub id or folder of a SAM 2; "tiny": the shipped one
+    # Hub ids or folders of a Grounding DINO and a SAM 2; "tiny": the shipped ones.
+    detector: Model = "IDEA-Research/grounding-dino-tiny"
+    segmenter: Model = "facebook/sam2.1-hiera-small"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gripper_phrase: str = "robot gripper"
     # x, y or x0, y0, x1, y1 on the first close frame of a group, in pixels

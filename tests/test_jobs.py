@@ -1,10 +1,12 @@
 """The two jobs: the same bytes whatever the workers, exact restart after a kill, nothing lost, nothing twice."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,20 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from scene import episode, write_scenes
 
 from annotate.jobs import annotate as annotate_job
-from annotate.jobs import beam as beam_job
 from annotate.jobs import shards as shards_job
+from annotate.jobs import terminal, unit
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
-from annotate.jobs.summary import check_episodes
+from annotate.jobs.summary import check_episodes, summary_table
 from annotate.settings import AnnotateSettings
 from annotate.sources import SOURCES
 from annotate.sources.rlds import SourceFile, first_episodes, list_files
 from pixel160k.errors import InputError, JobBug
-from pixel160k.format import masks, shards
+from pixel160k.format import masks, shards, table
 from pixel160k.format.actions import chunk_mask
 from pixel160k.format.episode_rows import write_rows
 from pixel160k.format.table import read_annotations
@@ -111,6 +114,11 @@ def test_a_limit_takes_the_first_episodes_of_the_set_and_no_other(drawn, finishe
     whole = [row.episode_id for row in read_annotations(finished / "annotations")]
     assert [row.episode_id for row in read_annotations(annotations)] == whole[:3]
     assert (totals["episodes"], totals["limit"], totals["files"], totals["files_missing"]) == (3, 3, 2, 0)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(summary_table(totals))
+    assert re.search(
+        r"^3 episodes, .* per second of work; no more than the first 3 were asked for", shown.getvalue(), re.M
+    )
     first = "part-train-00000.parquet"  # of a file that was not cut: what a run without a limit writes
     assert (annotations / first).read_bytes() == (finished / "annotations" / first).read_bytes()
 
@@ -138,7 +146,7 @@ def test_a_limit_is_kept_where_nothing_says_how_many_records_a_file_holds(drawn,
 def test_no_folder_is_listed_for_each_file(tmp_path, monkeypatch):
     """Folders grow with the files: who lists them for every file needs time that grows with the square of their number."""
     listed, scandir = [], os.scandir
-    monkeypatch.setattr(beam_job, "_interval", lambda folder: 1000.0)  # the progress bar lists by the clock
+    monkeypatch.setattr(terminal, "interval", lambda folder: 1000.0)  # the progress bar lists by the clock
     monkeypatch.setattr(os, "scandir", lambda path=".": (listed.append(str(path)), scandir(path))[1])
 
     def listings(count):
@@ -338,6 +346,21 @@ def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
         build_shards(finished / "annotations", tmp_path / "shards", Execution(), data_dir=other)
     log = (tmp_path / "shards" / ".done" / "workers.log").read_text()
     assert log.count("Traceback") == 4 and "InputError: the annotations do not belong to this data" in log
+
+
+def test_a_part_that_cannot_be_read_for_a_moment_is_read_again(drawn, finished, tmp_path, monkeypatch):
+    real, calls = table.open_parquet, []
+
+    def open_parquet(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(table, "open_parquet", open_parquet)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    build_shards(finished / "annotations", tmp_path / "shards", Execution(), include="all")
+    assert len(calls) == 5 and digests(tmp_path / "shards") == digests(finished / "shards")
 
 
 def test_an_accepted_episode_with_a_broken_frame_elsewhere_is_left_out_and_counted(tmp_path):

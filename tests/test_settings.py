@@ -97,3 +97,9 @@ def test_defaults_by_source(tmp_path):
     assert (real.annotators, real.foundation.detector) == ("foundation", "IDEA-Research/grounding-dino-tiny")
     with pytest.raises(InputError, match="needs --data-dir"):
         default_data_dir("fractal", None)
+
+
+def test_a_model_may_lie_below_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    chosen = load_settings("libero", None, ("foundation.segmenter=~/sam2", "target.model=org/~x"))
+    assert (chosen.foundation.segmenter, chosen.target.model) == ("/home/me/sam2", "org/~x")

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from annotate.faults import WorkerUnusable
-from annotate.jobs import claims, terminal, unit
+from annotate.jobs import beam, claims, terminal, unit
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.local import list_devices, worker_environment
 from annotate.sources.rlds import SourceFile
@@ -298,6 +298,34 @@ def test_a_fault_that_passes_is_tried_again_and_counted(tmp_path, calls, monkeyp
     )
 
 
+def test_a_store_that_does_not_say_for_a_moment_what_is_done_is_asked_again(tmp_path, calls, monkeypatch):
+    real, looks = claims.read_claim, []
+
+    def read_claim(path):
+        looks.append(path)
+        if len(looks) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(claims, "read_claim", read_claim)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    assert len(run(Work(calls), tmp_path / "out")) == 4 and looks[1] == looks[0]
+
+
+def test_nor_does_the_command_end_that_waits_for_others(tmp_path, calls, monkeypatch):
+    real, looks = beam.settled, []
+
+    def settled(*arguments):
+        looks.append(1)
+        if len(looks) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "s3://bucket/out")
+        return real(*arguments)
+
+    monkeypatch.setattr(beam, "settled", settled)
+    monkeypatch.setattr(unit, "WAITS", (0,))
+    assert len(run(Work(calls), tmp_path / "out")) == 4 and times(calls) == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("code", "tries"), [("EIO", 5), ("ENOENT", 1), ("EACCES", 1), ("EROFS", 1)])
 def test_a_fault_that_stays_fails_the_file(tmp_path, calls, monkeypatch, code, tries):
     monkeypatch.setattr(unit, "WAITS", (0, 0, 0, 0))
@@ -385,6 +413,18 @@ def test_a_claim_is_taken_over_only_from_the_dead(tmp_path):
     assert not (tmp_path / ".done" / "train-00000.claim").exists()
 
 
+@pytest.mark.parametrize("error", [FileExistsError, TimeoutError])
+def test_a_claim_that_was_made_without_our_hearing_of_it_is_ours(tmp_path, monkeypatch, error):
+    """A store that is asked again, since its answer was lost, says that there is one."""
+
+    def create_file(path, content):
+        path.write_bytes(content)
+        raise error
+
+    monkeypatch.setattr(claims, "create_file", create_file)
+    assert claims.take(tmp_path, "train-00000") is not None
+
+
 def test_a_claim_is_renewed_while_its_holder_works(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "RENEWAL", 0.02)
     taken = claims.take(tmp_path, "train-00000")
@@ -437,7 +477,11 @@ def test_a_part_that_is_none_is_wrong_usage(value):
 @pytest.mark.parametrize("more", [["--devices", "cuda:0", "cuda:1"], ["--", "--direct_num_workers=4"]])
 def test_a_word_too_many_is_wrong_usage(tmp_path, more):
     result = CliRunner().invoke(main, ["annotate", "--src", "sample", "--out", str(tmp_path / "out"), *more])
-    assert result.exit_code == 2 and f"got unexpected {more[-1]}: " in result.output and not (tmp_path / "out").exists()
+    assert (
+        result.exit_code == 2
+        and f"unexpected {more[-1]}, which would be ignored: " in result.output
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_devices_of_two_kinds_and_devices_of_a_cluster_are_one_line(tmp_path):

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -38,6 +39,7 @@ from annotate.jobs.unit import (
     lost_notes,
     met_bugs,
     notes,
+    patiently,
     says_disk_is_full,
     settled,
 )
@@ -151,13 +153,7 @@ def _run_until_settled(
     workers = [device for _ in range(execution.workers) for device in devices]
     alone = bool(execution.runner) or len(workers) == 1
     while pending:
-        claimed = {path.name for path in done.glob("*.claim")}
-        held = (claims.claim_path(done, file.name) for file in pending)
-        free = [
-            file
-            for file, path in zip(pending, held, strict=True)
-            if path.name not in claimed or not claims.is_held(path)
-        ]
+        free = patiently(partial(_free, done, pending), say)
         if free:
             failure = _run_round(unit, free, execution, [] if alone else workers, say)
         else:
@@ -165,11 +161,7 @@ def _run_until_settled(
                 say(f"waiting for other commands that work on {len(pending)} files, as {pending[0].path.name}")
             waiting, failure = True, None
             time.sleep(interval(done))
-        left = [
-            file
-            for file, is_settled in zip(pending, settled(unit.out, pending, unit.fingerprint, unit.again), strict=True)
-            if not is_settled
-        ]
+        left = patiently(partial(_left, unit, pending), say)
         idle = idle + 1 if free and len(left) == len(pending) else 0
         if idle and (lost := lost_notes(done)) and (failure is not None or idle == _ROUNDS_WITHOUT_PROGRESS):
             owner, why = list(lost.items())[-1]
@@ -184,6 +176,21 @@ def _run_until_settled(
         if idle == _ROUNDS_WITHOUT_PROGRESS:
             raise InputError(f"{left[0].path.name} was not finished by the runner; run the same command again")
         pending = left
+
+
+def _free(done: AnyPath, files: list[SourceFile], _: int) -> list[SourceFile]:
+    """Those files that no living process has."""
+    claimed = {path.name for path in done.glob("*.claim")}
+    held = (claims.claim_path(done, file.name) for file in files)
+    return [
+        file for file, path in zip(files, held, strict=True) if path.name not in claimed or not claims.is_held(path)
+    ]
+
+
+def _left(unit: Unit, files: list[SourceFile], _: int) -> list[SourceFile]:
+    """Those files that are neither done nor noted as failed."""
+    found = settled(unit.out, files, unit.fingerprint, unit.again)
+    return [file for file, is_settled in zip(files, found, strict=True) if not is_settled]
 
 
 def _run_round(

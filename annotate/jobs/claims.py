@@ -77,8 +77,12 @@ def take(done: AnyPath, name: str) -> Claim | None:
     claim = Claim(this_process(), uuid.uuid4().hex, died)
     try:
         create_file(path, _content(claim))
-    except FileExistsError:
-        return None
+    except OSError as error:
+        if read_claim(path) == claim:  # a store made it, and its answer was lost
+            return claim
+        if isinstance(error, FileExistsError):
+            return None
+        raise
     return claim
 
 

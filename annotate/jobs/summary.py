@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from annotate.jobs.unit import name_log
 from pixel160k.errors import InputError, JobBug
@@ -10,8 +12,8 @@ from pixel160k.format import table
 from pixel160k.paths import AnyPath
 
 
-def summary_table(totals: dict[str, Any]) -> Table:
-    """A table of the totals that `annotate` returns: accepted episodes, then the others by reason, then the times."""
+def summary_table(totals: dict[str, Any]) -> Group:
+    """A table of the totals that `annotate` returns: accepted episodes, then the others by reason; the times stand below."""
     episodes, work = totals["episodes"], max(totals["work_seconds"], 1e-9)
     caption = f"{episodes} episodes, {episodes / work:.1f} per second of work"
     if limit := totals.get("limit"):
@@ -24,14 +26,14 @@ def summary_table(totals: dict[str, Any]) -> Table:
         caption += f"; {untracked} of the accepted have no masks at every step, which `annotate --tracks=all` makes"
     for stage, seconds in sorted(totals["stages"].items(), key=lambda item: -item[1]):
         caption += f"\n{seconds:8.1f} s {stage}"
-    summary = Table(caption=caption, caption_justify="left")
+    summary = Table()
     summary.add_column("episodes", justify="right")
     summary.add_column("status")
     summary.add_column("why")
     summary.add_row(str(totals["status"].get(table.ACCEPTED, 0)), table.ACCEPTED, "")
     for reason, count in sorted(totals["reasons"].items(), key=lambda item: -item[1]):
         summary.add_row(str(count), reason, table.REASONS[reason])
-    return summary
+    return Group(summary, Text(caption))  # a table's own caption would be folded to its width
 
 
 def check_annotated(totals: dict[str, Any], out: AnyPath) -> None:

@@ -8,7 +8,7 @@ A file that fails does not stop the others. What the input or the disk did (Inpu
 `.done/{file}.failed`; every other exception is a bug and is noted in `.done/{file}.bug`. Both hold one line; the traceback
 goes to `.done/workers.log`. Three faults are treated otherwise:
 
-- an OSError that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
+- an error that may pass (`is_transient`) is tried again up to four times with growing waits, and counted in the marker;
 - a full disk stops the process (OSError), since every other file would meet it too and there is no room to note it;
 - a lost device (`is_of_the_device`) is the fault of no file, and nothing works on it any more in this process. So the file
   is put back, as if the process had died at it, this process takes no other, and `.done/{process}.lost` says why. The same
@@ -28,7 +28,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from annotate.faults import describe_error, is_of_the_device
 from annotate.jobs import claims
@@ -43,6 +43,7 @@ LOG = "workers.log"  # in .done: what local workers print, and the traceback of 
 ATTEMPTS = 3  # a file that this many processes died at is given up
 WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before a transient fault's next try
 
+Result = TypeVar("Result")
 Work = Callable[[SourceFile, Path, str], dict[str, Any]]
 """Makes the outputs of one source file in the given empty folder, on the given device; returns a summary that JSON can hold.
 
@@ -60,9 +61,28 @@ _TRANSIENT = {
 }
 
 
-def is_transient(error: OSError) -> bool:
-    """Whether an error of a disk or network may pass by itself: no answer, a broken connection, an input/output error."""
-    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
+def is_transient(error: BaseException | None) -> bool:
+    """Whether an error of a disk or network may pass by itself: no answer, a broken connection, an input/output error.
+
+    So does what a reader of files made of it, an InputError that names the file.
+    """
+    error = error.__context__ if isinstance(error, InputError) else error
+    return isinstance(error, OSError) and (
+        isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
+    )
+
+
+def patiently(work: Callable[[int], Result], say: Callable[[str], None]) -> Result:
+    """What `work` returns. It is done again after each fault that may pass, and told how often it failed before."""
+    for retries, wait in enumerate(WAITS):
+        try:
+            return work(retries)
+        except (OSError, InputError) as error:
+            if not is_transient(error):
+                raise
+            say(f"{one_line(error)}; next try in {wait:g} s")
+        time.sleep(wait)
+    return work(len(WAITS))
 
 
 def says_disk_is_full(error: Exception) -> bool:
@@ -189,7 +209,8 @@ class Unit:
 
         cv2.setNumThreads(1)  # one process per core; and results may not depend on a thread count
         done = self.out / ".done"
-        if self.is_settled(file) or (claim := claims.take(done, file.name)) is None:
+        claim = self._patiently(file, lambda _: None if self.is_settled(file) else claims.take(done, file.name))
+        if claim is None:
             return
         with claims.renewed(done, file.name, claim):
             if self.is_settled(file):  # meanwhile
@@ -248,29 +269,28 @@ class Unit:
             write_text(note, self.lost())
 
     def _do(self, file: SourceFile, claim: claims.Claim) -> None:
-        """Do the work, and once more for each fault that may pass."""
+        """Do the work, publish its outputs, and write the marker."""
         started = time.monotonic()
-        for retries, wait in enumerate((*WAITS, None)):
-            try:
-                with working_folder(self.out, file.name) as folder:
-                    summary = self.work(file, folder, self.device)
-                    outputs = self._publish(folder)
-                marker = {
-                    "fingerprint": self.fingerprint,
-                    "outputs": outputs,
-                    "summary": summary,
-                    "seconds": round(time.monotonic() - started, 3),
-                    "retries": retries,
-                    "died": claim.died,
-                    "token": claim.token,
-                }
-                write_json(self.out / ".done" / f"{file.name}.json", marker)
-                return
-            except OSError as error:
-                if wait is None or not is_transient(error):
-                    raise
-                self._log(f"{file.path.name}: {one_line(error)}; next try in {wait:g} s")
-            time.sleep(wait)
+
+        def once(retries: int) -> None:
+            with working_folder(self.out, file.name) as folder:
+                summary = self.work(file, folder, self.device)
+                outputs = self._publish(folder)
+            marker = {
+                "fingerprint": self.fingerprint,
+                "outputs": outputs,
+                "summary": summary,
+                "seconds": round(time.monotonic() - started, 3),
+                "retries": retries,
+                "died": claim.died,
+                "token": claim.token,
+            }
+            write_json(self.out / ".done" / f"{file.name}.json", marker)
+
+        self._patiently(file, once)
+
+    def _patiently(self, file: SourceFile, work: Callable[[int], Result]) -> Result:
+        return patiently(work, lambda line: self._log(f"{file.path.name}: {line}"))
 
     def _publish(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Move the outputs into place; returns bytes and SHA-256 of each by its name."""
@@ -290,7 +310,7 @@ class Unit:
         self._log(f"{file.path.name}:\n{trace}")
         ours = not isinstance(error, InputError | OSError)
         cause = f"{type(error).__name__}: {one_line(error)}" if ours else one_line(error)
-        if isinstance(error, OSError) and is_transient(error):
+        if is_transient(error):
             cause += f" (tried {len(WAITS) + 1} times)"
         rest = f"\n{trace}" if isinstance(self.out, StorePath) else ""
         write_text(notes(self.out / ".done", file)["bug" if ours else "failed"], f"{file.path.name}: {cause}{rest}")
