@@ -132,8 +132,10 @@ def test_a_batch_gives_what_each_observation_gives_alone(policy):
 
 
 @pytest.mark.parametrize("preset", ["openvla", "pi0"])
-def test_one_graph_without_breaks_acts_for_all_texts(preset):
-    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording no new graph."""
+def test_one_graph_without_breaks_acts_for_all_texts(preset, monkeypatch):
+    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording or kind of prompt
+    is no new graph; and where there are as many graphs as may be, it acts without one.
+    """
     compiled = []
 
     def count(graph, _):
@@ -142,16 +144,19 @@ def test_one_graph_without_breaks_acts_for_all_texts(preset):
 
     policy = make(PI0 if preset == "pi0" else SMALLER)
     state = np.zeros(7, np.float32)
-    mask, where = square(8, 8), [point(12, 12)]
+    mask, texts = square(8, 8), ("Pick up the cup.", "Pick up a jar.", "Put the cup up", "Pick a cup up")
     observations = [
-        Observation(picture(seed), text, [mask], where, state, "bridge_orig")
-        for seed, text in enumerate(("Pick up the cup.", "Pick up a jar.", "Put the cup up"))
+        Observation(picture(seed), text, [mask], [where], state, "bridge_orig")
+        for seed, (text, where) in enumerate(zip(texts, EVERYTHING["prompts"], strict=True))
     ]
-    expected = [policy.act([one])[0] for one in observations]
-    policy.compile_acting([observations[:1]], backend=count)
+    eager = make(policy.settings)
+    expected = [eager.act([one])[0] for one in observations]
+    policy.compile_acting([observations[:1]], backend=count)  # it never acted before
     assert len(compiled) == 1
     for one, actions in zip(observations, expected, strict=True):
         np.testing.assert_allclose(policy.act([one])[0], actions, rtol=0, atol=1e-5)
+    monkeypatch.setattr("model.compiled.MOST_SHAPES", 1)
+    assert policy.act(observations[:2]).shape == (2, 8, 7)
     assert len(compiled) == 1
 
 
