@@ -15,6 +15,7 @@ from cli import main
 from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
 from model.patch_weights import patch_weights
 from model.policy import PixelVLA
+from model.predict import read_image, read_mask
 from model.processor import Observation, Processor
 from model.prompt_encoder import mask_prompts
 from model.sequence import MASK
@@ -527,6 +528,21 @@ class TestCommand:
         changed = (drawn != plain).any(2)
         assert drawn.shape == (4 * HEIGHT, 4 * WIDTH, 3)
         assert changed[30 * 4 : 46 * 4, 20 * 4 : 36 * 4].all() and not changed[: 4 * 4].any()
+
+    def test_a_file_is_seen_as_a_person_sees_it(self, tmp_path, monkeypatch):
+        """Turned as a camera says, and transparent outside of a mask; what Pillow will not read is one line."""
+        image = Image.new("RGB", (60, 40))
+        turned = image.getexif()
+        turned[0x0112] = 6  # a quarter turn
+        image.save(tmp_path / "image.jpg", exif=turned)
+        assert read_image(tmp_path / "image.jpg").shape == (60, 40, 3)
+        mask = np.full((8, 8, 4), 255, np.uint8)
+        mask[3:, :, 3] = 0
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        assert read_mask(tmp_path / "mask.png").sum() == 24
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(InputError, match="could be decompression bomb"):
+            read_image(tmp_path / "image.jpg")
 
     def test_table(self, files):
         result = self.run(files, "--dataset", "bridge_orig")
