@@ -419,8 +419,30 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
     assert not PixelVLA.from_pretrained(tmp_path).processor.view(96, 128).padded
     with pytest.raises(InputError, match="proprioception"):
         act(policy)
-    with pytest.raises(InputError, match=r"\(7,\)"):
-        act(policy, state=np.zeros(8, np.float32))
+    for state in (np.zeros(8, np.float32), ["a"] * 7):
+        with pytest.raises(InputError, match=r"must be numbers \(7,\)"):
+            act(policy, state=state)
+    with pytest.raises(InputError, match="not finite"):
+        act(policy, state=[np.nan] * 7)
+    for proprio, says in (
+        ({}, "no proprio.mean"),
+        ({"mean": [0.0] * 7}, "no std"),
+        ({"mean": [np.inf] * 7, "std": [1.0] * 7}, "not finite"),
+    ):
+        policy.processor.statistics = {"bridge_orig": STATISTICS["bridge_orig"] | {"proprio": proprio}}
+        with pytest.raises(InputError, match=says):
+            act(policy, state=states[0])
+
+
+def test_what_is_not_scaled_is_not_cut_either():
+    """But for the gripper: a motion that the statistics leave in robot units may be below 0 and above 1."""
+    action = STATISTICS["bridge_orig"]["action"] | {"mask": [True] * 3 + [False] * 4}
+    policy = PixelVLA(SMALLER, byte_tokenizer(), {"bridge_orig": {"action": action}}).eval()
+    for bias, gripper in ((-50.0, 0), (50.0, 1)):
+        torch.nn.init.constant_(policy.action_decoder.mlp[-1].bias, bias)
+        actions = act(policy)
+        np.testing.assert_allclose(actions[:, 3:6], bias, rtol=0.2)
+        assert (actions[:, 6] == gripper).all() and np.abs(actions[:, :3]).max() < 0.031
 
 
 def test_openvla_reads_a_state_through_a_token_of_its_own(policy, tmp_path):
@@ -454,6 +476,7 @@ def test_acting_needs_the_right_statistics(policy, dataset):
         ({"instruction": " . "}, "name the task"),
         ({"image": picture().astype(np.float32)}, "uint8"),
         ({"image": picture()[..., 0]}, "height, width, 3"),
+        ({"image": picture()[:0]}, r"not uint8 \(0, 128, 3\)"),
         ({"masks": [square(0, 0).astype(np.uint8)]}, "must be bool"),
         ({"masks": [square(0, 0)[:-1]]}, r"\(96, 128\)"),
         ({"prompts": point(5.0, 3.0)}, "list"),
