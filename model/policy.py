@@ -28,6 +28,9 @@ from pixel160k.errors import InputError
 from pixel160k.format.actions import unnormalise
 from pixel160k.format.prompts import Prompt
 
+_LOW, _HIGH = [-np.inf] * 6 + [0.0], [np.inf] * 6 + [1.0]
+"""The range of actions that are not scaled: of the gripper alone it is known."""
+
 
 class PolicyOutput(NamedTuple):
     """What a forward pass gives.
@@ -247,6 +250,6 @@ class PixelVLA(nn.Module):
         actions = output.actions.float().cpu().numpy()
         chunks = []
         for chunk, known in zip(actions, statistics, strict=True):
-            scaled = np.array(known["action"]["mask"])
-            chunks.append(unnormalise(np.clip(chunk, np.where(scaled, -1, 0), 1), known))
+            low, high = np.where(known["action"]["mask"], [[-1.0], [1.0]], [_LOW, _HIGH])
+            chunks.append(unnormalise(np.clip(chunk, low, high), known))
         return np.stack(chunks)

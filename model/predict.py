@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.table import Table
 
-from pixel160k.errors import InputError
+from pixel160k.errors import InputError, one_line
 from pixel160k.format.prompts import Prompt, line, point, region
 
 ACTION_NAMES = ("Δx", "Δy", "Δz", "Δroll", "Δpitch", "Δyaw", "gripper")
@@ -57,20 +57,21 @@ def _numbers(option: str, text: str, form: str) -> tuple[float, ...]:
 
 
 def read_image(file: Path) -> np.ndarray:
-    """An image file as RGB, uint8 (height, width, 3).
+    """An image file as RGB, uint8 (height, width, 3), as a person sees it: turned as its EXIF data says, black where transparent.
 
     Raises:
         InputError: it cannot be read as an image.
     """
     try:
         with Image.open(file) as image:
-            return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"cannot read the image {file}: {error}") from None
+            seen = ImageOps.exif_transpose(image).convert("RGBA")
+            return np.array(Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise InputError(f"cannot read the image {file}: {one_line(error)}") from None
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """A mask file, black outside and one other colour inside, as bool (height, width).
+    """A mask file, black or transparent outside and one other colour inside, as bool (height, width).
 
     Raises:
         InputError: it cannot be read as an image, or has more colours: grey edges or several labels do not say what is

@@ -188,15 +188,23 @@ class Processor:
             return None
         if observation.state is None:
             raise InputError("this policy reads the robot's state (proprioception); give it with the observation")
-        proprioception = self.statistics_of(observation.dataset).get("proprio")
-        if proprioception is None:
-            raise InputError(f"the statistics of {observation.dataset} have no proprio, by which the state is scaled")
-        state, length = np.asarray(observation.state), len(proprioception["mean"])
-        if state.shape != (length,):
+        proprioception = self.statistics_of(observation.dataset).get("proprio") or {}
+        if "mean" not in proprioception:
             raise InputError(
-                f"the state must be ({length},), as the statistics of {observation.dataset} have it, not {state.shape}"
+                f"the statistics of {observation.dataset} have no proprio.mean, by which the state is scaled"
             )
-        return self.settings.scale_state(state, proprioception)
+        state, length = np.asarray(observation.state), len(proprioception["mean"])
+        if state.shape != (length,) or state.dtype.kind not in "iuf":
+            raise InputError(
+                f"the state must be numbers ({length},), as the statistics of {observation.dataset} have it, "
+                f"not {_described(state)}"
+            )
+        scaled = self.settings.scale_state(state, proprioception)
+        if not np.isfinite(scaled).all():
+            raise InputError(
+                f"the state {state.tolist()}, or proprio of {observation.dataset} in the statistics, is not finite"
+            )
+        return scaled
 
     def _pad_masks(self, samples: Sequence[_Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
         most = max(len(sample.masks) for sample in samples)
@@ -238,7 +246,7 @@ def _order(prompt: _Prompt) -> tuple[int, list[float], list[float]]:
 
 
 def _checked_image(image: np.ndarray) -> np.ndarray:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
         raise InputError(f"the image must be RGB, uint8 (height, width, 3), not {_described(image)}")
     return image
 

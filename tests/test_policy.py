@@ -15,6 +15,7 @@ from cli import main
 from model.backbones.settings import GemmaSettings, Pi0Settings, SiglipSettings, SiglipVisionSettings
 from model.patch_weights import patch_weights
 from model.policy import PixelVLA
+from model.predict import read_image, read_mask
 from model.processor import Observation, Processor
 from model.prompt_encoder import mask_prompts
 from model.sequence import MASK
@@ -132,8 +133,10 @@ def test_a_batch_gives_what_each_observation_gives_alone(policy):
 
 
 @pytest.mark.parametrize("preset", ["openvla", "pi0"])
-def test_one_graph_without_breaks_acts_for_all_texts(preset):
-    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording no new graph."""
+def test_one_graph_without_breaks_acts_for_all_texts(preset, monkeypatch):
+    """What a GPU needs to be fast. A break, or a value that is looked at, would be an error; another wording or kind of prompt
+    is no new graph; and where there are as many graphs as may be, it acts without one.
+    """
     compiled = []
 
     def count(graph, _):
@@ -142,16 +145,19 @@ def test_one_graph_without_breaks_acts_for_all_texts(preset):
 
     policy = make(PI0 if preset == "pi0" else SMALLER)
     state = np.zeros(7, np.float32)
-    mask, where = square(8, 8), [point(12, 12)]
+    mask, texts = square(8, 8), ("Pick up the cup.", "Pick up a jar.", "Put the cup up", "Pick a cup up")
     observations = [
-        Observation(picture(seed), text, [mask], where, state, "bridge_orig")
-        for seed, text in enumerate(("Pick up the cup.", "Pick up a jar.", "Put the cup up"))
+        Observation(picture(seed), text, [mask], [where], state, "bridge_orig")
+        for seed, (text, where) in enumerate(zip(texts, EVERYTHING["prompts"], strict=True))
     ]
-    expected = [policy.act([one])[0] for one in observations]
-    policy.compile_acting([observations[:1]], backend=count)
+    eager = make(policy.settings)
+    expected = [eager.act([one])[0] for one in observations]
+    policy.compile_acting([observations[:1]], backend=count)  # it never acted before
     assert len(compiled) == 1
     for one, actions in zip(observations, expected, strict=True):
         np.testing.assert_allclose(policy.act([one])[0], actions, rtol=0, atol=1e-5)
+    monkeypatch.setattr("model.compiled.MOST_SHAPES", 1)
+    assert policy.act(observations[:2]).shape == (2, 8, 7)
     assert len(compiled) == 1
 
 
@@ -413,8 +419,30 @@ def test_pi0_reads_a_state_through_the_same_code(tmp_path):
     assert not PixelVLA.from_pretrained(tmp_path).processor.view(96, 128).padded
     with pytest.raises(InputError, match="proprioception"):
         act(policy)
-    with pytest.raises(InputError, match=r"\(7,\)"):
-        act(policy, state=np.zeros(8, np.float32))
+    for state in (np.zeros(8, np.float32), ["a"] * 7):
+        with pytest.raises(InputError, match=r"must be numbers \(7,\)"):
+            act(policy, state=state)
+    with pytest.raises(InputError, match="not finite"):
+        act(policy, state=[np.nan] * 7)
+    for proprio, says in (
+        ({}, "no proprio.mean"),
+        ({"mean": [0.0] * 7}, "no std"),
+        ({"mean": [np.inf] * 7, "std": [1.0] * 7}, "not finite"),
+    ):
+        policy.processor.statistics = {"bridge_orig": STATISTICS["bridge_orig"] | {"proprio": proprio}}
+        with pytest.raises(InputError, match=says):
+            act(policy, state=states[0])
+
+
+def test_what_is_not_scaled_is_not_cut_either():
+    """But for the gripper: a motion that the statistics leave in robot units may be below 0 and above 1."""
+    action = STATISTICS["bridge_orig"]["action"] | {"mask": [True] * 3 + [False] * 4}
+    policy = PixelVLA(SMALLER, byte_tokenizer(), {"bridge_orig": {"action": action}}).eval()
+    for bias, gripper in ((-50.0, 0), (50.0, 1)):
+        torch.nn.init.constant_(policy.action_decoder.mlp[-1].bias, bias)
+        actions = act(policy)
+        np.testing.assert_allclose(actions[:, 3:6], bias, rtol=0.2)
+        assert (actions[:, 6] == gripper).all() and np.abs(actions[:, :3]).max() < 0.031
 
 
 def test_openvla_reads_a_state_through_a_token_of_its_own(policy, tmp_path):
@@ -448,6 +476,7 @@ def test_acting_needs_the_right_statistics(policy, dataset):
         ({"instruction": " . "}, "name the task"),
         ({"image": picture().astype(np.float32)}, "uint8"),
         ({"image": picture()[..., 0]}, "height, width, 3"),
+        ({"image": picture()[:0]}, r"not uint8 \(0, 128, 3\)"),
         ({"masks": [square(0, 0).astype(np.uint8)]}, "must be bool"),
         ({"masks": [square(0, 0)[:-1]]}, r"\(96, 128\)"),
         ({"prompts": point(5.0, 3.0)}, "list"),
@@ -522,6 +551,21 @@ class TestCommand:
         changed = (drawn != plain).any(2)
         assert drawn.shape == (4 * HEIGHT, 4 * WIDTH, 3)
         assert changed[30 * 4 : 46 * 4, 20 * 4 : 36 * 4].all() and not changed[: 4 * 4].any()
+
+    def test_a_file_is_seen_as_a_person_sees_it(self, tmp_path, monkeypatch):
+        """Turned as a camera says, and transparent outside of a mask; what Pillow will not read is one line."""
+        image = Image.new("RGB", (60, 40))
+        turned = image.getexif()
+        turned[0x0112] = 6  # a quarter turn
+        image.save(tmp_path / "image.jpg", exif=turned)
+        assert read_image(tmp_path / "image.jpg").shape == (60, 40, 3)
+        mask = np.full((8, 8, 4), 255, np.uint8)
+        mask[3:, :, 3] = 0
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        assert read_mask(tmp_path / "mask.png").sum() == 24
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(InputError, match="could be decompression bomb"):
+            read_image(tmp_path / "image.jpg")
 
     def test_table(self, files):
         result = self.run(files, "--dataset", "bridge_orig")

@@ -29,8 +29,10 @@ def scale_state(state: np.ndarray, statistics: Mapping[str, Any], size: int) -> 
         size: how many numbers are read.
 
     Raises:
-        InputError: the state is longer.
+        InputError: the state is longer, or the statistics have no deviation.
     """
+    if "std" not in statistics:
+        raise InputError("the statistics of proprioception have no std, by which this policy scales the state")
     if len(state) > size:
         raise InputError(f"the state has {len(state)} numbers, and this policy reads at most {size}")
     scaled = (state - np.array(statistics["mean"])) / (np.array(statistics["std"]) + 1e-8)
