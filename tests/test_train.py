@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -522,5 +523,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path):
             train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
         assert "\n" not in str(error.value)
         assert {path: path.read_bytes() for path in before} == before
-    train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    mine = shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-2-best1")
+    train(shards, tmp_path / "out", "max_steps=4", "keep=1", "log_every=2", "save_every=3", resume=True)
+    assert set((tmp_path / "out").glob("checkpoint-*")) == {tmp_path / "out" / "checkpoint-4", mine}
+    assert list(losses(tmp_path / "out")) == [1, 2, 4]

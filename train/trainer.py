@@ -17,7 +17,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from model.policy import PixelVLA
 from model.weights import writing
@@ -204,7 +203,8 @@ class PolicyTrainer(Trainer):
             shutil.rmtree(out / name, ignore_errors=True)
             (unfinished / name).rename(out / name)
             unfinished.rmdir()
-            rotate_checkpoints(output_dir=str(out), save_total_limit=self._settings.keep, use_mtime=False)
+            for old in checkpoints.of_run(out)[: -self._settings.keep]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint without the trainer's state (`train.checkpoints.save`), gathered from all processes."""
@@ -238,6 +238,13 @@ class PolicyTrainer(Trainer):
     def policy(self) -> PixelVLA:
         """The policy without what distributes it."""
         return self.accelerator.unwrap_model(self.model)
+
+    def _init_training_state(self, max_steps: int, *more: Any) -> tuple[int, int]:
+        begin = super()._init_training_state(max_steps, *more)
+        self.state.compute_steps(
+            self.args, max_steps
+        )  # how often to log, save, evaluate: the checkpoint's state has its own
+        return begin
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The weights are there already: the policy was built from this checkpoint (train/run.py).
