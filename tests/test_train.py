@@ -240,9 +240,10 @@ def test_every_recipe_runs(recipe, shards, tmp_path):
 
 
 def test_a_run_says_in_plain_lines_how_it_goes(shards, tmp_path, capsys):
-    train(shards, tmp_path / "out")
+    train(shards, tmp_path / "out", "warmup_steps=2")
     said = capsys.readouterr().out.splitlines()
-    for line in (r"step 1: loss 0\.\d{4}, learning rate 1\.0e-03, 2 samples, \d+\.\d% of the time waiting for data",
+    assert "the learning rate grows through all 2 steps and does not reach learning_rate: warmup_steps is 2" in said
+    for line in (r"step 1: loss 0\.\d{4}, learning rate 0\.0e\+00, 2 samples, \d+\.\d% of the time waiting for data",
                  r"step 2: held-out loss 0\.\d{4}, 4 samples, .*"):  # fmt: skip
         assert any(re.fullmatch(line, one.strip()) for one in said), said
     assert not any("grad_norm" in one or "train_runtime" in one for one in said)

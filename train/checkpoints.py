@@ -227,6 +227,11 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def progress_file(process: int | str) -> str:
+    """The file of a checkpoint in which a process of the run saves how far it has read, and its account."""
+    return f"progress-{process}.json"
+
+
 def load_part(policy: PixelVLA, folder: Path) -> None:
     """Load a part into a policy: the tensors of its modules, and its adapters.
 
