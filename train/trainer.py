@@ -239,11 +239,10 @@ class PolicyTrainer(Trainer):
         """The policy without what distributes it."""
         return self.accelerator.unwrap_model(self.model)
 
-    def _init_training_state(self, max_steps: int, *more: Any) -> tuple[int, int]:
-        begin = super()._init_training_state(max_steps, *more)
-        self.state.compute_steps(
-            self.args, max_steps
-        )  # how often to log, save, evaluate: the checkpoint's state has its own
+    def _init_training_state(self, *arguments: Any) -> Any:
+        begin = super()._init_training_state(*arguments)
+        # How often to log, save and evaluate: the checkpoint's state has its own.
+        self.state.compute_steps(self.args, self.state.max_steps)
         return begin
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
