@@ -27,6 +27,7 @@ ROBOSUITE = "robosuite.utils.binding_utils"
 # (our class, their class, the method, the method of theirs that calls it)
 OVERRIDDEN = [
     ("train.trainer:PolicyTrainer", TRAINER, "_get_num_items_in_batch", "get_batch_samples"),
+    ("train.trainer:PolicyTrainer", TRAINER, "_init_training_state", "_inner_training_loop"),
     ("train.trainer:PolicyTrainer", TRAINER, "_load_from_checkpoint", "train"),
     ("train.trainer:PolicyTrainer", TRAINER, "_load_optimizer_and_scheduler", "_prepare_for_training"),
     ("train.trainer:PolicyTrainer", TRAINER, "_prepare_for_training", "_inner_training_loop"),
@@ -93,7 +94,6 @@ ATTRIBUTES = [
 # (their function or method, the parameters that we give it by name)
 PARAMETERS = [
     ("accelerate.utils:save_fsdp_optimizer", ["fsdp_plugin", "accelerator", "optimizer", "model", "output_dir"]),
-    ("transformers.trainer_utils:rotate_checkpoints", ["output_dir", "save_total_limit", "use_mtime"]),
     ("peft.tuners.lora:Linear.merge", ["safe_merge"]),
     ("peft.tuners.lora:LoraLayer.get_base_layer", []),
     ("fsspec.implementations.http:HTTPFileSystem._open", ["block_size", "size"]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -239,9 +240,10 @@ def test_every_recipe_runs(recipe, shards, tmp_path):
 
 
 def test_a_run_says_in_plain_lines_how_it_goes(shards, tmp_path, capsys):
-    train(shards, tmp_path / "out")
+    train(shards, tmp_path / "out", "warmup_steps=2")
     said = capsys.readouterr().out.splitlines()
-    for line in (r"step 1: loss 0\.\d{4}, learning rate 1\.0e-03, 2 samples, \d+\.\d% of the time waiting for data",
+    assert "the learning rate grows through all 2 steps and does not reach learning_rate: warmup_steps is 2" in said
+    for line in (r"step 1: loss 0\.\d{4}, learning rate 0\.0e\+00, 2 samples, \d+\.\d% of the time waiting for data",
                  r"step 2: held-out loss 0\.\d{4}, 4 samples, .*"):  # fmt: skip
         assert any(re.fullmatch(line, one.strip()) for one in said), said
     assert not any("grad_norm" in one or "train_runtime" in one for one in said)
@@ -522,5 +524,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(shards, tmp_path):
             train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
         assert "\n" not in str(error.value)
         assert {path: path.read_bytes() for path in before} == before
-    train(shards, tmp_path / "out", "max_steps=4", "keep=1", resume=True)
-    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    mine = shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-2-best1")
+    train(shards, tmp_path / "out", "max_steps=4", "keep=1", "log_every=2", "save_every=3", resume=True)
+    assert set((tmp_path / "out").glob("checkpoint-*")) == {tmp_path / "out" / "checkpoint-4", mine}
+    assert list(losses(tmp_path / "out")) == [1, 2, 4]

@@ -101,6 +101,24 @@ def test_runs_are_moved_together(runs, shards, tmp_path):
     assert checkpoints.seen_from(tmp_path / "a" / "out", str(moved)) == str(moved)
 
 
+def test_a_run_goes_on_in_as_many_processes_and_on_the_same_backbone(runs, shards, tmp_path, no_policy, monkeypatch):
+    """The run that it stands on may have gone on meanwhile: its last checkpoint is another."""
+    copied = shutil.copytree(runs, tmp_path / "copied")
+    last = copied / "cat" / "checkpoint-1"
+    (last / "recipe.yaml").write_text((last / "recipe.yaml").read_text().replace(str(runs), "~/copied"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(copied / "pretrain" / "checkpoint-1", copied / "pretrain" / "checkpoint-2")
+    begun = ("max_steps=2", "stage=cat", "init=~/copied/pretrain")
+    before = copied / "pretrain" / "checkpoint-1"
+    with pytest.raises(InputError, match=f"stands on {before}, .* is now .*checkpoint-2.* --init {before}"):
+        train(shards, copied / "cat", *begun, resume=True)
+    with pytest.raises(AssertionError, match="a policy was built"):
+        train(shards, copied / "cat", *begun[:2], f"init={before}", resume=True)
+    shutil.copy(last / "progress-0.json", last / "progress-1.json")
+    with pytest.raises(InputError, match="a run of 2 processes, and 1 would go on"):
+        train(shards, copied / "cat", *begun, resume=True)
+
+
 def test_how_large_checkpoints_become_is_said(runs):
     for stage, init, all_learned in (("cat", runs / "pretrain", True), ("pue", runs / "cat", False)):
         settings = load_recipe("tiny-sample", (*QUICK, f"stage={stage}", f"init={init}"))
@@ -290,12 +308,14 @@ def test_a_device_is_refused_before_weights_are_read_or_where_it_is_too_small(ru
 
 def test_new_modules_learn_at_their_rate_and_what_there_is_one_of_does_not_decay(runs, shards, tmp_path):
     changes = ("stage=pue", f"init={runs / 'cat'}", "modules_learning_rate=0.5", "weight_decay=0.1")
+    changes += ("schedule=constant", "warmup_steps=4")
     settings = load_recipe("tiny-sample", (*QUICK, *changes))
     policy, _ = run.build(settings, {}, None)
     trainer = PolicyTrainer(policy, settings, "", None, {}, tmp_path)
     names = {parameter: name for name, parameter in policy.named_parameters()}
     rates, decayed = {}, set()
-    for group in trainer.create_optimizer().param_groups:
+    optimizer = trainer.create_optimizer()
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             assert names[parameter] not in rates
             rates[names[parameter]] = group["lr"]
@@ -306,6 +326,8 @@ def test_new_modules_learn_at_their_rate_and_what_there_is_one_of_does_not_decay
              "pixel_encoder.null_tokens"}  # fmt: skip
     assert alone <= rates.keys() and not alone & decayed
     assert any(".lora_A" in name for name in decayed) and not any("bias" in name for name in decayed)
+    trainer.create_scheduler(8, optimizer)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}  # the warm-up begins, of "constant" too
 
 
 def test_pi0_s_action_expert_is_adapted_too(shards, tmp_path):

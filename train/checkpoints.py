@@ -8,6 +8,7 @@ makes a part whole.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,13 @@ def load_policy(
 
 def latest(run: Path) -> Path | None:
     """The checkpoint with the most steps in the folder of a run; None where there is none."""
-    return max((path for path in run.glob("checkpoint-*[0-9]") if path.is_dir()), key=steps_of, default=None)
+    return max(of_run(run), key=steps_of, default=None)
+
+
+def of_run(run: Path) -> list[Path]:
+    """The checkpoints that a run wrote into its folder, those with more steps later; a user's copies beside them are none."""
+    found = (path for path in run.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name))
+    return sorted((path for path in found if path.is_dir()), key=steps_of)
 
 
 def run_or_checkpoint(model: str | Path) -> str:
@@ -218,6 +225,11 @@ def run_or_checkpoint(model: str | Path) -> str:
 def steps_of(checkpoint: Path) -> int:
     """The optimizer steps after which a checkpoint of a run was written: its name says it."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def progress_file(process: int | str) -> str:
+    """The file of a checkpoint in which a process of the run saves how far it has read, and its account."""
+    return f"progress-{process}.json"
 
 
 def load_part(policy: PixelVLA, folder: Path) -> None:

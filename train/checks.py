@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +80,27 @@ def start_of(settings: TrainSettings) -> tuple[str, str]:
     if settings.stage == "cat" and came_from in ("cat", "pue"):
         raise InputError(f"cat starts from a pretrained VLA, and {settings.init} is a checkpoint of {came_from}")
     return init, came_from
+
+
+def check_same_start(settings: TrainSettings, last: Path) -> None:
+    """Check that a run goes on from its last checkpoint in as many processes as then, and on the same frozen backbone.
+
+    Raises:
+        InputError: it does not; says how it can.
+    """
+    processes, then = int(os.environ.get("WORLD_SIZE", "1")), len(list(last.glob(checkpoints.progress_file("*"))))
+    if processes != then:
+        raise InputError(
+            f"{last} was written by a run of {then} processes, and {processes} would go on: start as many as then"
+        )
+    base, stood_on = checkpoints.base_of(checkpoints.run_or_checkpoint(settings.init)), checkpoints.stands_on(last)
+    if stood_on is None or stood_on == base or not Path(stood_on).is_absolute():
+        return
+    if Path(stood_on).is_dir() or Path(stood_on).name != Path(base).name:  # else it was moved
+        raise InputError(
+            f"{last} stands on {stood_on}, and the last checkpoint of {settings.init} is now {base}: "
+            f"go on with --init {stood_on}"
+        )
 
 
 def check_policy(settings: TrainSettings, shards: Sequence[str]) -> None:

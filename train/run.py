@@ -14,7 +14,7 @@ from model.weights import reading
 from pixel160k.errors import InputError, one_line
 from pixel160k.files import TEMPORARY, only_writer
 from train import checkpoints, stages
-from train.checks import check_machine, check_policy, longest_sequence, say, start_of
+from train.checks import check_machine, check_policy, check_same_start, longest_sequence, say, start_of
 from train.memory import choose_checkpointing, step_memory
 from train.mixture import check_mixture, open_held_out
 from train.settings import TrainSettings, check_resumable
@@ -55,9 +55,15 @@ def train(settings: TrainSettings, shards: Sequence[str], out: Path, resume: boo
         if checkpoints.steps_of(last) >= settings.max_steps:
             say(f"nothing is left to do: {last} has all {settings.max_steps} steps; more: --max-steps")
             return last
+        check_same_start(settings, last)
     statistics = statistics_of(shards)
     check_mixture(settings, shards)
     check_policy(settings, shards)
+    if settings.warmup_steps >= settings.max_steps:
+        say(
+            f"the learning rate grows through all {settings.max_steps} steps and does not reach learning_rate: "
+            f"warmup_steps is {settings.warmup_steps}"
+        )
     first = os.environ.get("RANK", "0") == "0"  # of the run's processes the one that writes
     with only_writer(out) if first else nullcontext():
         return _train(settings, shards, out, statistics, last)

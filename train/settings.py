@@ -6,11 +6,12 @@ neither torch nor transformers.
 
 import json
 from collections.abc import Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pixel160k.errors import InputError
 from pixel160k.packages import require_packages
@@ -63,7 +64,8 @@ class TrainSettings(Settings):
     """One training run: all that decides what is learned, and what is logged and saved on the way."""
 
     stage: Literal["pretrain", "cat", "pue"]
-    init: str  # hub id or folder of what the run starts from; for pretrain the name of a preset, such as tiny
+    # Hub id or folder of what the run starts from; for pretrain the name of a preset, such as tiny. No shell expands a ~ in it.
+    init: Annotated[str, AfterValidator(expanduser)]
     model: tuple[str, ...] = ()  # settings of the policy to change, such as ["decoder_blocks=3"]
     max_steps: Count  # optimizer steps
     batch_size: Count = 16  # samples per process in one batch
@@ -71,7 +73,7 @@ class TrainSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     modules_learning_rate: Annotated[float, Field(gt=0)] | None = None  # of the three modules; none: learning_rate
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # of max_steps, through which the rate grows to learning_rate
     weight_decay: Weight = 0.01  # of matrices; not of biases, norms, queries, null tokens and kinds of prompts
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained stays float32

@@ -59,10 +59,9 @@ def check_held_out(settings: TrainSettings, shards: Sequence[str | AnyPath]) -> 
             f"no episode of these shards is of the split {settings.split!r}, which is to be trained on; "
             f"they have {', '.join(splits)}: --set split=NAME"
         )
-    held_out = [is_held_out(episode, settings) for episode in episode_ids]
     if all(is_held_out(episode, settings) for episode in episode_ids if split_of(episode) == settings.split):
         raise InputError("every sample of these shards is held out; lower held_out_share")
-    if not any(held_out):
+    if not any(is_held_out(episode, settings) for episode in episode_ids):
         raise InputError("no episode of these shards is held out to evaluate on; raise held_out_share")
 
 

@@ -17,7 +17,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from model.policy import PixelVLA
 from model.weights import writing
@@ -191,7 +190,7 @@ class PolicyTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             progress = {"stream": self._stream.state_dict(), "account": self.account.state_dict()}
-            (unfinished / name / _progress_file(self.args.process_index)).write_text(json.dumps(progress))
+            (unfinished / name / checkpoints.progress_file(self.args.process_index)).write_text(json.dumps(progress))
         except OSError as error:
             raise InputError(
                 f"{out / name} cannot be written ({one_line(error)}); the checkpoint before it is "
@@ -204,7 +203,8 @@ class PolicyTrainer(Trainer):
             shutil.rmtree(out / name, ignore_errors=True)
             (unfinished / name).rename(out / name)
             unfinished.rmdir()
-            rotate_checkpoints(output_dir=str(out), save_total_limit=self._settings.keep, use_mtime=False)
+            for old in checkpoints.of_run(out)[: -self._settings.keep]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint without the trainer's state (`train.checkpoints.save`), gathered from all processes."""
@@ -239,15 +239,17 @@ class PolicyTrainer(Trainer):
         """The policy without what distributes it."""
         return self.accelerator.unwrap_model(self.model)
 
+    def _init_training_state(self, *arguments: Any) -> Any:
+        begin = super()._init_training_state(*arguments)
+        # How often to log, save and evaluate: the checkpoint's state has its own.
+        self.state.compute_steps(self.args, self.state.max_steps)
+        return begin
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The weights are there already: the policy was built from this checkpoint (train/run.py).
         folder, processes = Path(resume_from_checkpoint), self.args.world_size
-        files = [folder / _progress_file(number) for number in range(processes)]
-        if not files[-1].exists():
-            raise InputError(
-                f"{folder} was written by fewer processes than the {processes} that resume it; start as many as then"
-            )
-        begun_with, progress = checkpoints.recipe_of(folder), [read_json(file) for file in files]
+        progress = [read_json(folder / checkpoints.progress_file(number)) for number in range(processes)]
+        begun_with = checkpoints.recipe_of(folder)
         assert begun_with is not None  # or the run was refused before
         rank = self.args.process_index
         resume_stream(self._stream, [one["stream"] for one in progress], rank, begun_with.workers)
@@ -261,11 +263,6 @@ class PolicyTrainer(Trainer):
                 f"{checkpoint} was written by an earlier version, which grouped the parameters otherwise ({one_line(error)}): "
                 f"finish that run with it, or begin a new one with --init {checkpoint}"
             ) from None
-
-
-def _progress_file(process: int) -> str:
-    """The file in which a process saves how far it has read, and its account."""
-    return f"progress-{process}.json"
 
 
 class _Timed:
@@ -321,7 +318,8 @@ def _arguments(policy: PixelVLA, settings: TrainSettings, out: Path) -> Training
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        # Theirs named "constant" has no warm-up.
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
