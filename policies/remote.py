@@ -304,8 +304,7 @@ class ActPolicy(_Remote):
             url: http://HOST:PORT/act, or https://.
             dataset: whose robot acts, the `unnorm_key`; by default the server's own.
             api_key: what the server wants, or "".
-            gripper: what the last number of its actions means; by default what the server says, or, where it says nothing,
-                `unit`, as OpenVLA and OpenVLA-OFT have it.
+            gripper: what the last number of its actions means; by default what the server says, else `unit`, as OpenVLA's.
             timeout: seconds that an answer may take.
             patience: seconds in which a server that cannot be reached may come (back).
             at_once: how many observations it is asked for at the same time.
