@@ -69,11 +69,10 @@ class _Remote:
         Raises:
             InputError: it cannot be reached, or turns us away.
         """
-        about: dict[str, Any] = _plain(self._described())
-        return about
+        return dict(_plain(self._described()))
 
     def reset(self, episode: str, instruction: str) -> None:
-        """Give the episode a name that it had never before, for servers that take one: the protocols themselves name none."""
+        """Give the episode a name that it had never before, for servers that take one."""
         self._names[episode] = f"{episode} {datetime.now():%H:%M:%S.%f}"
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
@@ -124,6 +123,8 @@ class _Remote:
             stream = socket.create_connection(self._place, seconds)
         except TimeoutError:
             raise ConnectionError(f"no connection within {seconds:g} s") from None
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of Linux; else to a server that reads nothing one would send for ever
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout * 1000))
         self._keep(stream)
         return stream
 
@@ -142,9 +143,7 @@ class _Remote:
             try:
                 return ask()
             except TimeoutError:
-                raise InputError(
-                    f"{self.url} did not answer within {self._timeout:g} s; is its policy too slow?"
-                ) from None
+                raise InputError(f"{self.url} did not answer within {self._timeout:g} s; is it too slow?") from None
             except (OSError, HTTPException, WebSocketException) as error:
                 tries += 1
                 if tries > 1 and monotonic() > until:
@@ -152,8 +151,10 @@ class _Remote:
             sleep(_PAUSE)
         raise InputError(f"{self.url} is not asked any more: its client was closed")
 
-    def _checked(self, actions: Any, gripper: Gripper) -> np.ndarray:
+    def _checked(self, actions: Any, gripper: Any) -> np.ndarray:
         """A chunk as the protocol of policies wants it: float32 (N, 7)."""
+        if gripper not in get_args(Gripper):
+            raise InputError(f"{self.url} has a gripper {brief(gripper)}; known are {', '.join(get_args(Gripper))}")
         try:
             chunk = np.asarray(actions, np.float32)
         except (TypeError, ValueError):
@@ -208,9 +209,8 @@ class OpenpiPolicy(_Remote):
 
     def _ask(self, seen: Seen) -> np.ndarray:
         said: dict[str, Any] = {"observation/image": seen.image, "prompt": seen.instruction}
-        said |= {} if seen.wrist_image is None else {"observation/wrist_image": seen.wrist_image}
-        said |= {} if seen.state is None else {"observation/state": seen.state}
-        said |= {} if self._dataset is None else {DATASET: self._dataset}
+        more = {DATASET: self._dataset, "observation/wrist_image": seen.wrist_image, "observation/state": seen.state}
+        said |= {key: value for key, value in more.items() if value is not None}
 
         def ask() -> tuple[bytes | str, _Open]:
             opened = self._take()
@@ -234,10 +234,9 @@ class OpenpiPolicy(_Remote):
             opened.connection.close()
             raise InputError(f"{self.url} cannot act on the observation: {' '.join(answer.split())[-500:]}")
         self._idle.append(opened)
-        found, gripper = unpack(answer), self._gripper or opened.about.get("gripper", "signed")
-        if not isinstance(found, dict) or gripper not in get_args(Gripper):
+        if not isinstance(found := unpack(answer), dict):
             raise InputError(f"{self.url} does not answer as openpi does; is it another server?")
-        return self._checked(found.get("actions"), gripper)
+        return self._checked(found.get("actions"), self._gripper or opened.about.get("gripper", "signed"))
 
     def _take(self) -> _Open:
         with suppress(IndexError):
@@ -287,15 +286,14 @@ class OpenpiPolicy(_Remote):
 
 
 class ActPolicy(_Remote):
-    """A server that speaks OpenVLA's `/act`."""
+    """A server that speaks OpenVLA's `/act`: it answers with one action, or, as OpenVLA-OFT and `pixelcli serve`, with a chunk."""
 
     def __init__(
         self,
         url: str,
         dataset: str | None = None,
-        chunks: bool = True,
         api_key: str = "",
-        gripper: Gripper = "unit",
+        gripper: Gripper | None = None,
         timeout: float = 60,
         patience: float = 10,
         at_once: int = 32,
@@ -305,9 +303,8 @@ class ActPolicy(_Remote):
         Args:
             url: http://HOST:PORT/act, or https://.
             dataset: whose robot acts, the `unnorm_key`; by default the server's own.
-            chunks: ask for a whole chunk, as OpenVLA-OFT and `pixelcli serve` give one; else for one action, as OpenVLA does.
             api_key: what the server wants, or "".
-            gripper: what the last number of its actions means; OpenVLA and OpenVLA-OFT give `unit`.
+            gripper: what the last number of its actions means; by default what the server says, else `unit`, as OpenVLA's.
             timeout: seconds that an answer may take.
             patience: seconds in which a server that cannot be reached may come (back).
             at_once: how many observations it is asked for at the same time.
@@ -316,17 +313,20 @@ class ActPolicy(_Remote):
             InputError: `url` is none.
         """
         super().__init__(url, ("http", "https"), api_key, timeout, patience, at_once)
-        self._dataset, self._chunks, self._gripper = dataset, chunks, gripper
+        self._dataset, self._gripper = dataset, gripper
         self._tls = ssl.create_default_context() if url.startswith("https") else None
         self._about: dict[str, Any] | None = None
         self._describing = Lock()
 
     def _ask(self, seen: Seen) -> np.ndarray:
-        said = {"full_image" if self._chunks else "image": seen.image, "instruction": seen.instruction}
-        said |= self._ours(seen, self._described())
-        said |= {} if self._dataset is None else {DATASET: self._dataset}
-        said |= {} if seen.wrist_image is None else {"wrist_image": seen.wrist_image}
-        said |= {} if seen.state is None else {"state": seen.state}
+        about = self._described()
+        said = {"full_image": seen.image, "instruction": seen.instruction} | self._ours(seen, about)
+        if "full_image" not in _keys(
+            about
+        ):  # OpenVLA looks for `image`, OpenVLA-OFT for `full_image`; neither minds the other
+            said["image"] = seen.image
+        more = {DATASET: self._dataset, "wrist_image": seen.wrist_image, "state": seen.state}
+        said |= {key: value for key, value in more.items() if value is not None}
         body = to_json(said).encode()
         status, text = self._patiently(lambda: self._exchange(self._path, body))
         if status != 200:
@@ -334,7 +334,8 @@ class ActPolicy(_Remote):
         answer = from_json(text)
         if isinstance(answer, str) and answer == "error":  # what OpenVLA's servers say, with status 200
             raise InputError(f"{self.url} cannot act on the observation; its own log says why")
-        return self._checked(answer if self._chunks else [answer], self._gripper)
+        single = isinstance(answer, np.ndarray) and answer.ndim == 1
+        return self._checked([answer] if single else answer, self._gripper or about.get("gripper", "unit"))
 
     def _described(self) -> dict[str, Any]:
         with self._describing:  # once, whoever asks

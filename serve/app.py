@@ -113,7 +113,7 @@ def _check_site(connection: HTTPConnection, host_names: Collection[str]) -> None
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
         scheme, _, name = origin.partition("://")
         if scheme not in ("http", "https") or name not in host_names:
-            raise Refused(403, f"a page of another site ({origin[:80]}) may not use this server")
+            raise Refused(403, f"a page of another site ({origin[:80]!r}) may not use this server")
     known = _by_address(host) or _name_of(host) in map(_name_of, host_names)
     if (origin is not None or _is_page(connection.url.path)) and not known:
         way = "open the page by this machine's address or as localhost"

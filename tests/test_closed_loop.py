@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from full_disk import files_of_at_most
 
 pytest.importorskip("libero", reason="needs the extra [sim]")
 pytest.importorskip("torch", reason="needs the extra [train]")
@@ -149,6 +150,20 @@ def test_a_film_of_nothing_is_no_file(tmp_path):
     with pytest.raises(InputError, match="gone"), film(tmp_path / "episode.mp4"):
         raise InputError("gone")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_film_that_the_disk_does_not_hold_is_no_file(tmp_path):
+    """ffmpeg says nothing to who sends it images."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with film(tmp_path / "whole.mp4") as take:
+        take(picture, ([], []))
+    with (
+        pytest.raises(InputError, match="was not written whole"),
+        files_of_at_most(1000),
+        film(tmp_path / "cut.mp4") as take,
+    ):
+        take(picture, ([], []))
+    assert [file.name for file in tmp_path.iterdir()] == ["whole.mp4"]
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):

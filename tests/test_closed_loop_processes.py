@@ -90,6 +90,14 @@ def test_ten_kills_anywhere_lose_nothing(whole, tmp_path):
     assert (tmp_path / "evaluation.json").exists() and not list(tmp_path.glob(f"{TEMPORARY}*"))
 
 
+def test_ctrl_c_ends_the_simulators_without_a_word_of_theirs(tmp_path):
+    running = start(tmp_path, 2)
+    wait_for(lambda: len(rows(tmp_path)) > 1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, told = running.communicate(timeout=60)
+    assert told.count("Traceback") == 1 and "SpawnProcess" not in told  # pixelcli shows not even that one
+
+
 def test_wandering_fixtures_go_on_where_they_were(tmp_path):
     """What becomes of an episode depends here on how many were before it."""
     wandering = {**SETTINGS, "tasks": [4], "fixtures": "once"}
@@ -132,4 +140,6 @@ def test_an_evaluation_does_not_go_on_with_another_server(tmp_path):
     other = start(tmp_path, 1, settings=few, SERVER='{"dataset": "theirs"}')
     _, told = other.communicate(timeout=300)
     assert other.returncode == 1 and "with another server; name another --out" in told
-    assert finish(tmp_path, 1, settings=few, SERVER='{"dataset": "ours"}')[0] == table
+    for _ in range(2):  # then there is nothing left to do, and the server is not asked
+        assert finish(tmp_path, 1, settings=few, SERVER='{"dataset": "ours"}')[0] == table
+        assert json.loads((tmp_path / "evaluation.json").read_text())["made_with"]["server"] == {"dataset": "ours"}

@@ -25,6 +25,7 @@ from hypothesis.extra import numpy as arrays
 from served import Stub, serving, small_policy
 from test_policy import HEIGHT, WIDTH, picture
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.server import ServerProtocol
 from websockets.sync.client import connect
 from websockets.sync.server import serve as websocket_server
 
@@ -370,7 +371,7 @@ def test_the_grippers_are_those_of_each_protocols_libero_client(stubbed):
     assert json.loads(get(stubbed, "/metadata"))["gripper"] == "unit"
     assert post(stubbed, {"image": picture(), "instruction": "go"})[1][-1] == 1
     with serving(Stub(), openpi_gripper="unit", act_gripper="signed") as server:
-        for client in (OpenpiPolicy(server.address), ActPolicy(server.act_address, gripper="signed")):
+        for client in (OpenpiPolicy(server.address), ActPolicy(server.act_address)):
             assert (client.act([Seen(picture(), "go")])[..., -1] == 1).all()
             client.close()
 
@@ -632,6 +633,19 @@ def test_a_server_that_does_not_shake_hands_is_asked_again(hung):
         listener.accept()[0].close()
 
 
+def test_a_server_that_stops_to_read_is_given_up(hung):
+    place, listener = hung
+    with closing(OpenpiPolicy(f"ws://{place}", timeout=1, patience=0)) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.act, [Seen(np.zeros((3000, 3000, 3), np.uint8), "go")])
+        protocol, (stream, _) = ServerProtocol(), listener.accept()
+        protocol.receive_data(stream.recv(4096))
+        protocol.send_response(protocol.accept(*protocol.events_received()))
+        protocol.send_binary(pack({}))
+        stream.sendall(b"".join(protocol.data_to_send()))
+        with stream, pytest.raises(InputError, match=r"did not answer within 1 s|cannot be reached"):
+            answer.result(20)
+
+
 @contextmanager
 def openpi_server(speak):
     """A server of openpi's protocol; gives its address."""
@@ -706,7 +720,7 @@ def test_what_a_server_says_of_itself_and_whose_robot_acts(stubbed):
 
 
 def test_servers_of_openvla_are_told_nothing_that_they_do_not_know():
-    """They have no `/metadata`; one that is busy is no such server."""
+    """They have no `/metadata`, and look for `image` or for `full_image`; one that is busy is no such server."""
     statuses, said = [503, 404], []
 
     class OpenVLA(BaseHTTPRequestHandler):
@@ -717,22 +731,23 @@ def test_servers_of_openvla_are_told_nothing_that_they_do_not_know():
             said.append(from_json(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(to_json(np.zeros(7)).encode())
+            self.wfile.write(to_json(np.eye(7)[6] if len(said) < 3 else [np.zeros(7)] * 5).encode())
 
         def log_message(self, *_):
             pass
 
     with HTTPServer(("127.0.0.1", 0), OpenVLA) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with closing(ActPolicy(f"http://127.0.0.1:{server.server_port}/act", "x", chunks=False)) as client:
+        with closing(ActPolicy(f"http://127.0.0.1:{server.server_port}/act", "x")) as client:
             client.reset("one", "go")
             with pytest.raises(InputError, match=r"cannot act \(503\)"):
                 client.act([Seen(picture(), "go", episode="one")])
             for _ in range(2):
-                assert client.act([Seen(picture(), "go", episode="one")]).shape == (1, 1, 7)
+                assert client.act([Seen(picture(), "go", episode="one")])[..., -1].tolist() == [[1]]
+            assert client.act([Seen(picture(), "go", episode="one")]).shape == (1, 5, 7)  # OpenVLA-OFT
             assert client.about == {} and not statuses
         server.shutdown()
-    assert [message.keys() for message in said] == [{"image", "instruction", "unnorm_key"}] * 2
+    assert [message.keys() for message in said] == [{"image", "full_image", "instruction", "unnorm_key"}] * 3
 
 
 def test_servers_of_openpi_are_asked_and_never_pointed_at_in_vain():

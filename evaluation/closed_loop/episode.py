@@ -3,8 +3,7 @@
 import io
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -74,10 +73,6 @@ class EpisodeResult:
     def filmed(self, video: str) -> "EpisodeResult":
         """The same with the name of its film."""
         return replace(self, video=video)
-
-    def as_row(self) -> dict[str, Any]:
-        """As a row of a table."""
-        return asdict(self)
 
 
 def episode_name(suite: str, scene: Scene, condition: str) -> str:

@@ -30,10 +30,14 @@ def write(results: Iterable[EpisodeResult], made_with: dict[str, Any], folder: P
         made_with: what decides the results: settings, policy, versions; any JSON.
         folder: the evaluation's.
     """
-    rows = [result.as_row() for result in sorted(results, key=lambda result: (result.scene, result.condition))]
+    rows = sorted(results, key=lambda row: (row.task_id, row.target, row.initial_state, row.shift, row.condition))
+    columns = [[getattr(row, name) for row in rows] for name in _SCHEMA.names]
     metadata = {_MADE_WITH: json.dumps(made_with, sort_keys=True).encode()}
     with written_atomically(folder / FILE_NAME) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA.with_metadata(metadata)), temporary)
+        pq.write_table(
+            pa.Table.from_arrays([*map(pa.array, columns, _SCHEMA.types)], schema=_SCHEMA.with_metadata(metadata)),
+            temporary,
+        )
 
 
 def read(folder: Path) -> tuple[list[EpisodeResult], dict[str, Any]]:

@@ -87,14 +87,15 @@ def evaluate(
     made_with = _made_with(policy, settings, device, dataset)
     other = _other(against, settings)
     with only_writer(out), working_folder(out, "simulators") as scratch:
-        found = _kept(out, made_with)
+        found, theirs = _kept(out, made_with)
+        made_with = {**theirs, **made_with}  # also what the server said, which is not asked where nothing is left to do
         (out / FILMS if films else out).mkdir(parents=True, exist_ok=True)
         for folder in (out, out / FILMS):  # what a killed evaluation did not finish
             remove_leftovers(folder)
         progress(len(found), len(episodes))
         if units := _units(episodes, found.keys(), settings, workers):
             with nullcontext(scripted) if scripted else open_policy(policy, device, dataset, settings.seed) as acting:
-                if not isinstance(acting, Scripted) and (said := about(acting)):
+                if not isinstance(acting, Scripted) and ((said := about(acting)) or "server" in made_with):
                     made_with["server"] = said
                     _kept(out, made_with)  # which refuses to go on with what another server did
                 into, ended = out / FILMS if films else None, bool(found)
@@ -167,17 +168,17 @@ def _made_with(policy: str, settings: LiberoSettings, device: str, dataset: str 
     }
 
 
-def _kept(out: Path, made_with: dict[str, Any]) -> dict[Episode, EpisodeResult]:
-    """The rows that an evaluation can go on from, by episode."""
+def _kept(out: Path, made_with: dict[str, Any]) -> tuple[dict[Episode, EpisodeResult], dict[str, Any]]:
+    """The rows that an evaluation can go on from, by episode, and what they were made with."""
     if not (out / results.FILE_NAME).exists():
-        return {}
+        return {}, {}
     rows, theirs = results.read(out)
     # Of before these were kept, nobody knows.
     if unlike := sorted(key for key in made_with if made_with[key] != theirs.get(key, made_with[key])):
         raise InputError(
             f"{out} holds another evaluation, with another {', another '.join(unlike)}; name another --out"
         )
-    return {(row.scene, row.condition): row for row in rows if not row.error}
+    return {(row.scene, row.condition): row for row in rows if not row.error}, theirs
 
 
 def _units(episodes: list[Episode], done: Collection[Episode], settings: LiberoSettings, workers: int) -> list[Unit]:

@@ -8,6 +8,7 @@ bug, its episode has that as its error, and another process goes on.
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
@@ -192,6 +193,7 @@ def _work(
     scratch: Path | None,
 ) -> None:
     """What a worker process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's, which then ends its workers
     tempfile.tempdir = None if scratch is None else str(scratch)
     try:
         _try_units(pipe, unit, settings, beside, films)
