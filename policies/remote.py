@@ -321,9 +321,7 @@ class ActPolicy(_Remote):
     def _ask(self, seen: Seen) -> np.ndarray:
         about = self._described()
         said = {"full_image": seen.image, "instruction": seen.instruction} | self._ours(seen, about)
-        if "full_image" not in _keys(
-            about
-        ):  # OpenVLA looks for `image`, OpenVLA-OFT for `full_image`; neither minds the other
+        if "full_image" not in _keys(about):  # OpenVLA looks for `image`, and does not mind OFT's `full_image`
             said["image"] = seen.image
         more = {DATASET: self._dataset, "wrist_image": seen.wrist_image, "state": seen.state}
         said |= {key: value for key, value in more.items() if value is not None}
