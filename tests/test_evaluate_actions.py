@@ -197,6 +197,8 @@ def test_the_command(directory, tmp_path):
     assert CHUNK <= HORIZON
     assert "no episode of the split 'val'" in CliRunner().invoke(main, [*arguments, "--split", "val"]).output
     assert "does not say what it was trained on" in CliRunner().invoke(main, arguments).output
+    absent = CliRunner().invoke(main, [*arguments, "--checkpoint", str(tmp_path / "absent")])
+    assert absent.exit_code == 1 and "absent" in absent.output and "--split" not in absent.output
     (tmp_path / "policy" / "model.safetensors").unlink()  # said before weights are read
     elsewhere = CliRunner().invoke(main, [*arguments, "--split", "train", "--scaled-as", "bridge_orig"])
     assert "has no statistics of 'bridge_orig', only of drawn: name the one that" in elsewhere.output
