@@ -190,7 +190,7 @@ def test_the_command(directory, tmp_path):
     settings = ["backbone.vision.image_size=48", "backbone.vision.patch_size=16", f"chunk={CHUNK}"]
     PixelVLA.start("tiny", {"drawn": directory.statistics}, settings).save_pretrained(tmp_path / "policy")
     arguments = ["evaluate", "actions", "--checkpoint", str(tmp_path / "policy"), "--shards", str(directory.directory)]
-    arguments += ["--out", str(tmp_path / "out"), "--prompts", "none,mask,pixel_mask,wrong_mask"]
+    arguments += ["--out", str(tmp_path / "out"), "--prompts", "none, mask,pixel_mask, wrong_mask"]
     result = CliRunner().invoke(main, [*arguments, "--split", "train"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "wrong_mask" in json.loads((tmp_path / "out" / "evaluation.json").read_text())["conditions"]
