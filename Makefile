@@ -52,7 +52,7 @@ tiny-models: $(VENV)/.all  ## train the shipped tiny checkpoints again: about tw
 
 $(VENV)/bin/python:
 	$(call need,libgl1 libglib2.0-0)
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half of one would be taken for whole next time
 
 $(VENV)/.demo: $(VENV)/bin/python $(PACKAGE)
 	$(call need,libosmesa6)

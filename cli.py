@@ -197,6 +197,11 @@ def _refuse_with(option: str, *names: str) -> None:
         raise click.UsageError(f"{option} does not go with {', '.join(given)}, which would be ignored")
 
 
+def _names(text: str) -> list[str]:
+    """The names of a list with commas, as it was typed: "none, point"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields what to call with the number that is done.
@@ -316,7 +321,13 @@ def annotate_command(
 @_annotations
 @_data_dir
 @click.option("--out", type=_directory, required=True, help="Where the shards go; the same run resumes there.")
-@click.option("--include", type=click.Choice(["accepted", "all"]), default="accepted", show_default=True)
+@click.option(
+    "--include",
+    type=click.Choice(["accepted", "all"]),
+    default="accepted",
+    show_default=True,
+    help="Which episodes; all: rejected ones too.",
+)
 @click.option(
     "--cameras", default="", help="Further cameras, as image_1,image_2: images without masks [default: none]."
 )
@@ -340,8 +351,7 @@ def build_shards_command(
     from annotate.jobs.shards import build_shards
     from annotate.jobs.summary import check_episodes
 
-    further = [name.strip() for name in cameras.split(",") if name.strip()]
-    manifest = build_shards(annotations, out, Execution(*execution), data_dir, include, further)
+    manifest = build_shards(annotations, out, Execution(*execution), data_dir, include, _names(cameras))
     left_out, untracked = manifest["left_out"], manifest["untracked"]
     click.echo(
         f"{manifest['samples']} samples of {manifest['episodes']} episodes in {len(manifest['shards'])} shards"
@@ -740,7 +750,7 @@ def evaluate_actions_command(
     def show(episodes: Sequence[str]) -> Iterable[str]:
         return track(episodes, "episodes", console=Console(stderr=True))
 
-    kinds = prompts.split(",")
+    kinds = _names(prompts)
     _print(summary_table(evaluate(checkpoint, shards, out, kinds, split, device, show, not unmerged, scaled_as)))
     click.echo(f"the page: {out / 'actions.html'}")
 
@@ -812,7 +822,7 @@ def evaluate_libero_command(
     from evaluation.closed_loop.settings import LiberoSettings
 
     named = {"prompts": prompts, "shifts": shifts}
-    chosen = {"suite": suite, "episodes": episodes} | {key: text.split(",") for key, text in named.items() if text}
+    chosen = {"suite": suite, "episodes": episodes} | {key: _names(text) for key, text in named.items() if text}
     values = {key: value for key, value in chosen.items() if value is not None}
     settings = LiberoSettings.load(config, overrides, values=values)
     with Progress(console=Console(stderr=True)) as bar:
@@ -881,7 +891,7 @@ def study_command(
         init,
         cross,
         overrides,
-        tuple(prompts.split(",")),
+        tuple(_names(prompts)),
     )
     result = run_study(
         study, shards, out, lambda done, of: click.echo(f"{done} of {of} policies are measured", err=True), device

@@ -108,8 +108,8 @@ def evaluate(
     """
     check_prompts(prompts)
     directory = ShardDirectory(shards)  # what can be said is said before a large policy is loaded
-    episodes = choose_episodes(directory, recipe_of(checkpoint), split)
     dataset, known = scaled_as or directory.manifest["dataset"], sorted(statistics_of(checkpoint))
+    episodes = choose_episodes(directory, recipe_of(checkpoint), split)
     if dataset not in known:
         told = f"{checkpoint} has no statistics of {dataset!r}, only of {', '.join(known) or 'no data set'}"
         raise InputError(f"{told}: name the one that it was trained on with --scaled-as")

@@ -65,19 +65,21 @@ def _packages() -> list[Finding]:
     """The core and each extra: all of its distributions installed at a version that setup.cfg allows?"""
     distribution = importlib.metadata.distribution("pixelvla")
     requirements = [Requirement(text) for text in distribution.requires or []]
+
+    def wanted(extra: str) -> list[Requirement]:
+        """What an extra asks for, and what the extras that it names ask for."""
+        found = []
+        for requirement in requirements:
+            marker = requirement.marker
+            if marker is None if not extra else marker is not None and marker.evaluate({"extra": extra}):
+                ours = requirement.name == "pixelvla"
+                found += [each for of in sorted(requirement.extras) for each in wanted(of)] if ours else [requirement]
+        return found
+
     findings = []
     for extra in ["", *sorted(distribution.metadata.get_all("Provides-Extra") or [])]:
-        wanted = [
-            requirement
-            for requirement in requirements
-            if (
-                requirement.marker is None
-                if not extra
-                else bool(requirement.marker and requirement.marker.evaluate({"extra": extra}))
-            )
-        ]
         problems, versions = [], []
-        for requirement in wanted:
+        for requirement in wanted(extra):
             try:
                 installed = importlib.metadata.version(requirement.name)
             except importlib.metadata.PackageNotFoundError:

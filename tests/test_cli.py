@@ -1,5 +1,6 @@
 """The command line itself: help with an example everywhere, light to start, a doctor that knows this machine."""
 
+import importlib.metadata
 import logging
 import os
 import signal
@@ -206,6 +207,20 @@ def test_doctor_knows_this_installation():
     assert findings["core"].well and findings["[dev]"].well
     assert all(finding.remedy for finding in findings.values() if not finding.well)
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+
+
+def test_an_extra_that_stands_on_another_works_only_with_it(monkeypatch):
+    installed = importlib.metadata.version
+
+    def version(name):
+        if name == "accelerate":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    found = {finding.subject: finding for finding in examine()}
+    assert not any(found[extra].well for extra in ("[foundation]", "[train]", "[serve]"))
+    assert "accelerate is missing" in found["[serve]"].found and found["[annotate]"].well == found["[dask]"].well
 
 
 def test_doctor_says_that_a_gpu_cannot_be_used(monkeypatch):

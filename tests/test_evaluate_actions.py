@@ -190,13 +190,15 @@ def test_the_command(directory, tmp_path):
     settings = ["backbone.vision.image_size=48", "backbone.vision.patch_size=16", f"chunk={CHUNK}"]
     PixelVLA.start("tiny", {"drawn": directory.statistics}, settings).save_pretrained(tmp_path / "policy")
     arguments = ["evaluate", "actions", "--checkpoint", str(tmp_path / "policy"), "--shards", str(directory.directory)]
-    arguments += ["--out", str(tmp_path / "out"), "--prompts", "none,mask,pixel_mask,wrong_mask"]
+    arguments += ["--out", str(tmp_path / "out"), "--prompts", "none, mask,pixel_mask, wrong_mask"]
     result = CliRunner().invoke(main, [*arguments, "--split", "train"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "wrong_mask" in json.loads((tmp_path / "out" / "evaluation.json").read_text())["conditions"]
     assert CHUNK <= HORIZON
     assert "no episode of the split 'val'" in CliRunner().invoke(main, [*arguments, "--split", "val"]).output
     assert "does not say what it was trained on" in CliRunner().invoke(main, arguments).output
+    absent = CliRunner().invoke(main, [*arguments, "--checkpoint", str(tmp_path / "absent")])
+    assert absent.exit_code == 1 and "absent" in absent.output and "--split" not in absent.output
     (tmp_path / "policy" / "model.safetensors").unlink()  # said before weights are read
     elsewhere = CliRunner().invoke(main, [*arguments, "--split", "train", "--scaled-as", "bridge_orig"])
     assert "has no statistics of 'bridge_orig', only of drawn: name the one that" in elsewhere.output

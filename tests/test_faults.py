@@ -224,11 +224,6 @@ def test_the_models_meet_no_text_or_frame_that_stops_them(generated, tmp_path, g
 # Broken records of every kind
 
 
-def record_columns():
-    """The columns of a sound record, and its bytes."""
-    return _SOUND.features.feature
-
-
 def sound_example():
     from simulation.rlds import find_dataset
 
