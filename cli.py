@@ -159,7 +159,7 @@ class _Shard(click.ParamType):
 def _execution(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say where a Beam job runs; the command gets them together, in the order of `Execution`."""
 
-    @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes per device.")
+    @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, on each device.")
     @click.option(
         "--shard", type=_Shard(), default="1/1", show_default=True, help="I/N: only every N-th file, from the I-th."
     )

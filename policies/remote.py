@@ -77,7 +77,9 @@ class _Remote:
 
     def act(self, seen: Sequence[Seen]) -> np.ndarray:
         """See `policies.base.Policy`. The server is asked for all episodes at the same time."""
-        chunks = list(self._pool.map(self._ask, seen))
+        with self._lock:  # else `close` may end the pool when some are asked and others are not
+            asked = [self._pool.submit(self._ask, one) for one in seen]
+        chunks = [answer.result() for answer in asked]
         if len({len(chunk) for chunk in chunks}) > 1:
             raise InputError(f"{self.url} answered with chunks of {sorted({len(chunk) for chunk in chunks})} actions")
         return np.stack(chunks)
@@ -89,7 +91,7 @@ class _Remote:
             for stream in self._streams:
                 with suppress(OSError):  # it is closed
                     socket.socket.shutdown(stream, socket.SHUT_RDWR)
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
 
     def _ask(self, seen: Seen) -> np.ndarray:
         """The chunk for one observation."""

@@ -206,8 +206,8 @@ class PolicyServer:
 def _blank(policy: PixelVLA, dataset: str, pointed: bool = False, followed: bool = False) -> Observation:
     """An observation of nothing, of the kind that the policy reads."""
     image = np.zeros((*_SIZE, 3), np.uint8)
-    proprioception = policy.processor.statistics_of(dataset).get("proprio", {"mean": []})
-    state = np.array(proprioception["mean"], np.float32) if policy.settings.reads_state else None
+    proprioception = policy.processor.statistics_of(dataset).get("proprio") or {}
+    state = np.array(proprioception.get("mean", []), np.float32) if policy.settings.reads_state else None
     masks, prompts = [np.ones(_SIZE, bool)] if followed else [], [point(*_CENTRE)] if pointed else []
     return Observation(image, "wait", masks, prompts, state, dataset)
 

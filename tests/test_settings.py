@@ -41,7 +41,7 @@ def test_wrong_settings_are_named_in_one_line(override, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("init", ["runs/my run #2", "2024", "no", "[", "a=b", "~"])
+@pytest.mark.parametrize("init", ["runs/my run #2", "2024", "no", "[", "a=b", "null"])
 def test_values_are_taken_as_they_are(init):
     recipe = load_recipe("tiny-sample", ("init=other", "lora.rank=8"), {"init": init, "max_steps": 7, "lora.alpha": 5})
     assert (recipe.init, recipe.max_steps, recipe.lora.rank, recipe.lora.alpha) == (init, 7, 8, 5)

@@ -286,6 +286,7 @@ def merge(checkpoint: Path, out: Path) -> None:
     """
     checkpoint = latest(checkpoint) or checkpoint
     if not _is_part(checkpoint):
-        raise InputError(f"{checkpoint} is no checkpoint of cat or pue; a whole policy needs no merging")
+        missing = "" if checkpoint.is_dir() else "there is no such folder"
+        raise InputError(f"{checkpoint} is no checkpoint of cat or pue: {missing or 'a whole policy needs no merging'}")
     with new_folder(out) as unfinished:
         load_policy(checkpoint).save_pretrained(unfinished)

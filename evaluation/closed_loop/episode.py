@@ -38,8 +38,8 @@ class EpisodeResult:
         instruction: what the policy was told.
         success: whether the simulator said so before the steps ran out.
         control_steps: that were carried out (1 / 20 s each), without those in which the scene settles.
-        meant: what the hand should touch first: the object that is pointed at, or where nothing is, each object of the
-            task, with commas between; "" where a touch of it cannot be told, as of a microwave's door.
+        meant: what the hand should touch first: the target where something is pointed at, also if that is another object, or
+            where nothing is, each object of the task, with commas between; "" where a touch of it cannot be told, as of a microwave's door.
         first_touch: the first movable object that a finger touched, "" for none.
         close_step: the first control step that closed the gripper, -1 for none.
         error: why it did not come to its end; "" where it did.
