@@ -1,5 +1,6 @@
 """What the tests share: the real records, and data sets written in the sources' own schemas."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -36,6 +37,26 @@ def temporary_files(tmp_path_factory):
         patch.setenv("TMPDIR", str(folder))
         yield
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def fails_for_a_moment(monkeypatch):
+    """Makes one call of a module's function an input/output error, which Beam jobs try again without waiting; gives its calls."""
+
+    def fails(module, name, call=1):
+        real, calls = getattr(module, name), []
+
+        def called(*arguments):
+            calls.append(arguments)
+            if len(calls) == call:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(arguments[0]))
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, called)
+        monkeypatch.setattr("annotate.jobs.unit.WAITS", (0,))
+        return calls
+
+    return fails
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """The Hugging Face Hub on loopback, as far as files are listed and read: one data set, `me/shards`."""
 
-import http.server
 import json
 import re
-import threading
 from contextlib import contextmanager
+
+from web_server import Silent, serving
 
 
 @contextmanager
@@ -12,7 +12,7 @@ def serve_hub(folder):
     """Give the files of a folder as those of the data set; yields the URL and the list of what was asked: path, bytes given."""
     requests = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Silent):
         def do_GET(self):
             path, asked = self.path.partition("?")[0], self.headers.get("Range")
             if "/resolve/" in path:
@@ -31,10 +31,5 @@ def serve_hub(folder):
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", requests
-        server.shutdown()
+    with serving(Handler) as url:
+        yield url, requests

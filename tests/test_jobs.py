@@ -1,7 +1,6 @@
 """The two jobs: the same bytes whatever the workers, exact restart after a kill, nothing lost, nothing twice."""
 
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ from scene import episode, write_scenes
 
 from annotate.jobs import annotate as annotate_job
 from annotate.jobs import shards as shards_job
-from annotate.jobs import terminal, unit
+from annotate.jobs import terminal
 from annotate.jobs.annotate import annotate
 from annotate.jobs.beam import Execution, run_job
 from annotate.jobs.shards import build_shards
@@ -348,17 +347,8 @@ def test_annotations_of_other_data_are_refused(drawn, finished, tmp_path):
     assert log.count("Traceback") == 4 and "InputError: the annotations do not belong to this data" in log
 
 
-def test_a_part_that_cannot_be_read_for_a_moment_is_read_again(drawn, finished, tmp_path, monkeypatch):
-    real, calls = table.open_parquet, []
-
-    def open_parquet(path):
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path)
-
-    monkeypatch.setattr(table, "open_parquet", open_parquet)
-    monkeypatch.setattr(unit, "WAITS", (0,))
+def test_a_part_that_cannot_be_read_for_a_moment_is_read_again(finished, tmp_path, fails_for_a_moment):
+    calls = fails_for_a_moment(table, "open_parquet", call=2)
     build_shards(finished / "annotations", tmp_path / "shards", Execution(), include="all")
     assert len(calls) == 5 and digests(tmp_path / "shards") == digests(finished / "shards")
 

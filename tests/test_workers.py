@@ -298,31 +298,13 @@ def test_a_fault_that_passes_is_tried_again_and_counted(tmp_path, calls, monkeyp
     )
 
 
-def test_a_store_that_does_not_say_for_a_moment_what_is_done_is_asked_again(tmp_path, calls, monkeypatch):
-    real, looks = claims.read_claim, []
-
-    def read_claim(path):
-        looks.append(path)
-        if len(looks) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path)
-
-    monkeypatch.setattr(claims, "read_claim", read_claim)
-    monkeypatch.setattr(unit, "WAITS", (0,))
+def test_a_store_that_does_not_say_for_a_moment_what_is_done_is_asked_again(tmp_path, calls, fails_for_a_moment):
+    looks = fails_for_a_moment(claims, "read_claim")
     assert len(run(Work(calls), tmp_path / "out")) == 4 and looks[1] == looks[0]
 
 
-def test_nor_does_the_command_end_that_waits_for_others(tmp_path, calls, monkeypatch):
-    real, looks = beam.settled, []
-
-    def settled(*arguments):
-        looks.append(1)
-        if len(looks) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), "s3://bucket/out")
-        return real(*arguments)
-
-    monkeypatch.setattr(beam, "settled", settled)
-    monkeypatch.setattr(unit, "WAITS", (0,))
+def test_nor_does_the_command_end_that_waits_for_others(tmp_path, calls, fails_for_a_moment):
+    fails_for_a_moment(beam, "settled")
     assert len(run(Work(calls), tmp_path / "out")) == 4 and times(calls) == [1, 1, 1, 1]
 
 

@@ -7,6 +7,22 @@ import threading
 from contextlib import contextmanager
 
 
+class Silent(http.server.BaseHTTPRequestHandler):
+    """Answers, and prints nothing of it."""
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(handler):
+    """Let a handler answer on loopback; yields its URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @contextmanager
 def serve_folder(folder, drop=None, parts=True, busy=0):
     """Serve a folder; yields its URL and the list of the requests, as (path, range).
@@ -19,7 +35,7 @@ def serve_folder(folder, drop=None, parts=True, busy=0):
     """
     requests, generator = [], random.Random(0)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Silent):
         def do_GET(self):
             asked = self.headers.get("Range") if parts else None
             requests.append((self.path, asked))
@@ -41,10 +57,5 @@ def serve_folder(folder, drop=None, parts=True, busy=0):
             self.end_headers()
             self.wfile.write(content if drop is None else content[: generator.randrange(drop)])
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", requests
-        server.shutdown()
+    with serving(Handler) as url:
+        yield url, requests
